@@ -1,0 +1,1 @@
+"""Low-rank decomposition of PyTorch networks as a torch.fx graph transformation."""

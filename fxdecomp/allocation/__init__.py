@@ -1,0 +1,1 @@
+"""Candidates, their costs, and the choice among them."""

@@ -1,0 +1,1 @@
+"""What unlabelled inputs say about the layers."""

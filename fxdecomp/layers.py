@@ -1,0 +1,261 @@
+"""Geometry and weights of layers: `LayerSpec`, `Stage`, `Chain`.
+
+A *spec* describes one Conv or Linear as it is applied at one place, with its true input size, so that its
+multiply-accumulates can be counted. A Linear is a convolution over no spatial axes: `kernel == ()`.
+A *chain* is an ordered tuple of *stages* which together stand for one layer. Weights are kept in the layout
+`[out_channels, in_channels // groups, *kernel]` for every kind of layer, transposed convolutions included.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass, replace
+from functools import reduce
+
+import torch
+from torch import Tensor
+
+PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSpec:
+    """The geometry of one application of a Conv or Linear.
+
+    Attributes:
+        in_channels: Channels (features) of the input, over all groups.
+        out_channels: Channels (features) of the output, over all groups.
+        kernel: Kernel size, one entry per spatial axis; empty for a Linear.
+        stride: One entry per spatial axis.
+        padding: `(before, after)` per spatial axis.
+        dilation: One entry per spatial axis.
+        groups: Number of groups.
+        padding_mode: One of `PADDING_MODES`.
+        transposed: Whether this is a transposed convolution.
+        output_padding: One entry per spatial axis; zero unless transposed.
+        input_size: Size of the input along each spatial axis.
+        positions: Product of all other axes of the input (the batch, and a Linear's leading axes).
+    """
+
+    in_channels: int
+    out_channels: int
+    kernel: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    padding: tuple[tuple[int, int], ...] = ()
+    dilation: tuple[int, ...] = ()
+    groups: int = 1
+    padding_mode: str = "zeros"
+    transposed: bool = False
+    output_padding: tuple[int, ...] = ()
+    input_size: tuple[int, ...] = ()
+    positions: int = 1
+
+    def __post_init__(self) -> None:
+        ndim = len(self.kernel)
+        defaults = {
+            "stride": (1,) * ndim,
+            "padding": ((0, 0),) * ndim,
+            "dilation": (1,) * ndim,
+            "output_padding": (0,) * ndim,
+            "input_size": (1,) * ndim,
+        }
+        for name, default in defaults.items():
+            value = getattr(self, name)
+            if value == () and ndim:
+                object.__setattr__(self, name, default)
+            elif len(value) != ndim:
+                raise ValueError(
+                    f"{name} {value} has {len(value)} entries, the kernel {self.kernel} has {ndim}"
+                )
+        if self.in_channels < 1 or self.out_channels < 1:
+            raise ValueError(f"a layer needs channels, got {self.in_channels} -> {self.out_channels}")
+        if self.groups < 1 or self.in_channels % self.groups or self.out_channels % self.groups:
+            raise ValueError(f"{self.groups} groups do not divide {self.in_channels} -> {self.out_channels}")
+        if self.padding_mode not in PADDING_MODES:
+            raise ValueError(f"padding_mode {self.padding_mode!r} is none of {PADDING_MODES}")
+
+    @property
+    def ndim(self) -> int:
+        """Number of spatial axes: 0 for a Linear, 2 for a Conv2d."""
+        return len(self.kernel)
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether the layer is a Linear."""
+        return not self.kernel
+
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether the layer mixes channels only: a Linear or a 1x1 convolution without padding."""
+        return all(k == 1 for k in self.kernel) and all(pair == (0, 0) for pair in self.padding)
+
+    @property
+    def is_depthwise(self) -> bool:
+        """Whether every channel has its own group."""
+        return self.groups > 1 and self.groups == self.in_channels == self.out_channels
+
+    @property
+    def output_size(self) -> tuple[int, ...]:
+        """Size of the output along each spatial axis."""
+        sizes = []
+        for axis in range(self.ndim):
+            span = self.dilation[axis] * (self.kernel[axis] - 1)
+            pads = sum(self.padding[axis])
+            size = self.input_size[axis]
+            if self.transposed:
+                sizes.append((size - 1) * self.stride[axis] - pads + span + 1 + self.output_padding[axis])
+            else:
+                sizes.append((size + pads - span - 1) // self.stride[axis] + 1)
+        return tuple(sizes)
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """Shape of the weight: `(out_channels, in_channels // groups, *kernel)`."""
+        return (self.out_channels, self.in_channels // self.groups, *self.kernel)
+
+    @property
+    def params(self) -> int:
+        """Number of weights, without the bias."""
+        return math.prod(self.weight_shape)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of this application, over the whole example batch; padding counts as data."""
+        size = self.input_size if self.transposed else self.output_size
+        return self.params * math.prod(size) * self.positions
+
+    @property
+    def per_group(self) -> LayerSpec:
+        """The spec of one group, as an ungrouped layer."""
+        return replace(
+            self,
+            in_channels=self.in_channels // self.groups,
+            out_channels=self.out_channels // self.groups,
+            groups=1,
+        )
+
+    def times_groups(self, groups: int) -> LayerSpec:
+        """The layer that applies `groups` copies of this geometry side by side."""
+        return replace(
+            self,
+            in_channels=self.in_channels * groups,
+            out_channels=self.out_channels * groups,
+            groups=self.groups * groups,
+        )
+
+    def pointwise(self, in_channels: int, out_channels: int, *, at_output: bool) -> LayerSpec:
+        """A 1x1 stage (a Linear, for a Linear) before or after the spatial work of this layer."""
+        ones = (1,) * self.ndim
+        return LayerSpec(
+            in_channels,
+            out_channels,
+            kernel=ones,
+            input_size=self.output_size if at_output else self.input_size,
+            positions=self.positions,
+        )
+
+    def along(
+        self, axes: tuple[int, ...], in_channels: int, out_channels: int, *, groups: int = 1
+    ) -> LayerSpec:
+        """This layer's spatial work along some of its axes only, on its own input size."""
+        wide = [axis in axes for axis in range(self.ndim)]
+        return replace(
+            self,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            groups=groups,
+            kernel=tuple(k if keep else 1 for k, keep in zip(self.kernel, wide, strict=True)),
+            stride=tuple(s if keep else 1 for s, keep in zip(self.stride, wide, strict=True)),
+            padding=tuple(p if keep else (0, 0) for p, keep in zip(self.padding, wide, strict=True)),
+            dilation=tuple(d if keep else 1 for d, keep in zip(self.dilation, wide, strict=True)),
+            output_padding=tuple(p if keep else 0 for p, keep in zip(self.output_padding, wide, strict=True)),
+        )
+
+    def __str__(self) -> str:
+        if self.is_linear:
+            return f"Linear {self.in_channels}->{self.out_channels}"
+        kind = f"Conv{'Transpose' if self.transposed else ''}{self.ndim}d"
+        text = f"{kind} {self.in_channels}->{self.out_channels}, {'x'.join(map(str, self.kernel))}"
+        if any(s != 1 for s in self.stride):
+            text += f", stride {'x'.join(map(str, self.stride))}"
+        return text + (f", groups {self.groups}" if self.groups > 1 else "")
+
+
+@dataclass(frozen=True, slots=True)
+class StageSpec:
+    """A stage before its weight is known: its name within the site, and its geometry."""
+
+    name: str
+    spec: LayerSpec
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stage:
+    """One small layer of a chain. The bias, if any, has shape `[out_channels]`."""
+
+    name: str
+    spec: LayerSpec
+    weight: Tensor
+    bias: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if tuple(self.weight.shape) != self.spec.weight_shape:
+            raise ValueError(
+                f"stage {self.name!r} ({self.spec}): weight has shape {tuple(self.weight.shape)}, "
+                f"wanted {self.spec.weight_shape}"
+            )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Chain:
+    """The stages that replace one layer, in the order in which they are applied."""
+
+    stages: tuple[Stage, ...]
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise ValueError("a chain needs at least one stage")
+        check_adjacent(tuple(StageSpec(stage.name, stage.spec) for stage in self.stages))
+
+    @property
+    def params(self) -> int:
+        """Number of weights and biases."""
+        return sum(s.spec.params + (0 if s.bias is None else s.bias.numel()) for s in self.stages)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of all stages."""
+        return sum(stage.spec.macs for stage in self.stages)
+
+    def composed_weight(self) -> Tensor:
+        """The weight of the single convolution that equals this chain.
+
+        Along each spatial axis at most one stage may be wider than 1, so that the composition is a product of
+        channel matrices with the kernels broadcast over each other's axes.
+
+        Returns:
+            `[out_channels, in_channels // groups, *kernel]`, where `groups` are those of the first stage.
+        """
+        groups = self.stages[0].spec.groups
+        return reduce(
+            lambda kernel, stage: _compose(kernel, stage, groups), self.stages[1:], self.stages[0].weight
+        )
+
+
+def check_adjacent(stages: tuple[StageSpec, ...]) -> None:
+    """Raise unless every stage takes what the stage before it gives."""
+    for before, after in itertools.pairwise(stages):
+        got = (before.spec.out_channels, before.spec.output_size, before.spec.positions)
+        wanted = (after.spec.in_channels, after.spec.input_size, after.spec.positions)
+        if got != wanted:
+            raise ValueError(f"stage {after.name!r} takes {wanted}, but {before.name!r} gives {got}")
+
+
+def _compose(kernel: Tensor, stage: Stage, groups: int) -> Tensor:
+    """Compose `kernel` `[M, S/groups, *k]` with a following stage of M inputs."""
+    if stage.spec.is_depthwise:
+        return stage.weight * kernel
+    inner = kernel.reshape(groups, -1, *kernel.shape[1:])
+    outer = stage.weight.reshape(groups, -1, *stage.weight.shape[1:])
+    return torch.einsum("gom...,gmi...->goi...", outer, inner).flatten(0, 1)

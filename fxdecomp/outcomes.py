@@ -1,0 +1,114 @@
+"""What became of each layer, as data: `Applied`, `Skipped` and the `Reason` of the latter."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+
+class Reason(StrEnum):
+    """Why a layer was left alone. The value is the sentence that users read."""
+
+    NOT_TRANSFORMED = "no policy has been applied to this graph"
+    NOT_SELECTED = "the policy does not select this layer"
+    NO_SAVING = "the chain would not take fewer multiply-accumulates"
+    NO_PARAMETER_SAVING = "the chain would not take fewer parameters"
+    UNSUITED = "the method does not suit this geometry"
+    DEPTHWISE = "a depthwise layer has no channels to decompose"
+    RANK_ZERO = "the rank rule finds no signal above the noise"
+    ZERO_WEIGHT = "the weight is all zero"
+    NOT_FINITE = "the weight holds NaN or infinity"
+    TIED_WEIGHT = "the weight is also used by another layer"
+    COMPUTED_WEIGHT = "the weight is computed in the graph, not a constant"
+    UNKNOWN_SHAPE = "the size of the layer's input is not known"
+    INSIDE_LEAF = "the layer is inside a module that the graph does not look into"
+    HOOKED = "the module carries hooks that a chain would lose"
+    UNSUPPORTED_TENSOR = "the weight is not an ordinary dense floating-point tensor"
+    NOT_FASTER = "no candidate was measured faster than the layer itself"
+    BUDGET = "the budget is met without this layer"
+    HELD_OUT = "the chain did worse on held-out inputs"
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """A layer that was replaced by a chain.
+
+    Attributes:
+        site: Qualified name of the layer.
+        layer: The layer in words, such as `Conv2d 64->128, 3x3`.
+        method: Name of the decomposition.
+        rank: Its rank(s).
+        relative_error: `||W - W'|| / ||W||` in the Frobenius norm, W' the composed kernel.
+        params_before: Weights and biases of the layer.
+        params_after: Weights and biases of the chain.
+        macs_before: Multiply-accumulates of the layer over all its call sites, for the example batch.
+        macs_after: The same of the chain.
+        calls: Number of places in the graph where the layer is applied.
+        stages: Names of the chain's stages, in order.
+        output_error: `E||y - y'||^2 / E||y - mean(y)||^2` on calibration data, where there was any.
+    """
+
+    site: str
+    layer: str
+    method: str
+    rank: tuple[int, ...]
+    relative_error: float
+    params_before: int
+    params_after: int
+    macs_before: int
+    macs_after: int
+    calls: int
+    stages: tuple[str, ...]
+    output_error: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A layer that was left alone, and why.
+
+    Attributes:
+        site: Qualified name of the layer.
+        layer: The layer in words.
+        reason: The kind of reason.
+        detail: The particulars, with numbers.
+        params: Weights and biases of the layer.
+        macs: Its multiply-accumulates over all its call sites, 0 where unknown.
+    """
+
+    site: str
+    layer: str
+    reason: Reason
+    detail: str = ""
+    params: int = 0
+    macs: int = 0
+
+    @property
+    def sentence(self) -> str:
+        """Reason and detail in one line."""
+        return f"{self.reason}: {self.detail}" if self.detail else str(self.reason)
+
+
+@dataclass(frozen=True, slots=True)
+class Folded:
+    """A BatchNorm that was folded into the layer before it, or (`reason` set) was left in the graph."""
+
+    norm: str
+    into: str | None = None
+    reason: str = ""
+
+
+Outcome = Applied | Skipped
+
+
+def outcome_to_dict(outcome: Outcome) -> dict[str, Any]:
+    """The outcome as JSON data, with its type under `outcome`."""
+    return {"outcome": "applied" if isinstance(outcome, Applied) else "skipped"} | asdict(outcome)
+
+
+def outcome_from_dict(data: dict[str, Any]) -> Outcome:
+    """The inverse of `outcome_to_dict`."""
+    fields = {key: value for key, value in data.items() if key != "outcome"}
+    if data["outcome"] == "applied":
+        return Applied(**fields | {"rank": tuple(fields["rank"]), "stages": tuple(fields["stages"])})
+    return Skipped(**fields | {"reason": Reason(fields["reason"])})

@@ -1,0 +1,1 @@
+"""The torch.fx passes, one file each."""

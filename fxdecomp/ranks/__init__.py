@@ -1,0 +1,1 @@
+"""Rank rules: a layer's spectra, channels or neither, to a rank."""

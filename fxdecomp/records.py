@@ -1,0 +1,71 @@
+"""`Record`: what a graph carries about its own transformation, kept as JSON data on the GraphModule.
+
+The data survive `copy.deepcopy` (through `gm.meta`) and pickling (through a plain attribute), and need nothing of
+this package to be loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch.fx import GraphModule
+
+from fxdecomp.outcomes import Folded, Outcome, outcome_from_dict, outcome_to_dict
+
+_KEY = "fxdecomp"
+_ATTRIBUTE = "_fxdecomp_record"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """The history of one graph.
+
+    Attributes:
+        traced_with: How the graph was made: `symbolic_trace`, `torch.export` or `given`.
+        outcomes: Every Conv and Linear exactly once; empty before the first transform.
+        folds: What became of each BatchNorm.
+        policy: The policy as JSON data, None before the first transform.
+        notes: Sentences for the reader of the report.
+    """
+
+    traced_with: str = "given"
+    outcomes: tuple[Outcome, ...] = ()
+    folds: tuple[Folded, ...] = ()
+    policy: Mapping[str, Any] | None = None
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record as JSON data."""
+        return {
+            "traced_with": self.traced_with,
+            "outcomes": [outcome_to_dict(outcome) for outcome in self.outcomes],
+            "folds": [asdict(fold) for fold in self.folds],
+            "policy": None if self.policy is None else dict(self.policy),
+            "notes": list(self.notes),
+        }
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> Record:
+        """The inverse of `to_dict`."""
+        return Record(
+            traced_with=data["traced_with"],
+            outcomes=tuple(outcome_from_dict(item) for item in data["outcomes"]),
+            folds=tuple(Folded(**item) for item in data["folds"]),
+            policy=data["policy"],
+            notes=tuple(data["notes"]),
+        )
+
+
+def attach_record(gm: GraphModule, record: Record) -> None:
+    """Store a record on a graph module, replacing the one that it has."""
+    data = record.to_dict()
+    gm.meta[_KEY] = data
+    setattr(gm, _ATTRIBUTE, data)
+
+
+def record_of(gm: GraphModule) -> Record | None:
+    """The record of a graph module, None where it has none."""
+    data = gm.meta.get(_KEY) or gm.__dict__.get(_ATTRIBUTE)
+    return None if data is None else Record.from_dict(data)

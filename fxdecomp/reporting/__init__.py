@@ -1,0 +1,1 @@
+"""What people see: reports, graph diffs, tables."""
