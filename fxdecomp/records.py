@@ -1,7 +1,7 @@
 """`Record`: what a graph carries about its own transformation, kept as JSON data on the GraphModule.
 
-The data survive `copy.deepcopy` (through `gm.meta`) and pickling (through a plain attribute), and need nothing of
-this package to be loaded.
+The data survive `copy.deepcopy` (through `gm.meta`) and pickling (through a plain attribute), and need
+nothing of this package to be loaded.
 """
 
 from __future__ import annotations
