@@ -1,0 +1,54 @@
+"""`ExportReport`: what `to_onnx` wrote, and how well it agrees with PyTorch."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fxdecomp.export.parity import Agreement
+
+
+@dataclass(frozen=True, slots=True)
+class ExportReport:
+    """What was written.
+
+    Attributes:
+        path: The file.
+        size_bytes: Its size on the disk, external data included.
+        opset: Version of ONNX's default operator set.
+        inputs: Names of the inputs.
+        outputs: Names of the outputs.
+        dynamic_batch: Whether the batch size is free.
+        dynamic_axes: Further axes whose length is free.
+        parity: One row per output, checked input and optimisation level.
+        notes: Sentences for the reader.
+    """
+
+    path: Path
+    size_bytes: int
+    opset: int
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    dynamic_batch: bool
+    dynamic_axes: tuple[int, ...]
+    parity: tuple[Agreement, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def max_relative(self) -> float:
+        """The largest relative difference from PyTorch, over all checks."""
+        return max((row.max_relative for row in self.parity), default=0.0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON data."""
+        return asdict(self) | {"path": str(self.path)}
+
+    def __str__(self) -> str:
+        batch = "any batch" if self.dynamic_batch else "fixed batch"
+        lines = [
+            f"{self.path}: {self.size_bytes / 1e6:.2f} MB, opset {self.opset}, {batch}, "
+            f"{', '.join(self.inputs)} -> {', '.join(self.outputs)}; "
+            f"agrees with PyTorch to {self.max_relative:.1e} in {len(self.parity)} checks"
+        ]
+        return "\n".join(lines + [f"note: {note}" for note in self.notes])

@@ -1,0 +1,130 @@
+"""PyTorch's current ONNX exporter, quietly: a graph and example inputs -> an ONNX model in memory."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+from torch.utils import _pytree as pytree
+
+from fxdecomp.errors import ExportError
+from fxdecomp.export.examples import has_batch, with_batch
+from fxdecomp.export.naming import name_after_sites, name_weights
+from fxdecomp.export.parity import evaluating
+
+
+def dynamic_shapes(
+    inputs: Sequence[Tensor], *, batch: bool, axes: Mapping[int, str]
+) -> tuple[dict[int, Any], ...]:
+    """What `torch.export` is told about each input: axis -> symbol.
+
+    Args:
+        inputs: The example inputs.
+        batch: Whether the first axis of the inputs that share it varies.
+        axes: Further axes that vary, by the name of their symbol, in every input that has them.
+    """
+    symbols = {axis: torch.export.Dim(name) for axis, name in axes.items()}
+    size = torch.export.Dim("batch")
+    shapes = []
+    for value, batched in zip(inputs, has_batch(inputs), strict=True):
+        varying: dict[int, Any] = {axis: symbol for axis, symbol in symbols.items() if axis < value.ndim}
+        if batch and batched:
+            varying[0] = size
+        shapes.append(varying)
+    return tuple(shapes)
+
+
+def export_graph(
+    gm: GraphModule, inputs: Sequence[Tensor], *, batch: bool, axes: Mapping[int, str], opset: int | None
+) -> Any:
+    """Run the exporter and give nodes and initialisers their sites' names.
+
+    An axis of length 1 is taken for a constant by `torch.export`, so a dynamic batch is exported from an
+    example of at least two rows.
+
+    Args:
+        gm: The graph, not changed.
+        inputs: The example inputs.
+        batch: Whether the batch is dynamic.
+        axes: Further dynamic axes and the names of their symbols.
+        opset: ONNX operator set, None for the exporter's own choice.
+
+    Returns:
+        An `onnx_ir.Model`.
+
+    Raises:
+        ExportError: If the exporter refuses the graph.
+    """
+    if batch:
+        first = next(value for value, batched in zip(inputs, has_batch(inputs), strict=True) if batched)
+        inputs = with_batch(inputs, max(2, first.shape[0]))
+    with _silence(), evaluating(gm), torch.no_grad():
+        try:
+            program = torch.onnx.export(
+                gm,
+                tuple(inputs),
+                dynamo=True,
+                verbose=False,
+                optimize=False,
+                opset_version=opset,
+                output_names=output_names(gm),
+                dynamic_shapes=dynamic_shapes(inputs, batch=batch, axes=axes),
+            )
+            if program is None:
+                raise ExportError("torch.onnx.export gave no model")
+            name_weights(program.model)
+            program.optimize()
+        except ExportError:
+            raise
+        except Exception as error:
+            raise ExportError(f"torch.onnx.export refuses the graph: {_cause(error)}") from error
+    name_after_sites(program.model)
+    return program.model
+
+
+def output_names(gm: GraphModule) -> list[str]:
+    """`output`, or the keys of a dictionary of outputs, or `output_0`, `output_1`, ..."""
+    node = next(node for node in gm.graph.nodes if node.op == "output")
+    value = node.args[0]
+    taken = {str(item.target) for item in gm.graph.nodes if item.op == "placeholder"}
+    leaves = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Node)]
+    if isinstance(value, dict) and len(leaves) == len(value):
+        names = [str(key) for key in value]
+    elif len(leaves) == 1:
+        names = ["output"]
+    else:
+        names = [f"output_{index}" for index in range(len(leaves))]
+    return [f"{name}_out" if name in taken else name for name in names]
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost error: the exporter wraps what is wrong in pages of advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {' '.join(lines[:3])}"[:400]
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep the exporter's own deprecations and chatter from the user; real errors still come through."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.filterwarnings("ignore", message=r"(?s)The tensor attributes? .* assigned during export")
+        warnings.filterwarnings("ignore", message=r"(?s)Exporting a model while it is in training mode")
+        try:
+            for logger in loggers:
+                logger.setLevel(logging.ERROR)
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

@@ -1,0 +1,100 @@
+"""What a file says about itself: `metadata_props` of an ONNX model, written at export and read back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxdecomp.errors import ExportError
+from fxdecomp.records import Record
+
+_PREFIX = "fxdecomp."
+
+
+@dataclass(frozen=True, slots=True)
+class FileMetadata:
+    """What was done to a model, as found in its ONNX file.
+
+    Attributes:
+        version: Version of this package that wrote the file.
+        torch_version: Version of PyTorch that exported it.
+        opset: Version of ONNX's default operator set.
+        inputs: Shape of each example input, by name.
+        record: The history of the graph, with policy and outcomes; None where there was none.
+        record_digest: SHA-256 of the record's JSON text; empty without a record.
+        quantization: What was quantised and what was not, as JSON data; None for a file that is not
+            quantised.
+    """
+
+    version: str
+    torch_version: str
+    opset: int
+    inputs: Mapping[str, tuple[int, ...]]
+    record: Record | None = None
+    record_digest: str = ""
+    quantization: Mapping[str, Any] | None = None
+
+
+def metadata_props(record: Record | None, inputs: Mapping[str, Tensor], opset: int) -> dict[str, str]:
+    """The entries that `read_metadata` reads. The same model gives the same entries, byte for byte."""
+    props = {
+        "version": version("fxdecomp"),
+        "torch_version": torch.__version__,
+        "opset": str(opset),
+        "inputs": json.dumps({name: list(value.shape) for name, value in inputs.items()}),
+    }
+    if record is not None:
+        text = json.dumps(record.to_dict(), sort_keys=True)
+        props["record"] = text
+        props["record_digest"] = hashlib.sha256(text.encode()).hexdigest()
+    return {_PREFIX + key: value for key, value in props.items()}
+
+
+def read_metadata(path: Path | str) -> FileMetadata | None:
+    """Read what a file says about itself, without loading its weights' external data.
+
+    Args:
+        path: An ONNX file.
+
+    Returns:
+        The metadata, or None for a file that this package did not write.
+
+    Raises:
+        ExportError: If the file is no ONNX model, or its record was altered.
+    """
+    import onnx
+
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except Exception as error:
+        raise ExportError(f"{path} cannot be read as an ONNX model: {error}") from error
+    props = {
+        item.key.removeprefix(_PREFIX): item.value
+        for item in model.metadata_props
+        if item.key.startswith(_PREFIX)
+    }
+    if "version" not in props:
+        return None
+    text = props.get("record", "")
+    digest = props.get("record_digest", "")
+    if text and hashlib.sha256(text.encode()).hexdigest() != digest:
+        raise ExportError(
+            f"{path}: the record of the transformation does not match its digest; it was altered"
+        )
+    return FileMetadata(
+        version=props["version"],
+        torch_version=props["torch_version"],
+        opset=int(props["opset"]),
+        inputs={name: tuple(shape) for name, shape in json.loads(props["inputs"]).items()},
+        record=Record.from_dict(json.loads(text)) if text else None,
+        record_digest=digest,
+        quantization=json.loads(props["quantization"]) if "quantization" in props else None,
+    )

@@ -1,0 +1,94 @@
+"""ONNX Runtime sessions with every setting stated. The only place that imports onnxruntime."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from fxdecomp.errors import ExportError
+
+CPU = "CPUExecutionProvider"
+
+
+def onnxruntime() -> ModuleType:
+    """The onnxruntime module.
+
+    Raises:
+        ExportError: If it is not installed.
+    """
+    try:
+        import onnxruntime as runtime
+    except ImportError as error:
+        raise ExportError(
+            "onnxruntime is not installed, and checking or timing an ONNX file needs it; "
+            "install `fxdecomp[cpu]` (or `fxdecomp[gpu]`)"
+        ) from error
+    module: ModuleType = runtime
+    return module
+
+
+def available_providers() -> tuple[str, ...]:
+    """The execution providers of the installed onnxruntime."""
+    return tuple(onnxruntime().get_available_providers())
+
+
+def thread_count(threads: int) -> int:
+    """The number of intra-op threads that a setting stands for: 0 means every core of this process."""
+    if threads:
+        return threads
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def open_session(
+    path: Path,
+    *,
+    provider: str = CPU,
+    provider_options: Mapping[str, str] | None = None,
+    threads: int = 1,
+    optimise: bool = True,
+    profile_prefix: Path | None = None,
+    optimised_path: Path | None = None,
+) -> Any:
+    """Open a file with stated settings.
+
+    Operators run in sequence (`inter_op_num_threads=1`). Threads of a pool spin while their own session runs
+    and stop with it: sessions that are timed in turn would otherwise steal each other's cores.
+
+    Args:
+        path: The ONNX file.
+        provider: The execution provider; the CPU stands behind it for operators that it does not have.
+        provider_options: Options of the provider.
+        threads: Intra-op threads, 0 for every core.
+        optimise: All graph optimisations, or none.
+        profile_prefix: Where ONNX Runtime writes its profile, if it shall.
+        optimised_path: Where it writes the graph that it really runs, if it shall.
+
+    Returns:
+        An `onnxruntime.InferenceSession`.
+
+    Raises:
+        ExportError: If onnxruntime is missing.
+    """
+    ort = onnxruntime()
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.intra_op_num_threads = thread_count(threads)
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    levels = ort.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimise else levels.ORT_DISABLE_ALL
+    if profile_prefix is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile_prefix)
+    if optimised_path is not None:
+        options.optimized_model_filepath = str(optimised_path)
+    wanted: list[Any] = [(provider, dict(provider_options or {}))]
+    if provider != CPU:
+        wanted.append(CPU)
+    return ort.InferenceSession(str(path), options, providers=wanted)
