@@ -1,1 +1,47 @@
 """Low-rank decomposition of PyTorch networks as a torch.fx graph transformation."""
+
+from fxdecomp import export
+from fxdecomp.errors import (
+    BenchmarkError,
+    CalibrationError,
+    ExportError,
+    FxdecompError,
+    ParityError,
+    PassError,
+    PolicyError,
+    TraceError,
+)
+from fxdecomp.outcomes import Applied, Folded, Outcome, Reason, Skipped
+from fxdecomp.pipeline import transform
+from fxdecomp.policy import Policy, Rule
+from fxdecomp.ranks import VBMF, Energy, Fixed, Ratio
+from fxdecomp.reporting import Report, graph_diff, report
+from fxdecomp.tracing import trace
+
+__all__ = [
+    "VBMF",
+    "Applied",
+    "BenchmarkError",
+    "CalibrationError",
+    "Energy",
+    "ExportError",
+    "Fixed",
+    "Folded",
+    "FxdecompError",
+    "Outcome",
+    "ParityError",
+    "PassError",
+    "Policy",
+    "PolicyError",
+    "Ratio",
+    "Reason",
+    "Report",
+    "Rule",
+    "Skipped",
+    "TraceError",
+    "export",
+    "graph_diff",
+    "report",
+    "trace",
+    "transform",
+]

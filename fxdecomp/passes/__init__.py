@@ -1,1 +1,7 @@
 """The torch.fx passes, one file each."""
+
+from fxdecomp.passes.base import Pass
+from fxdecomp.passes.decompose_layers import DecomposeLayers
+from fxdecomp.passes.fold_batch_norm import FoldBatchNorm
+
+__all__ = ["DecomposeLayers", "FoldBatchNorm", "Pass"]

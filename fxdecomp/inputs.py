@@ -1,0 +1,66 @@
+"""Example inputs in the forms that users have them: a tensor, a tuple, a dict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch.utils._pytree as pytree
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.fx.graph import _PyTreeCodeGen
+
+from fxdecomp.errors import TraceError
+
+ExampleInputs = Tensor | Sequence[Any] | Mapping[str, Any]
+
+
+def call_arguments(inputs: ExampleInputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments of a call: a tensor is one argument, a dict holds keywords."""
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    return ((inputs,), {}) if isinstance(inputs, Tensor) else (tuple(inputs), {})
+
+
+def placeholder_values(gm: GraphModule, inputs: ExampleInputs) -> list[Any]:
+    """The value of each placeholder of a graph, in order.
+
+    Raises:
+        TraceError: The inputs do not fit the graph's placeholders.
+    """
+    args, kwargs = call_arguments(inputs)
+    nodes = [node for node in gm.graph.nodes if node.op == "placeholder"]
+    codegen = gm.graph._codegen
+    if isinstance(codegen, _PyTreeCodeGen):
+        values = _flat_values(codegen, args, kwargs)
+    else:
+        names = [str(node.target).lstrip("*") for node in nodes]
+        defaults = {name: node.args[0] for name, node in zip(names, nodes, strict=True) if node.args}
+        given = dict(zip(names, args, strict=False)) | kwargs
+        unknown = sorted(set(kwargs) - set(names))
+        missing = [name for name in names if name not in given and name not in defaults]
+        if unknown or missing or len(args) > len(names):
+            raise TraceError(_misfit(names, len(args), unknown, missing))
+        values = [given.get(name, defaults.get(name)) for name in names]
+    if len(values) != len(nodes):
+        raise TraceError(f"the example inputs hold {len(values)} values, the graph takes {len(nodes)}")
+    return values
+
+
+def _flat_values(codegen: _PyTreeCodeGen, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    spec = codegen.pytree_info.in_spec
+    if spec is not None and spec.type is tuple and spec.num_children == 2 and kwargs:
+        order = spec.children()[1].context or []
+        if set(order) != set(kwargs):
+            raise TraceError(f"the example inputs name {sorted(kwargs)}, the graph takes {sorted(order)}")
+        kwargs = {name: kwargs[name] for name in order}
+    return pytree.tree_leaves((args, kwargs))
+
+
+def _misfit(names: list[str], count: int, unknown: list[str], missing: list[str]) -> str:
+    takes = f"the network takes ({', '.join(names)})"
+    if unknown:
+        return f"the example inputs name {', '.join(unknown)}; {takes}"
+    if missing:
+        return f"the example inputs lack {', '.join(missing)}; {takes}"
+    return f"the example inputs are {count} values; {takes}"

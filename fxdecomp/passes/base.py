@@ -1,0 +1,40 @@
+"""What a pass is: a function from graph module to graph module that leaves its input as it was."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from torch.fx import GraphModule
+
+from fxdecomp.errors import FxdecompError, PassError
+from fxdecomp.graphs import copy_sharing_tensors
+from fxdecomp.records import Record, attach_record, record_of
+
+
+class Pass(ABC):
+    """One graph transformation. Subclasses are final frozen dataclasses; `call` edits a copy in place."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def call(self, gm: GraphModule, record: Record) -> Record:
+        """Edit `gm`, a copy that this pass may change, and return what is to be recorded on it."""
+
+    def __call__(self, gm: GraphModule) -> GraphModule:
+        """The transformed copy of `gm`; unchanged tensors are shared with it.
+
+        Raises:
+            PassError: The pass left a graph that does not hold together.
+        """
+        result = copy_sharing_tensors(gm)
+        record = self.call(result, record_of(gm) or Record())
+        try:
+            result.graph.lint()
+            result.recompile()
+        except FxdecompError:
+            raise
+        except Exception as error:
+            raise PassError(f"pass {self.name} left a broken graph: {error}") from error
+        attach_record(result, record)
+        return result

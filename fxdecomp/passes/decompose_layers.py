@@ -1,0 +1,139 @@
+"""Replace each selected Conv or Linear by a chain of smaller layers.
+
+    before   x -> features.3 -> y
+    after    x -> features.3.pointwise_in -> features.3.core -> features.3.pointwise_out -> y
+
+Each layer is factorised once, however many call sites it has; the bias goes on the last stage, behind every
+padding. A layer that an earlier run replaced is carried over as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from typing import ClassVar, final
+
+from torch.fx import GraphModule
+
+from fxdecomp.decompositions import grouped_stage_specs, method_named
+from fxdecomp.errors import PolicyError
+from fxdecomp.graphs import remove_unused, replace_site
+from fxdecomp.layers import Stage
+from fxdecomp.outcomes import Applied, Outcome, Reason
+from fxdecomp.passes.base import Pass
+from fxdecomp.passes.factorise import Obstacle, Solution, Task, factorise
+from fxdecomp.policy import Policy
+from fxdecomp.progress import Progress, silent
+from fxdecomp.records import Record
+from fxdecomp.sites import Site, survey
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class DecomposeLayers(Pass):
+    """Applies a policy; records an outcome for every Conv and Linear.
+
+    Attributes:
+        policy: What to do with which layer.
+        executor: Takes the work at the sites; None does it here, one site after the other.
+        progress: Told of every finished site.
+    """
+
+    name: ClassVar[str] = "decompose_layers"
+    policy: Policy
+    executor: Executor | None = None
+    progress: Progress = silent
+
+    def call(self, gm: GraphModule, record: Record) -> Record:
+        """Replace every layer that the policy selects and whose chain pays.
+
+        Raises:
+            PolicyError: The policy does not fit this network.
+        """
+        earlier = {o.site: o for o in record.outcomes if isinstance(o, Applied)}
+        found = survey(gm)
+        sites = [site for site in found.sites if not _is_stage(site.name, earlier)]
+        outcomes: dict[str, Outcome] = {
+            **earlier,
+            **{s.site: s for s in found.skipped if not _is_stage(s.site, earlier)},
+        }
+        if not sites and not outcomes:
+            raise PolicyError("the graph has no Conv or Linear; there is nothing to decompose")
+        self.policy.check_names([*(site.name for site in sites), *outcomes])
+        tasks = {site.name: task for site in sites if (task := _task(site, self.policy)) is not None}
+        results = dict(zip(tasks, self._run(list(tasks.values())), strict=True))
+        for site in sites:
+            result = results.get(site.name)
+            if result is None:
+                outcomes[site.name] = site.skipped(Reason.NOT_SELECTED)
+            elif isinstance(result, Obstacle):
+                outcomes[site.name] = site.skipped(result.reason, result.detail)
+            else:
+                outcomes[site.name] = _apply(gm, site, result)
+        remove_unused(gm)
+        ordered = tuple(outcomes[name] for name in _in_graph_order(outcomes, found.sites, earlier))
+        return replace(record, outcomes=ordered, policy=self.policy.to_dict())
+
+    def _run(self, tasks: list[Task]) -> list[Solution | Obstacle]:
+        run: Callable[..., object] = map if self.executor is None else self.executor.map
+        results: list[Solution | Obstacle] = []
+        for result in run(factorise, tasks):  # type: ignore[attr-defined]
+            results.append(result)
+            self.progress("decompose", len(results), len(tasks))
+        return results
+
+
+def _task(site: Site, policy: Policy) -> Task | None:
+    selection = policy.select(site.name)
+    if selection is None:
+        return None
+    return Task(
+        site.name,
+        tuple(call.spec for call in site.calls),
+        site.weight,
+        site.bias,
+        selection,
+        require_saving=policy.require_saving,
+    )
+
+
+def _apply(gm: GraphModule, site: Site, solution: Solution) -> Applied:
+    method = method_named(solution.method)
+    chains = []
+    for call in site.calls:
+        specs = grouped_stage_specs(method, call.spec, solution.rank)
+        stages = [Stage(s.name, s.spec, w) for s, w in zip(specs, solution.weights, strict=True)]
+        stages[-1] = replace(stages[-1], bias=site.bias)
+        chains.append(stages)
+    name = replace_site(gm, site, chains)
+    bias = 0 if site.bias is None else site.bias.numel()
+    return Applied(
+        site=name,
+        layer=str(site.spec),
+        method=solution.method,
+        rank=solution.rank,
+        relative_error=solution.relative_error,
+        params_before=site.params,
+        params_after=sum(stage.spec.params for stage in chains[0]) + bias,
+        macs_before=site.macs,
+        macs_after=sum(stage.spec.macs for chain in chains for stage in chain),
+        calls=len(site.calls),
+        stages=solution.names,
+        output_error=solution.output_error,
+    )
+
+
+def _is_stage(name: str, earlier: dict[str, Applied]) -> bool:
+    owner, _, stage = name.rpartition(".")
+    return owner in earlier and stage in earlier[owner].stages
+
+
+def _in_graph_order(
+    outcomes: dict[str, Outcome], sites: tuple[Site, ...], earlier: dict[str, Applied]
+) -> list[str]:
+    """Sites in the order of the graph, earlier chains where their stages stand, then the other layers."""
+    order: dict[str, None] = {}
+    for site in sites:
+        order[site.name.rpartition(".")[0] if _is_stage(site.name, earlier) else site.name] = None
+    return [*order, *(name for name in outcomes if name not in order)]

@@ -1,0 +1,128 @@
+"""The numerical work at one site, apart from any graph, so that it can run in another process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fxdecomp.calibration.moments import Moments
+from fxdecomp.decompositions import decompose, grouped_stage_specs, method_for, method_named, problems_of
+from fxdecomp.layers import LayerSpec
+from fxdecomp.outcomes import Reason
+from fxdecomp.policy import Selection
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Task:
+    """What to do at one site.
+
+    Attributes:
+        site: Name of the layer, for messages.
+        specs: The geometry at each call; they differ in their input sizes only.
+        weight: `[out_channels, in_channels // groups, *kernel]`.
+        bias: `[out_channels]` or None.
+        selection: Method and rank rule.
+        require_saving: Whether the chain must take fewer multiply-accumulates.
+        moments: One per group, None for a weight-only decomposition.
+    """
+
+    site: str
+    specs: tuple[LayerSpec, ...]
+    weight: Tensor
+    bias: Tensor | None
+    selection: Selection
+    require_saving: bool = True
+    moments: tuple[Moments, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Solution:
+    """A chain's weights.
+
+    Attributes:
+        method: Name of the method that was used.
+        rank: Its rank.
+        names: Names of the stages.
+        weights: Their weights, in order.
+        relative_error: `||W - W'|| / ||W||`.
+        output_error: Relative error of the output on the calibration data, None without moments.
+    """
+
+    method: str
+    rank: tuple[int, ...]
+    names: tuple[str, ...]
+    weights: tuple[Tensor, ...]
+    relative_error: float
+    output_error: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Obstacle:
+    """Why a site is left alone."""
+
+    reason: Reason
+    detail: str = ""
+
+
+@torch.no_grad()
+def factorise(task: Task) -> Solution | Obstacle:
+    """Choose the rank at one site and compute the chain.
+
+    Raises:
+        PolicyError: The rank cannot be meant for this layer.
+    """
+    spec = task.specs[0]
+    obstacle = _obstacle(task.weight, spec)
+    if obstacle:
+        return obstacle
+    method = method_for(method_named(task.selection.method), spec.per_group)
+    refusal = method.refusal(spec.per_group)
+    if refusal:
+        return Obstacle(Reason.UNSUITED, refusal)
+    problems = problems_of(task.weight, spec, task.moments)
+    rank = task.selection.rank.choose(method, spec, problems)
+    if rank is None:
+        return Obstacle(Reason.RANK_ZERO)
+    method.check_rank(spec, rank, task.site)
+    before = sum(each.macs for each in task.specs)
+    after = sum(s.spec.macs for each in task.specs for s in grouped_stage_specs(method, each, rank))
+    if task.require_saving and after >= before:
+        shown = rank[0] if len(rank) == 1 else rank
+        return Obstacle(
+            Reason.NO_SAVING, f"{method.name} at rank {shown} takes {after:,}, the layer {before:,}"
+        )
+    chain = decompose(method, problems, spec, rank, dtype=task.weight.dtype)
+    weights = tuple(stage.weight for stage in chain.stages)
+    if not all(bool(torch.isfinite(weight).all()) for weight in weights):
+        return Obstacle(Reason.NOT_FINITE, f"{task.weight.dtype} cannot hold the factors of {method.name}")
+    return Solution(
+        method.name,
+        rank,
+        tuple(stage.name for stage in chain.stages),
+        weights,
+        _relative_error(task.weight, chain.composed_weight()),
+    )
+
+
+def _obstacle(weight: Tensor, spec: LayerSpec) -> Obstacle | None:
+    if spec.is_depthwise or spec.groups == spec.in_channels:
+        return Obstacle(Reason.DEPTHWISE)
+    if weight.numel() == 0:
+        return Obstacle(Reason.UNSUPPORTED_TENSOR, "it has no elements")
+    if not bool(torch.isfinite(weight).all()):
+        return Obstacle(Reason.NOT_FINITE)
+    if not bool(weight.any()):
+        return Obstacle(Reason.ZERO_WEIGHT)
+    return None
+
+
+def _relative_error(weight: Tensor, composed: Tensor) -> float:
+    """Scaled by the largest weight first, so that tiny and huge weights neither vanish nor overflow."""
+    working = torch.promote_types(weight.dtype, torch.float32)
+    scale = weight.abs().max().to(working)
+    wanted = weight.to(working) / scale
+    return float(
+        torch.linalg.vector_norm(wanted - composed.to(working) / scale) / torch.linalg.vector_norm(wanted)
+    )

@@ -1,0 +1,195 @@
+"""Fold each BatchNorm into the Conv or Linear before it.
+
+    before   x -> conv(W, b) -> batch_norm(mean, var, gamma, beta) -> y
+    after    x -> conv(s W, s (b - mean) + beta) -> y,    s = gamma / sqrt(var + eps)
+
+A BatchNorm stays where folding would change the function: batch statistics, another axis, an output that is
+also used elsewhere, a layer applied at several places which are not all followed by the same BatchNorm.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass, replace
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+from torch.nn import functional as F  # noqa: N812
+
+from fxdecomp.graphs import remove_unused, replace_site
+from fxdecomp.layers import Stage
+from fxdecomp.outcomes import Folded
+from fxdecomp.passes.base import Pass
+from fxdecomp.records import Record
+from fxdecomp.sites import Call, Site, survey
+from fxdecomp.sites.base import shape_of
+from fxdecomp.sites.constants import Constants
+
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_aten = torch.ops.aten
+_FUNCTIONAL = (F.batch_norm, torch.batch_norm, _aten.batch_norm.default)
+_LEGIT = _aten._native_batch_norm_legit_no_training.default
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Norm:
+    """A BatchNorm in the graph, as `scale * x + shift`, or why it is none."""
+
+    name: str
+    source: object
+    key: tuple[object, ...]
+    scale: Tensor | None = None
+    shift: Tensor | None = None
+    reason: str = ""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class FoldBatchNorm(Pass):
+    """Folds BatchNorms; records a `Folded` for each, with the reason where it was left in the graph."""
+
+    name: ClassVar[str] = "fold_batch_norm"
+
+    def call(self, gm: GraphModule, record: Record) -> Record:
+        """Fold every BatchNorm that can be folded without changing the function."""
+        constants = Constants(gm)
+        norms = {node: norm for node in gm.graph.nodes if (norm := _read(gm, node, constants))}
+        if not norms:
+            return record
+        sites = survey(gm).sites
+        owner = {call.node: site for site in sites for call in site.calls}
+        folds: dict[str, Folded] = {}
+        for node, norm in norms.items():
+            site = owner.get(norm.source) if isinstance(norm.source, Node) else None
+            reason = norm.reason or _obstacle(node, norm, site, norms)
+            if not reason and site is not None:
+                folds[norm.name] = Folded(norm.name, site.name)
+            else:
+                folds.setdefault(norm.name, Folded(norm.name, None, reason))
+        for site in sites:
+            after = [next(iter(call.node.users)) for call in site.calls if len(call.node.users) == 1]
+            if len(after) == len(site.calls) and all(
+                user in norms and folds[norms[user].name].into == site.name for user in after
+            ):
+                _fold(gm, site, norms[after[0]], after)
+        remove_unused(gm)
+        earlier = tuple(fold for fold in record.folds if fold.norm not in folds)
+        return replace(record, folds=(*earlier, *folds.values()))
+
+
+def _obstacle(node: Node, norm: _Norm, site: Site | None, norms: dict[Node, _Norm]) -> str:
+    """Why a BatchNorm cannot be folded, empty where it can."""
+    if site is None:
+        return "no Conv or Linear that can be changed stands before it"
+    if site.spec.is_linear and len(shape_of(node) or ()) != 2:
+        return f"{site.name} is a Linear over more than one axis, and the BatchNorm works on another one"
+    if not site.spec.is_linear and len(shape_of(node) or ()) != site.spec.ndim + 2:
+        return f"{site.name} has no batch axis, so the BatchNorm works on another one"
+    for call in site.calls:
+        users = list(call.node.users)
+        if len(users) != 1:
+            return f"the output of {site.name} is also used elsewhere"
+        other = norms.get(users[0])
+        if other is None or other.key != norm.key:
+            return f"{site.name} is applied at {len(site.calls)} places, not all followed by this BatchNorm"
+    return ""
+
+
+def _fold(gm: GraphModule, site: Site, norm: _Norm, after: list[Node]) -> None:
+    assert norm.scale is not None
+    assert norm.shift is not None
+    scale = norm.scale.to(site.weight.device)
+    weight = site.weight.double() * scale.reshape(-1, *(1,) * (site.weight.ndim - 1))
+    bias = norm.shift.to(site.weight.device)
+    if site.bias is not None:
+        bias = bias + scale * site.bias.double()
+    for node in after:
+        value = next(iter(node.users)) if node.target is _LEGIT else node
+        value.replace_all_uses_with(next(c.node for c in site.calls if node in c.node.users))
+        for gone in dict.fromkeys((value, node)):
+            gm.graph.erase_node(gone)
+    dtype = site.weight.dtype
+    folded = Stage("", site.spec, weight.to(dtype), bias.to(dtype))
+    replace_site(gm, site, [[folded_at(folded, call)] for call in site.calls])
+
+
+def folded_at(stage: Stage, call: Call) -> Stage:
+    """The same layer on the sizes of one call."""
+    return Stage(stage.name, call.spec, stage.weight, stage.bias)
+
+
+def _read(gm: GraphModule, node: Node, constants: Constants) -> _Norm | None:
+    if node.op == "call_module":
+        module = gm.get_submodule(str(node.target))
+        return _read_module(node, module) if isinstance(module, _NORMS) else None
+    if node.op == "call_function" and node.target in _FUNCTIONAL:
+        return _read_function(node, constants, functional=node.target is F.batch_norm)
+    if node.op == "call_function" and node.target is _LEGIT:
+        return _read_legit(node, constants)
+    return None
+
+
+def _read_module(node: Node, module: nn.modules.batchnorm._BatchNorm) -> _Norm:
+    name, source, key = str(node.target), node.args[0] if node.args else None, ("module", id(module))
+    if module.running_mean is None or module.running_var is None:
+        return _Norm(name, source, key, reason="it keeps no running statistics")
+    if module.training:
+        return _Norm(name, source, key, reason="it is in train mode; call eval() before tracing")
+    return _affine(
+        name, source, key, (module.weight, module.bias, module.running_mean, module.running_var), module.eps
+    )
+
+
+def _read_function(node: Node, constants: Constants, *, functional: bool) -> _Norm:
+    order = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+    if not functional:
+        order = ("input", "weight", "bias", "running_mean", "running_var", "training", "momentum", "eps")
+    given = dict(zip(order, node.args, strict=False)) | dict(node.kwargs)
+    if given.get("training", False):
+        return _Norm(node.name, given["input"], ("node", node), reason="it uses the statistics of the batch")
+    return _from_constants(node, given["input"], given, float(given.get("eps", 1e-5)), constants)  # type: ignore[arg-type]
+
+
+def _read_legit(node: Node, constants: Constants) -> _Norm:
+    order = ("input", "weight", "bias", "running_mean", "running_var", "momentum", "eps")
+    given = dict(zip(order, node.args, strict=False)) | dict(node.kwargs)
+    if any(user.target is not operator.getitem or user.args[1] != 0 for user in node.users):
+        return _Norm(node.name, given["input"], ("node", node), reason="its statistics are used elsewhere")
+    return _from_constants(node, given["input"], given, float(given.get("eps", 1e-5)), constants)  # type: ignore[arg-type]
+
+
+def _from_constants(
+    node: Node, source: object, given: dict[str, object], eps: float, constants: Constants
+) -> _Norm:
+    names = ("weight", "bias", "running_mean", "running_var")
+    found = [constants.of(given.get(name)) for name in names]
+    if (
+        found[2] is None
+        or found[3] is None
+        or any(item is None and given.get(name) is not None for name, item in zip(names, found, strict=True))
+    ):
+        return _Norm(node.name, source, ("node", node), reason="its statistics are not constants")
+    key = ("function", *(None if item is None else item.roots for item in found))
+    path = found[2].path
+    name = path.rpartition(".")[0] if path and "." in path else node.name
+    weight, bias, mean, var = (None if item is None else item.value for item in found)
+    assert mean is not None
+    assert var is not None
+    return _affine(name, source, key, (weight, bias, mean, var), eps)
+
+
+def _affine(
+    name: str,
+    source: object,
+    key: tuple[object, ...],
+    tensors: tuple[Tensor | None, Tensor | None, Tensor, Tensor],
+    eps: float,
+) -> _Norm:
+    weight, bias, mean, var = (None if t is None else t.detach().double() for t in tensors)
+    assert mean is not None
+    assert var is not None
+    scale = torch.rsqrt(var + eps) * (1.0 if weight is None else weight)
+    shift = (0.0 if bias is None else bias) - scale * mean
+    return _Norm(name, source, key, scale, shift)

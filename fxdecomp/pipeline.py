@@ -1,0 +1,47 @@
+"""`transform`: the passes, in reading order."""
+
+from __future__ import annotations
+
+from concurrent.futures import Executor
+
+from torch.fx import GraphModule
+
+from fxdecomp.graphs import copy_owning_tensors
+from fxdecomp.passes import DecomposeLayers, FoldBatchNorm
+from fxdecomp.policy import Policy
+from fxdecomp.progress import Progress, silent
+
+
+def transform(
+    gm: GraphModule,
+    policy: Policy,
+    *,
+    executor: Executor | None = None,
+    progress: Progress = silent,
+) -> GraphModule:
+    """Decompose the layers of a graph as a policy says.
+
+    Args:
+        gm: A traced network with recorded shapes, from `trace`; it is not changed.
+        policy: Methods and ranks by layer.
+        executor: Takes the numerical work at the layers, such as a process pool; the result is the same.
+        progress: Told of every finished layer.
+
+    Returns:
+        A new GraphModule, which shares no tensor with `gm`; `report` tells what became of each layer.
+
+    Raises:
+        PolicyError: The policy does not fit the network.
+        FxdecompError: The graph has no recorded shapes.
+
+    Example:
+        >>> import torch, fxdecomp
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(16, 32, 3, padding=1), torch.nn.ReLU())
+        >>> gm = fxdecomp.trace(model, torch.randn(1, 16, 8, 8))
+        >>> small = fxdecomp.transform(gm, fxdecomp.Policy(method="tucker2", rank=(8, 4)))
+        >>> [node.target for node in small.graph.nodes if node.op == "call_module"]
+        ['0.pointwise_in', '0.core', '0.pointwise_out', '1']
+    """
+    folded = FoldBatchNorm()(gm)
+    small = DecomposeLayers(policy, executor=executor, progress=progress)(folded)
+    return copy_owning_tensors(small, gm)

@@ -1,0 +1,117 @@
+"""`Site`: one layer of a graph with all the places where it is applied, whatever the dialect."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+from torch.fx import Node
+
+from fxdecomp.layers import LayerSpec
+from fxdecomp.outcomes import Reason, Skipped
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reading:
+    """What one node says of the layer that it applies.
+
+    Attributes:
+        name: Qualified name of the layer.
+        source: The node whose value the layer takes.
+        geometry: The layer without its input size.
+        weight: `[out_channels, in_channels // groups, *kernel]`, a view where possible.
+        bias: `[out_channels]` or None.
+        roots: Identities of the stored tensors that the weight is made of.
+        key: Two nodes with equal keys apply the same layer.
+    """
+
+    name: str
+    source: Node
+    geometry: LayerSpec
+    weight: Tensor
+    bias: Tensor | None
+    roots: frozenset[int]
+    key: tuple[object, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A node that applies a layer which cannot be decomposed."""
+
+    name: str
+    layer: str
+    reason: Reason
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Call:
+    """One place where a layer is applied: the node, the node of its input, and the true geometry there."""
+
+    node: Node
+    source: Node
+    spec: LayerSpec
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Site:
+    """One layer, and every place in the graph where it is applied."""
+
+    name: str
+    calls: tuple[Call, ...]
+    weight: Tensor
+    bias: Tensor | None
+
+    @property
+    def spec(self) -> LayerSpec:
+        """The geometry at the first call; all calls differ in their input sizes only."""
+        return self.calls[0].spec
+
+    @property
+    def params(self) -> int:
+        """Number of weights and biases."""
+        return self.weight.numel() + (0 if self.bias is None else self.bias.numel())
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates over all calls."""
+        return sum(call.spec.macs for call in self.calls)
+
+    def skipped(self, reason: Reason, detail: str = "") -> Skipped:
+        """The outcome that leaves this site alone."""
+        return Skipped(self.name, str(self.spec), reason, detail, self.params, self.macs)
+
+
+def sized(geometry: LayerSpec, shape: tuple[int, ...] | None) -> LayerSpec | None:
+    """The geometry on an input of a known shape, None where the shape is unknown or does not fit.
+
+    Args:
+        geometry: The layer without its input size.
+        shape: Shape of the layer's input: `[..., features]` for a Linear, `[batch, channels, *size]` or
+            `[channels, *size]` for a convolution.
+    """
+    if shape is None:
+        return None
+    axis = -1 if geometry.is_linear else -1 - geometry.ndim
+    if len(shape) < -axis or shape[axis] != geometry.in_channels:
+        return None
+    positions = 1
+    for size in shape[:axis]:
+        positions *= size
+    return replace(geometry, input_size=() if geometry.is_linear else shape[axis + 1 :], positions=positions)
+
+
+def shape_of(node: Node) -> tuple[int, ...] | None:
+    """The recorded shape of a node's value, None where it is unknown or not a tensor's."""
+    recorded = node.meta.get("tensor_meta")
+    shape = getattr(recorded, "shape", None)
+    if shape is None:
+        shape = getattr(node.meta.get("val"), "shape", None)
+    if shape is None:
+        return None
+    sizes = [size if isinstance(size, int) else getattr(size.node, "hint", None) for size in shape]
+    return (
+        None
+        if any(size is None for size in sizes)
+        else tuple(int(size) for size in sizes if size is not None)
+    )

@@ -1,0 +1,140 @@
+"""Reads call_function nodes: torch's functional layers and the aten operators of `torch.export`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+from torch.nn import functional as F  # noqa: N812
+
+from fxdecomp.layers import LayerSpec
+from fxdecomp.outcomes import Reason
+from fxdecomp.sites.base import Reading, Refusal
+from fxdecomp.sites.constants import Constant, Constants
+from fxdecomp.sites.geometry import conv_geometry, linear_geometry
+from fxdecomp.sites.modules import ungrouped_transpose
+
+aten = torch.ops.aten
+
+_CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_CONV_TRANSPOSE = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
+_CONVOLUTION = (
+    "input",
+    "weight",
+    "bias",
+    "stride",
+    "padding",
+    "dilation",
+    "transposed",
+    "output_padding",
+    "groups",
+)
+_LINEAR = ("input", "weight", "bias")
+_MATMUL = ("input", "matrix")
+_ADDMM = ("bias", "input", "matrix")
+
+_SIGNATURES: dict[Any, tuple[str, ...]] = {
+    **dict.fromkeys(
+        [
+            torch.conv1d,
+            torch.conv2d,
+            torch.conv3d,
+            aten.conv1d.default,
+            aten.conv2d.default,
+            aten.conv3d.default,
+            aten.conv1d.padding,
+            aten.conv2d.padding,
+            aten.conv3d.padding,
+        ],
+        _CONV,
+    ),
+    **dict.fromkeys(
+        [
+            torch.conv_transpose1d,
+            torch.conv_transpose2d,
+            torch.conv_transpose3d,
+            aten.conv_transpose1d.default,
+            aten.conv_transpose2d.input,
+            aten.conv_transpose3d.input,
+        ],
+        _CONV_TRANSPOSE,
+    ),
+    aten.convolution.default: _CONVOLUTION,
+    **dict.fromkeys([F.linear, aten.linear.default], _LINEAR),
+    **dict.fromkeys([torch.mm, torch.matmul, aten.mm.default, aten.matmul.default], _MATMUL),
+    **dict.fromkeys([torch.addmm, aten.addmm.default], _ADDMM),
+}
+_TRANSPOSED = frozenset(target for target, names in _SIGNATURES.items() if names is _CONV_TRANSPOSE)
+
+
+def read_function_call(node: Node, constants: Constants) -> Reading | Refusal | None:
+    """What a call_function node says of its layer, None where it is no layer.
+
+    A matrix product is a layer only where its second operand is a constant matrix.
+    """
+    names = _SIGNATURES.get(node.target, ())
+    arguments: dict[str, Any] = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    source = arguments.get("input")
+    if not names or not isinstance(source, Node):
+        return None
+    by_matrix = "matrix" in names
+    weight = constants.of(arguments["matrix" if by_matrix else "weight"])
+    if by_matrix and (weight is None or weight.value.ndim != 2 or not _is_plain_product(arguments)):
+        return None
+    kind = getattr(node.target, "__name__", str(node.target))
+    if weight is None:
+        return Refusal(node.name, kind, Reason.COMPUTED_WEIGHT)
+    bias = constants.of(arguments.get("bias"))
+    transposed = node.target in _TRANSPOSED or bool(arguments.get("transposed", False))
+    groups = int(arguments.get("groups", 1))
+    matrix = _canonical(weight.value, by_matrix=by_matrix, transposed=transposed, groups=groups)
+    if arguments.get("bias") is not None and (bias is None or tuple(bias.value.shape) != (matrix.shape[0],)):
+        return Refusal(node.name, kind, Reason.COMPUTED_WEIGHT, "the bias is not one constant per channel")
+    geometry = _geometry(matrix, arguments, transposed=transposed, groups=groups)
+    return Reading(
+        name=_name(node, weight),
+        source=source,
+        geometry=geometry,
+        weight=matrix,
+        bias=None if bias is None else bias.value,
+        roots=weight.roots,
+        key=("function", weight.roots, bias and bias.roots, geometry),
+    )
+
+
+def _is_plain_product(arguments: dict[str, Any]) -> bool:
+    return bool(arguments.get("alpha", 1) == 1 and arguments.get("beta", 1) == 1)
+
+
+def _canonical(weight: Tensor, *, by_matrix: bool, transposed: bool, groups: int) -> Tensor:
+    if by_matrix:
+        return weight.T
+    return ungrouped_transpose(weight, groups) if transposed else weight
+
+
+def _geometry(weight: Tensor, arguments: dict[str, Any], *, transposed: bool, groups: int) -> LayerSpec:
+    out_channels, in_channels = weight.shape[:2]
+    if weight.ndim == 2:
+        return linear_geometry(in_channels, out_channels)
+    return conv_geometry(
+        in_channels * groups,
+        out_channels,
+        tuple(weight.shape[2:]),
+        stride=arguments.get("stride", 1),
+        padding=arguments.get("padding", 0),
+        dilation=arguments.get("dilation", 1),
+        groups=groups,
+        transposed=transposed,
+        output_padding=arguments.get("output_padding", 0),
+    )
+
+
+def _name(node: Node, weight: Constant) -> str:
+    """`features.0.weight` names the site `features.0`, `attn.in_proj_weight` names `attn.in_proj`."""
+    if weight.path is None:
+        return node.name
+    owner, _, leaf = weight.path.rpartition(".")
+    stem = leaf.removesuffix("weight").rstrip("_.")
+    return ".".join(part for part in (owner, stem) if part) or node.name

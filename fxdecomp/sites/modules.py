@@ -1,0 +1,107 @@
+"""Reads call_module nodes: `nn.Linear`, `nn.Conv1d/2d/3d`, `nn.ConvTranspose1d/2d/3d`."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+from torch.nn.utils import parametrize
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+from fxdecomp.layers import LayerSpec
+from fxdecomp.outcomes import Reason
+from fxdecomp.sites.base import Reading, Refusal
+from fxdecomp.sites.geometry import conv_geometry, linear_geometry
+
+Convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+Layer = (nn.Linear, *Convolution)
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Whether a module computes exactly what one of torch's own layers computes.
+
+    A subclass with a forward of its own is not a layer: nobody knows what it does.
+    """
+    kind = next((base for base in Layer if isinstance(module, base)), None)
+    if kind is None:
+        return False
+    own = [type(module).forward is kind.forward]
+    if kind in Convolution:
+        own.append(getattr(type(module), "_conv_forward", None) is getattr(kind, "_conv_forward", None))
+    return all(own)
+
+
+def read_module_call(gm: GraphModule, node: Node) -> Reading | Refusal | None:
+    """What a call_module node says of its layer, None where it is no layer."""
+    module = gm.get_submodule(str(node.target))
+    if not is_layer(module):
+        return None
+    name = str(node.target)
+    source = node.args[0] if node.args else node.kwargs.get("input")
+    if not isinstance(source, Node):
+        return Refusal(name, type(module).__name__, Reason.UNKNOWN_SHAPE, "the input is not a graph value")
+    if any(not isinstance(hook, WeightNorm | SpectralNorm) for hook in _hooks(module)):
+        return Refusal(
+            name, type(module).__name__, Reason.HOOKED, "remove them, or fold them into the weight"
+        )
+    weight, bias = _materialised(module, "weight"), _materialised(module, "bias")
+    if not isinstance(weight, Tensor) or weight.ndim < 2:
+        return Refusal(name, type(module).__name__, Reason.UNSUPPORTED_TENSOR, "it has not been initialised")
+    transposed = isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d)
+    return Reading(
+        name=name,
+        source=source,
+        geometry=_geometry(module),
+        weight=ungrouped_transpose(weight, _groups(module)) if transposed else weight,
+        bias=bias,
+        roots=frozenset(id(parameter) for key, parameter in module.named_parameters() if "bias" not in key),
+        key=("module", id(module)),
+    )
+
+
+def ungrouped_transpose(weight: Tensor, groups: int) -> Tensor:
+    """A transposed convolution's stored weight `[in, out // groups, *k]` as `[out, in // groups, *k]`."""
+    by_group = weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
+    return by_group.transpose(1, 2).flatten(0, 1)
+
+
+def _geometry(module: nn.Module) -> LayerSpec:
+    if isinstance(module, nn.Linear):
+        return linear_geometry(module.in_features, module.out_features)
+    assert isinstance(module, Convolution)
+    return conv_geometry(
+        module.in_channels,
+        module.out_channels,
+        module.kernel_size,
+        stride=module.stride,
+        padding=module.padding,
+        dilation=module.dilation,
+        groups=module.groups,
+        padding_mode=module.padding_mode,
+        transposed=module.transposed,
+        output_padding=module.output_padding,
+    )
+
+
+def _groups(module: nn.Module) -> int:
+    return int(module.groups) if isinstance(module, Convolution) else 1
+
+
+def _hooks(module: nn.Module) -> list[object]:
+    return [
+        *module._forward_pre_hooks.values(),
+        *module._forward_hooks.values(),
+        *module._backward_hooks.values(),
+    ]
+
+
+def _materialised(module: nn.Module, name: str) -> Tensor | None:
+    """The tensor that the module will use: parametrisations and weight-norm hooks are evaluated."""
+    if parametrize.is_parametrized(module, name):
+        return getattr(module, name).detach()  # type: ignore[no-any-return]
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, WeightNorm) and hook.name == name:
+            return hook.compute_weight(module).detach()  # type: ignore[no-any-return]
+        if isinstance(hook, SpectralNorm) and hook.name == name:
+            return hook.compute_weight(module, do_power_iteration=False).detach()
+    return getattr(module, name, None)

@@ -1,0 +1,181 @@
+"""`trace`: an `nn.Module` and example inputs to a GraphModule whose nodes know their shapes."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+from torch.fx import GraphModule, Node
+from torch.fx.passes.shape_prop import _extract_tensor_metadata
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parameter import is_lazy
+
+from fxdecomp.errors import TraceError
+from fxdecomp.graphs import copy_sharing_tensors
+from fxdecomp.inputs import ExampleInputs, call_arguments, placeholder_values
+from fxdecomp.records import Record, attach_record, record_of
+from fxdecomp.sites.modules import Layer, is_layer
+
+
+def trace(model: nn.Module | ExportedProgram | str | Path, example_inputs: ExampleInputs) -> GraphModule:
+    """Turn a network into a graph with recorded shapes.
+
+    `symbolic_trace` in eval mode comes first; where it fails, or leaves layers inside leaf modules such as
+    `nn.MultiheadAttention`, `torch.export` takes over. A GraphModule is taken as it is.
+
+    Args:
+        model: The network, which is not changed; or an exported program, or the path of a `.pt2` file.
+        example_inputs: A tensor, a tuple of positional or a dict of keyword arguments.
+
+    Returns:
+        A GraphModule in eval mode that shares its tensors with the model; `report` says which tracer made it.
+
+    Raises:
+        TraceError: The network cannot be traced, or the example inputs do not fit; says why.
+
+    Example:
+        >>> import torch, fxdecomp
+        >>> gm = fxdecomp.trace(torch.nn.Linear(4, 2), torch.randn(1, 4))
+        >>> [node.op for node in gm.graph.nodes]
+        ['placeholder', 'get_attr', 'get_attr', 'call_function', 'output']
+    """
+    if isinstance(model, str | Path):
+        model = _load(Path(model))
+    if isinstance(model, ExportedProgram):
+        return _with_shapes(_unlifted(model), example_inputs, "torch.export")
+    if isinstance(model, GraphModule):
+        known = record_of(model)
+        return _with_shapes(
+            copy_sharing_tensors(model), example_inputs, known.traced_with if known else "given"
+        )
+    frozen = _eval_copy(model)
+    symbolic = _symbolic(frozen)
+    if isinstance(symbolic, GraphModule) and not _hides_layers(symbolic):
+        return _with_shapes(symbolic, example_inputs, "symbolic_trace")
+    exported = _exported(frozen, example_inputs)
+    if isinstance(exported, GraphModule):
+        return _with_shapes(exported, example_inputs, "torch.export")
+    if isinstance(symbolic, GraphModule):
+        return _with_shapes(symbolic, example_inputs, "symbolic_trace")
+    raise TraceError(
+        f"{type(model).__name__} cannot be traced. symbolic_trace: {_first_line(symbolic)}. "
+        f"torch.export: {_first_line(exported)}. Take the data-dependent part out of the network, or pass a "
+        "GraphModule of the part that is to be decomposed"
+    ) from exported
+
+
+def _eval_copy(model: nn.Module) -> nn.Module:
+    """A copy in eval mode that shares the tensors, so that the model keeps its mode and costs no memory."""
+    for name, module in model.named_modules():
+        if isinstance(module, LazyModuleMixin) and any(map(is_lazy, module.parameters(recurse=False))):
+            raise TraceError(
+                f'"{name}" ({type(module).__name__}) is lazy; run the model once on an example first'
+            )
+    tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors}).eval()
+
+
+def _symbolic(model: nn.Module) -> GraphModule | Exception:
+    try:
+        return fx.symbolic_trace(model)
+    except Exception as error:  # noqa: BLE001 - a model's own code runs here and may raise anything
+        return error
+
+
+def _hides_layers(gm: GraphModule) -> bool:
+    """Whether a leaf module of the graph holds layers that the graph does not show."""
+    leaves = (gm.get_submodule(str(node.target)) for node in gm.graph.nodes if node.op == "call_module")
+    return any(
+        isinstance(module, Layer) for leaf in leaves if not is_layer(leaf) for module in leaf.modules()
+    )
+
+
+def _exported(model: nn.Module, inputs: ExampleInputs) -> GraphModule | Exception:
+    """Export with every size free, first on a doubled batch: torch.export fixes a size of 1."""
+    args, kwargs = call_arguments(inputs)
+    attempts = [_doubled(args, kwargs), (args, kwargs)]
+    failure: Exception = TraceError("nothing was tried")
+    for attempt_args, attempt_kwargs in [attempt for attempt in attempts if attempt is not None]:
+        try:
+            with torch.no_grad():
+                program = torch.export.export(
+                    model,
+                    attempt_args,
+                    attempt_kwargs,
+                    dynamic_shapes=_free_sizes(model, attempt_args, attempt_kwargs),
+                )
+            gm = _unlifted(program)
+            with torch.no_grad():
+                gm(*args, **kwargs)
+        except Exception as error:  # noqa: BLE001 - a model's own code runs here and may raise anything
+            failure = error
+        else:
+            return gm
+    return failure
+
+
+def _doubled(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    values = [*args, *kwargs.values()]
+    if not all(isinstance(value, Tensor) and value.ndim and value.shape[0] == 1 for value in values):
+        return None
+    return tuple(torch.cat([a, a]) for a in args), {k: torch.cat([v, v]) for k, v in kwargs.items()}
+
+
+def _free_sizes(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def free(value: object) -> Any:
+        if not isinstance(value, Tensor):
+            return None
+        return dict.fromkeys(range(value.ndim), torch.export.Dim.AUTO)
+
+    values = torch.export.dynamic_shapes._combine_args(model, args, kwargs)
+    return torch.utils._pytree.tree_map(free, values)
+
+
+def _unlifted(program: ExportedProgram) -> GraphModule:
+    """The program as a module with its parameters by name, without the checks of its example's sizes."""
+    gm = program.module(check_guards=False)
+    assert isinstance(gm, GraphModule)  # narrows the declared nn.Module
+    for node in list(gm.graph.nodes):
+        if node.op == "call_module" and node.target == "_guards_fn":
+            gm.graph.erase_node(node)
+    gm.recompile()
+    return gm
+
+
+def _load(path: Path) -> ExportedProgram:
+    try:
+        return torch.export.load(path)
+    except Exception as error:
+        raise TraceError(f"{path} is not a readable .pt2 file: {_first_line(error)}") from error
+
+
+class _ShapeRecorder(fx.Interpreter):
+    """Runs a graph and records the metadata of every tensor."""
+
+    def run_node(self, n: Node) -> Any:
+        result = super().run_node(n)
+        n.meta.pop("tensor_meta", None)
+        if isinstance(result, Tensor):
+            n.meta["tensor_meta"] = _extract_tensor_metadata(result)
+        return result
+
+
+def _with_shapes(gm: GraphModule, inputs: ExampleInputs, traced_with: str) -> GraphModule:
+    values = placeholder_values(gm, inputs)
+    try:
+        with torch.no_grad():
+            _ShapeRecorder(gm).run(*values, enable_io_processing=False)
+    except Exception as error:
+        raise TraceError(f"the network does not run on the example inputs: {_first_line(error)}") from error
+    record = record_of(gm) or Record()
+    attach_record(gm, Record(traced_with, record.outcomes, record.folds, record.policy, record.notes))
+    return gm
+
+
+def _first_line(error: object) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0] if text else 'no message'}"
