@@ -11,7 +11,6 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 from torch.fx.passes.shape_prop import _extract_tensor_metadata
-from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 
 from fxdecomp.errors import TraceError
@@ -70,11 +69,9 @@ def trace(model: nn.Module | ExportedProgram | str | Path, example_inputs: Examp
 
 def _eval_copy(model: nn.Module) -> nn.Module:
     """A copy in eval mode that shares the tensors, so that the model keeps its mode and costs no memory."""
-    for name, module in model.named_modules():
-        if isinstance(module, LazyModuleMixin) and any(map(is_lazy, module.parameters(recurse=False))):
-            raise TraceError(
-                f'"{name}" ({type(module).__name__}) is lazy; run the model once on an example first'
-            )
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if is_lazy(tensor):
+            raise TraceError(f'"{name}" is lazy and has no shape yet; run the model once on an example first')
     tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
     return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors}).eval()
 
