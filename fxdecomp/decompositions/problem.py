@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from fxdecomp.calibration.moments import Moments
+from fxdecomp.decompositions.factoring import balanced, left_svd
 from fxdecomp.layers import LayerSpec
 
 
@@ -36,16 +36,28 @@ class Problem:
     weight: Float[Tensor, "out in *kernel"]
     spec: LayerSpec
     moments: Moments | None = None
-    _cache: dict[str, object] = field(default_factory=dict, repr=False)
+    _cache: dict[tuple[int, ...], tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
-    def unfold(self, mode: int) -> Float[Tensor, "rows columns"]:
-        """The unfolding along `mode` (0: outputs, 1: inputs), one row per index of that mode."""
-        return self.weight.movedim(mode, 0).flatten(1)
+    def unfold(self, *modes: int) -> Float[Tensor, "rows columns"]:
+        """The matrix whose rows are indexed by `modes` (0: outputs, 1: inputs, 2 and up: the kernel's axes).
 
-    def left_svd(self, mode: int) -> tuple[Float[Tensor, "rows n"], Float[Tensor, " n"]]:
-        """Left singular vectors (columns) and singular values of the unfolding along `mode`, descending."""
-        key = f"left_svd.{mode}"
-        if key not in self._cache:
-            basis, values, _ = torch.linalg.svd(self.unfold(mode), full_matrices=False)
-            self._cache[key] = (basis, values)
-        return self._cache[key]  # type: ignore[return-value]
+        Rows run over `modes` in the order given, columns over the other modes in ascending order.
+        """
+        others = [mode for mode in range(self.weight.ndim) if mode not in modes]
+        return self.weight.permute(*modes, *others).flatten(0, len(modes) - 1).flatten(1)
+
+    def left_svd(self, *modes: int) -> tuple[Float[Tensor, "rows n"], Float[Tensor, " n"]]:
+        """Left singular vectors (columns) and singular values of `unfold(*modes)`, descending."""
+        if modes not in self._cache:
+            self._cache[modes] = left_svd(self.unfold(*modes))
+        return self._cache[modes]
+
+    def spectrum(self, *modes: int) -> Spectrum:
+        """The singular values of `unfold(*modes)`, with that matrix's shape."""
+        matrix = self.unfold(*modes)
+        return Spectrum(self.left_svd(*modes)[1], (matrix.shape[0], matrix.shape[1]))
+
+    def truncated(self, rank: int, *modes: int) -> tuple[Float[Tensor, "rows r"], Float[Tensor, "r columns"]]:
+        """The best approximation of `unfold(*modes)` of a rank, as two factors of even norms."""
+        basis, _ = self.left_svd(*modes)
+        return balanced(basis[:, :rank], self.unfold(*modes))

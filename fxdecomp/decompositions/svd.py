@@ -13,8 +13,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
-import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from fxdecomp.decompositions.base import Decomposition
@@ -51,17 +49,10 @@ class SVD(Decomposition):
 
     def spectra(self, problem: Problem) -> tuple[Spectrum, ...]:
         """The singular values of the matrix."""
-        _, values = problem.left_svd(0)
-        return (Spectrum(values, (problem.spec.out_channels, problem.spec.in_channels)),)
+        return (problem.spectrum(0),)
 
     def factors(self, problem: Problem, rank: tuple[int, ...]) -> tuple[Tensor, ...]:
         """`sqrt(S) V^T` and `U sqrt(S)`, truncated. Cost: one SVD, shared between ranks."""
-        matrix = problem.weight.flatten(1)
-        basis, values = problem.left_svd(0)
-        kept = basis[:, : rank[0]]
-        scale = values[: rank[0]].clamp_min(values[0] * torch.finfo(values.dtype).eps).sqrt()
-        return _as_kernel(kept.T @ matrix / scale[:, None], problem), _as_kernel(kept * scale, problem)
-
-
-def _as_kernel(matrix: Float[Tensor, "out in"], problem: Problem) -> Tensor:
-    return matrix.reshape(*matrix.shape, *(1,) * problem.spec.ndim)
+        last, first = problem.truncated(rank[0], 0)
+        ones = (1,) * problem.spec.ndim
+        return first.reshape(*first.shape, *ones), last.reshape(*last.shape, *ones)

@@ -1,0 +1,107 @@
+"""Canonical polyadic decomposition: every term is a product of vectors.
+
+    W[t, s, y, x] ~ sum_r  A[t, r] B[s, r] C[y, r] D[x, r]
+
+    x --pointwise_in: S -> R--> --depthwise: k x 1--> --depthwise: 1 x k--> --pointwise_out: R -> T--> y
+
+The stride and the padding of an axis stay with the depthwise stage of that axis. Source: Lebedev et al.
+2014, arXiv 1412.6553, section 3.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from torch import Tensor
+
+from fxdecomp.decompositions.als import fit_polyadic
+from fxdecomp.decompositions.base import Decomposition
+from fxdecomp.decompositions.problem import Problem, Spectrum
+from fxdecomp.decompositions.spatial import SpatialStep, spatial_stages, spatial_steps, step_kernel
+from fxdecomp.layers import LayerSpec, StageSpec
+
+
+@dataclass(frozen=True, slots=True)
+class CanonicalPolyadic(Decomposition):
+    """What the forms of the decomposition share; they differ in how depthwise stages share the axes.
+
+    Attributes:
+        tolerance: The iteration stops when the relative error falls by less than this share of itself.
+        iterations: The most iterations that it takes.
+    """
+
+    tolerance: float = 1e-5
+    iterations: int = 200
+
+    @abstractmethod
+    def steps(self, spec: LayerSpec) -> tuple[SpatialStep, ...]:
+        """The depthwise stages."""
+
+    def refusal(self, spec: LayerSpec) -> str | None:
+        """Any convolution will do."""
+        return None if spec.ndim else f"{self.name} takes convolutions; use svd for a Linear"
+
+    def rank_limits(self, spec: LayerSpec) -> tuple[int, ...]:
+        """A rank at which an exact decomposition surely exists: the product of all sizes but the largest."""
+        sizes = self._sizes(spec)
+        return (math.prod(sizes) // max(sizes),)
+
+    def rank_channels(self, spec: LayerSpec) -> tuple[int, ...]:
+        """The larger of input and output channels; the rank of a kernel is often higher than either."""
+        return (max(spec.in_channels, spec.out_channels),)
+
+    def stage_specs(self, spec: LayerSpec, rank: tuple[int, ...]) -> tuple[StageSpec, ...]:
+        """Pointwise, depthwise, pointwise."""
+        steps = self.steps(spec)
+        channels = rank * (len(steps) + 1)
+        prefix = "depthwise_" if len(steps) > 1 else ""
+        return (
+            StageSpec("pointwise_in", spec.pointwise(spec.in_channels, rank[0], at_output=False)),
+            *spatial_stages(spec, steps, channels, depthwise=True, prefix=prefix),
+            StageSpec("pointwise_out", spec.pointwise(rank[0], spec.out_channels, at_output=True)),
+        )
+
+    def spectra(self, problem: Problem) -> tuple[Spectrum, ...]:
+        """The singular values of the output and of the input unfolding."""
+        return problem.spectrum(0), problem.spectrum(1)
+
+    def combine_ranks(self, chosen: tuple[int, ...]) -> tuple[int, ...]:
+        """The larger of the two: no fewer terms can span what both unfoldings hold."""
+        return (max(chosen),)
+
+    def factors(self, problem: Problem, rank: tuple[int, ...]) -> tuple[Tensor, ...]:
+        """The vectors of all terms. Cost: one SVD shared by all ranks, two products an iteration."""
+        spec = problem.spec
+        steps = self.steps(spec)
+        axes = [2 + axis for step in steps for axis in step.axes]
+        tensor = problem.weight.permute(0, 1, *axes).reshape(self._sizes(spec))
+        fit = fit_polyadic(
+            tensor, problem.left_svd(0)[0], rank[0], tolerance=self.tolerance, iterations=self.iterations
+        )
+        A, B, *spatial = fit.factors
+        ones = (1,) * spec.ndim
+        depthwise = (
+            factor.T.reshape(rank[0], 1, *step_kernel(spec, step))
+            for factor, step in zip(spatial, steps, strict=True)
+        )
+        return (B.T.reshape(*B.T.shape, *ones), *depthwise, A.reshape(*A.shape, *ones))
+
+    def _sizes(self, spec: LayerSpec) -> tuple[int, ...]:
+        steps = (math.prod(step_kernel(spec, step)) for step in self.steps(spec))
+        return (spec.out_channels, spec.in_channels, *steps)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class CP(CanonicalPolyadic):
+    """CP with one depthwise stage a spatial axis, rank `(R,)`."""
+
+    name: ClassVar[str] = "cp"
+
+    def steps(self, spec: LayerSpec) -> tuple[SpatialStep, ...]:
+        """One an axis."""
+        steps = spatial_steps(spec)
+        return steps if len(steps) > 1 else (SpatialStep("depthwise", steps[0].axes),)

@@ -1,0 +1,72 @@
+"""Truncated singular value decomposition of a matrix, the way that suits its size and type.
+
+    A = U S V^T,    A A^T = U S^2 U^T
+
+The left vectors of a wide matrix are the eigenvectors of its small Gram matrix. Squaring halves the digits,
+so the Gram matrix of a float32 matrix is formed in float64, where no digit of the original is lost; a float64
+matrix takes this road only where its singular values are close enough together (`GRAM_CONDITION`), and the
+true SVD otherwise. A tall matrix is first reduced to its triangular factor.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+GRAM_CONDITION = 1e3
+"""Ratio of the extreme singular values up to which a float64 Gram matrix keeps ten digits of each."""
+
+
+def left_svd(matrix: Float[Tensor, "rows columns"]) -> tuple[Float[Tensor, "rows n"], Float[Tensor, " n"]]:
+    """Left singular vectors (columns) and singular values, descending, `n = min(rows, columns)`.
+
+    Args:
+        matrix: float32 or float64, on any device.
+
+    Returns:
+        Orthonormal columns and values in the type of `matrix`.
+
+    Cost: `rows^2 columns` for the Gram matrix and an eigenproblem of size `min(rows, columns)`.
+    """
+    rows, columns = matrix.shape
+    if rows > columns:
+        orthonormal, triangle = torch.linalg.qr(matrix)
+        basis, values = left_svd(triangle)
+        return orthonormal @ basis, values
+    scale = matrix.abs().max().clamp_min(torch.finfo(matrix.dtype).tiny)
+    unit = matrix / scale
+    squares, basis = torch.linalg.eigh(gram(unit))
+    values = squares.clamp_min(0).sqrt().flip(0)
+    if matrix.dtype == torch.float64 and values[-1] * GRAM_CONDITION < values[0]:
+        basis, values, _ = torch.linalg.svd(matrix, full_matrices=False)
+        return basis, values
+    return basis.flip(1).to(matrix.dtype), values.to(matrix.dtype) * scale
+
+
+def gram(matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows rows"]:
+    """`A A^T` in float64, accumulated over slices of columns so that no float64 copy of A is made."""
+    total = matrix.new_zeros(matrix.shape[0], matrix.shape[0], dtype=torch.float64)
+    for part in torch.split(matrix, max(1024, matrix.shape[0]), dim=1):
+        wide = part.double()
+        total.addmm_(wide, wide.T)
+    return total
+
+
+def balanced(
+    basis: Float[Tensor, "rows rank"], matrix: Float[Tensor, "rows columns"]
+) -> tuple[Float[Tensor, "rows rank"], Float[Tensor, "rank columns"]]:
+    """Split `U (U^T A)` so that each component's row and column have the same norm.
+
+    Args:
+        basis: Orthonormal columns U.
+        matrix: A.
+
+    Returns:
+        Two factors whose product is `U U^T A`.
+    """
+    rows = basis.T @ matrix
+    norms = torch.linalg.vector_norm(rows, dim=1)
+    floor = norms.max() * torch.finfo(norms.dtype).eps
+    scale = torch.where(norms > floor, norms, torch.where(floor > 0, floor, torch.ones_like(norms))).sqrt()
+    return basis * scale, rows / scale[:, None]

@@ -1,0 +1,89 @@
+"""Tensor train: pointwise, one stage an axis of the kernel, pointwise, each with ranks of its own.
+
+    W[t, s, y, x] ~ sum_{a, b, c}  P[a, s] Y[b, a, y] X[c, b, x] Q[t, c]
+
+    x --pointwise_in: S -> a--> --vertical: a -> b--> --horizontal: b -> c--> --pointwise_out: c -> T--> y
+
+Each rank truncates one SVD, from the inputs to the outputs. Source: Oseledets 2011, SIAM J. Sci. Comput. 33,
+algorithm 1; the error is at most sqrt(number of ranks) times the best one (corollary 2.4).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor
+
+from fxdecomp.decompositions.base import Decomposition
+from fxdecomp.decompositions.factoring import left_svd
+from fxdecomp.decompositions.problem import Problem, Spectrum
+from fxdecomp.decompositions.spatial import spatial_stages, spatial_steps, step_kernel
+from fxdecomp.layers import LayerSpec, StageSpec
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class TensorTrain(Decomposition):
+    """Tensor train, one rank between each two stages, from the input to the output."""
+
+    name: ClassVar[str] = "tensor_train"
+
+    def refusal(self, spec: LayerSpec) -> str | None:
+        """Any convolution will do."""
+        return None if spec.ndim else "tensor_train takes convolutions; use svd for a Linear"
+
+    def rank_limits(self, spec: LayerSpec) -> tuple[int, ...]:
+        """The ranks of full matrices `[(in, axes so far), (out, axes to come)]`."""
+        before, after = spec.in_channels, spec.out_channels * math.prod(spec.kernel)
+        limits = [min(before, after)]
+        for step in spatial_steps(spec):
+            taps = math.prod(step_kernel(spec, step))
+            before, after = before * taps, after // taps
+            limits.append(min(before, after))
+        return tuple(limits)
+
+    def rank_channels(self, spec: LayerSpec) -> tuple[int, ...]:
+        """Input channels first, output channels last, the smaller of the two between."""
+        between = (min(spec.in_channels, spec.out_channels),) * (len(spatial_steps(spec)) - 1)
+        return (spec.in_channels, *between, spec.out_channels)
+
+    def stage_specs(self, spec: LayerSpec, rank: tuple[int, ...]) -> tuple[StageSpec, ...]:
+        """Pointwise, one stage a step, pointwise."""
+        return (
+            StageSpec("pointwise_in", spec.pointwise(spec.in_channels, rank[0], at_output=False)),
+            *spatial_stages(spec, spatial_steps(spec), rank),
+            StageSpec("pointwise_out", spec.pointwise(rank[-1], spec.out_channels, at_output=True)),
+        )
+
+    def spectra(self, problem: Problem) -> tuple[Spectrum, ...]:
+        """The singular values of `[(in, axes so far), (out, axes to come)]`, one matrix a rank."""
+        modes = [1]
+        spectra = [problem.spectrum(*modes)]
+        for step in spatial_steps(problem.spec):
+            modes += [2 + axis for axis in step.axes]
+            spectra.append(problem.spectrum(*modes))
+        return tuple(spectra)
+
+    def factors(self, problem: Problem, rank: tuple[int, ...]) -> tuple[Tensor, ...]:
+        """The kernels of the stages. Cost: one SVD a rank, the first the dearest and shared."""
+        spec = problem.spec
+        steps = spatial_steps(spec)
+        axes = [2 + axis for step in steps for axis in step.axes]
+        ones = (1,) * spec.ndim
+        basis = problem.left_svd(1)[0][:, : rank[0]]
+        rest = basis.T @ problem.weight.permute(1, *axes, 0).flatten(1)
+        stages = [basis.T.reshape(rank[0], spec.in_channels, *ones)]
+        for step, before, after in zip(steps, rank[:-1], rank[1:], strict=True):
+            kernel = step_kernel(spec, step)
+            rows = rest.reshape(before * math.prod(kernel), -1)
+            basis = left_svd(rows)[0][:, :after]
+            rest = basis.T @ rows
+            short = after - basis.shape[1]
+            if short > 0:
+                basis = torch.nn.functional.pad(basis, (0, short))
+                rest = torch.nn.functional.pad(rest, (0, 0, 0, short))
+            stages.append(basis.T.reshape(after, before, *kernel))
+        return (*stages, rest.T.reshape(spec.out_channels, rank[-1], *ones))
