@@ -1,8 +1,22 @@
 """ONNX files: written, checked, timed."""
 
+from fxdecomp.export.benchmark_report import BenchmarkReport, Ratio, Timing
 from fxdecomp.export.export_report import ExportReport
+from fxdecomp.export.kernels import Kernel
 from fxdecomp.export.metadata import FileMetadata, read_metadata
 from fxdecomp.export.parity import check_parity
+from fxdecomp.export.timing import benchmark
 from fxdecomp.export.writing import to_onnx
 
-__all__ = ["ExportReport", "FileMetadata", "check_parity", "read_metadata", "to_onnx"]
+__all__ = [
+    "BenchmarkReport",
+    "ExportReport",
+    "FileMetadata",
+    "Kernel",
+    "Ratio",
+    "Timing",
+    "benchmark",
+    "check_parity",
+    "read_metadata",
+    "to_onnx",
+]

@@ -123,7 +123,7 @@ def _silence() -> Iterator[None]:
         warnings.filterwarnings("ignore", message=r"(?s)Exporting a model while it is in training mode")
         try:
             for logger in loggers:
-                logger.setLevel(logging.ERROR)
+                logger.setLevel(logging.CRITICAL)  # what fails is raised as well
             yield
         finally:
             for logger, level in zip(loggers, levels, strict=True):

@@ -97,29 +97,38 @@ def _export(
     opset: int | None,
 ) -> tuple[Any, bool, tuple[str, ...]]:
     """The model, whether its batch is dynamic, and what there is to say about it."""
+    try:
+        run_graph(gm, inputs)
+    except Exception as error:
+        raise ExportError(f"PyTorch itself cannot run the graph on the example: {_brief(error)}") from error
+    obstacle = ""
     if dynamic_batch is not False:
-        try:
-            if not any(has_batch(inputs)):
-                raise ExportError("no input has an axis for it")
-            _run_at_other_batch(gm, inputs)
-            return export_graph(gm, inputs, batch=True, axes=axes, opset=opset), True, ()
-        except ExportError as error:
-            if dynamic_batch:
-                raise ExportError(
-                    f"the batch size cannot be dynamic: {error}; pass dynamic_batch=False"
-                ) from error
-            note = f"the batch size is fixed to the example's: {error}"
-            return export_graph(gm, inputs, batch=False, axes=axes, opset=opset), False, (note,)
-    return export_graph(gm, inputs, batch=False, axes=axes, opset=opset), False, ()
+        obstacle = _obstacle(gm, inputs)
+        if not obstacle:
+            try:
+                return export_graph(gm, inputs, batch=True, axes=axes, opset=opset), True, ()
+            except ExportError as error:
+                obstacle = str(error)
+    if dynamic_batch:
+        raise ExportError(f"the batch size cannot be dynamic: {obstacle}; pass dynamic_batch=False")
+    notes = (f"the batch size is fixed to the example's: {obstacle}",) if obstacle else ()
+    return export_graph(gm, inputs, batch=False, axes=axes, opset=opset), False, notes
 
 
-def _run_at_other_batch(gm: GraphModule, inputs: tuple[Tensor, ...]) -> None:
-    """A graph that PyTorch itself runs at one batch size only cannot be checked at another."""
+def _obstacle(gm: GraphModule, inputs: tuple[Tensor, ...]) -> str:
+    """Why the batch cannot be dynamic: what PyTorch runs at one size only cannot be checked at another."""
+    if not any(has_batch(inputs)):
+        return "no input has an axis for it"
     batch = _batch(inputs) + 1
     try:
         run_graph(gm, with_batch(inputs, batch))
-    except Exception as error:
-        raise ExportError(f"PyTorch fails at batch {batch}: {str(error).splitlines()[0][:200]}") from error
+    except Exception as error:  # noqa: BLE001 - whatever the graph raises is the reason
+        return f"PyTorch fails at batch {batch}: {_brief(error)}"
+    return ""
+
+
+def _brief(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)[:200]
 
 
 def _test_inputs(

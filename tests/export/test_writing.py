@@ -268,6 +268,8 @@ def test_wrong_arguments_are_named(tmp_path: Path) -> None:
         to_onnx(gm, (image(), image()), tmp_path / "net.onnx")
     with pytest.raises(ExportError, match="example input 0 is a int, wanted a Tensor"):
         to_onnx(gm, (3,), tmp_path / "net.onnx")
+    with pytest.raises(ExportError, match="PyTorch itself cannot run the graph on the example"):
+        to_onnx(gm, image(channels=4), tmp_path / "net.onnx")
     with pytest.raises(ExportError, match="does not exist; create it first"):
         to_onnx(gm, image(), tmp_path / "no" / "net.onnx")
 

@@ -1,0 +1,76 @@
+"""Inputs for a file that is timed: shapes from the file, values from a seed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fxdecomp.errors import BenchmarkError
+
+_TYPES = {
+    "tensor(float)": np.float32,
+    "tensor(double)": np.float64,
+    "tensor(float16)": np.float16,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(uint8)": np.uint8,
+    "tensor(int8)": np.int8,
+    "tensor(bool)": np.bool_,
+}
+
+
+def fixed_batch(declared: Any) -> int | None:
+    """The batch size that a session's inputs fix, None where it is free."""
+    shape = declared[0].shape if declared else []
+    return shape[0] if shape and isinstance(shape[0], int) else None
+
+
+def make_feed(
+    declared: Any,
+    *,
+    batch: int,
+    axes: Mapping[str, int],
+    example_shapes: Mapping[str, tuple[int, ...]],
+    seed: int = 0,
+) -> dict[str, NDArray[Any]]:
+    """Random inputs for a session: normal for floating-point types, zeros for indices and flags.
+
+    Args:
+        declared: `session.get_inputs()`.
+        batch: Length of a free first axis.
+        axes: Lengths of further free axes, by the name of their symbol.
+        example_shapes: Shapes of the example that the file was made with, by input; they settle free axes
+            that `axes` does not.
+        seed: Seed of the values.
+
+    Raises:
+        BenchmarkError: If the length of a free axis is not known, or a type cannot be made.
+    """
+    generator = np.random.default_rng(seed)
+    feed: dict[str, NDArray[Any]] = {}
+    for item in declared:
+        example = example_shapes.get(item.name, ())
+        shape = []
+        for axis, length in enumerate(item.shape):
+            if isinstance(length, int):
+                shape.append(length)
+            elif axis == 0:
+                shape.append(batch)
+            elif length in axes:
+                shape.append(axes[length])
+            elif axis < len(example):
+                shape.append(example[axis])
+            else:
+                raise BenchmarkError(
+                    f"input {item.name!r} has shape {item.shape}: axis {axis} ({length!r}) has no length; "
+                    f"give it with axes={{{length!r}: ...}}, or give whole inputs"
+                )
+        if item.type not in _TYPES:
+            raise BenchmarkError(f"input {item.name!r} is a {item.type}; give the inputs yourself")
+        dtype = np.dtype(_TYPES[item.type])
+        values = generator.standard_normal(shape) if dtype.kind == "f" else np.zeros(shape)
+        feed[item.name] = values.astype(dtype)
+    return feed
