@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 from fxdecomp.decompositions import method_named
 from fxdecomp.errors import PolicyError
+from fxdecomp.files import write_text
 from fxdecomp.ranks import VBMF, RankRule, rank_from, rule_from_dict, rule_to_dict
 
 Rank: TypeAlias = RankRule | int | float | tuple[int, ...]
@@ -149,9 +150,13 @@ class Policy:
             require_saving=data.get("require_saving", True),
         )
 
+    def to_toml(self) -> str:
+        """The policy as the text of a TOML file."""
+        return _toml(self.to_dict())
+
     def save(self, path: str | Path) -> None:
-        """Write the policy as TOML."""
-        Path(path).write_text(_toml(self.to_dict()))
+        """Write the policy as TOML, whole or not at all."""
+        write_text(Path(path), self.to_toml())
 
     @staticmethod
     def load(path: str | Path) -> Policy:

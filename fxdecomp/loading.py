@@ -1,0 +1,167 @@
+"""Models and policies as the command line names them: `package.module:callable`, files, ranks in words."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+from fxdecomp.errors import FxdecompError, PolicyError, TraceError
+from fxdecomp.inputs import ExampleInputs
+from fxdecomp.policy import Policy
+from fxdecomp.ranks import VBMF, Energy, Fixed, RankRule, Ratio
+
+
+class ModelReferenceError(FxdecompError, ValueError):
+    """A model reference that leads nowhere."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoadedModel:
+    """A model and the inputs to trace it with."""
+
+    model: nn.Module | ExportedProgram
+    example_inputs: ExampleInputs
+
+
+def load_model(reference: str, shapes: tuple[tuple[int, ...], ...] = ()) -> LoadedModel:
+    """Load a model by reference.
+
+    Args:
+        reference: `package.module:callable`, where the callable returns a module or a pair of a module and
+            its example inputs; or the path of a `.pt2` file, which carries its own example inputs.
+        shapes: Shapes of random example inputs, where the reference brings none.
+
+    Raises:
+        ModelReferenceError: The reference leads nowhere, or no example inputs are known; says what to do.
+    """
+    if reference.endswith(".pt2"):
+        return _load_program(Path(reference), shapes)
+    module_name, _, attribute = reference.partition(":")
+    if not attribute:
+        raise ModelReferenceError(
+            f"{reference!r} is neither a .pt2 file nor of the form package.module:callable"
+        )
+    made = _call(module_name, attribute, reference)
+    model, inputs = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+    if not isinstance(model, nn.Module):
+        raise ModelReferenceError(f"{reference} returns a {type(model).__name__}, not a torch.nn.Module")
+    if shapes:
+        inputs = _random(shapes)
+    if inputs is None:
+        raise ModelReferenceError(
+            f"{reference} returns a model without example inputs; add --input 1x3x224x224, or return a pair"
+        )
+    return LoadedModel(model, inputs)
+
+
+def policy_from(method: str | None, rank: str | None, file: Path | None) -> Policy:
+    """The policy of a command: a file, or a method with a rank in words.
+
+    Raises:
+        PolicyError: Both or neither was given, or the rank cannot be read.
+    """
+    if file is not None:
+        if method or rank:
+            raise PolicyError("--policy says methods and ranks itself; leave --method and --rank away")
+        return Policy.load(file)
+    if method is None:
+        raise PolicyError("say what to do: --method tucker2 --rank vbmf, or --policy FILE")
+    return Policy(method=method, rank=parse_rank(rank or "vbmf"))
+
+
+def parse_rank(text: str) -> RankRule:
+    """A rank rule in words: `vbmf`, `energy:0.9`, `ratio:0.5` or `0.5`, `32`, `64,32`.
+
+    Raises:
+        PolicyError: The text is none of these.
+
+    Example:
+        >>> parse_rank("64,32")
+        Fixed(rank=(64, 32))
+    """
+    word, _, value = text.partition(":")
+    try:
+        if text == "vbmf":
+            return VBMF()
+        if word == "energy":
+            return Energy(float(value))
+        if word == "ratio":
+            return Ratio(float(value))
+        if "." in text:
+            return Ratio(float(text))
+        return Fixed(tuple(int(part) for part in text.split(",")))
+    except ValueError as error:
+        if isinstance(error, PolicyError):
+            raise
+        raise PolicyError(f"rank {text!r} is none of vbmf, energy:0.9, 0.5, 32 or 64,32") from error
+
+
+def load_object(reference: str) -> object:
+    """The object that `package.module:name` names.
+
+    Raises:
+        ModelReferenceError: There is none.
+    """
+    module_name, _, attribute = reference.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        value: object = importlib.import_module(module_name)
+        for part in attribute.split("."):
+            value = getattr(value, part)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ModelReferenceError(f"{reference}: {error}") from error
+    return value
+
+
+def parse_shape(text: str) -> tuple[int, ...]:
+    """`1x3x224x224` as a tuple.
+
+    Raises:
+        ModelReferenceError: The text is something else.
+    """
+    try:
+        shape = tuple(int(part) for part in text.lower().split("x"))
+    except ValueError:
+        shape = ()
+    if not shape or any(size < 1 for size in shape):
+        raise ModelReferenceError(f"{text!r} is no shape; write it as 1x3x224x224")
+    return shape
+
+
+def _call(module_name: str, attribute: str, reference: str) -> object:
+    target = load_object(f"{module_name}:{attribute}")
+    if isinstance(target, nn.Module):
+        return target
+    if not callable(target):
+        raise ModelReferenceError(f"{reference} is a {type(target).__name__} and cannot be called")
+    try:
+        return target()
+    except Exception as error:
+        raise ModelReferenceError(f"{reference}() raised {type(error).__name__}: {error}") from error
+
+
+def _load_program(path: Path, shapes: tuple[tuple[int, ...], ...]) -> LoadedModel:
+    if not path.exists():
+        raise ModelReferenceError(f"there is no file {path}")
+    try:
+        program = torch.export.load(path)
+    except Exception as error:
+        raise TraceError(f"{path} is not a readable .pt2 file: {error}") from error
+    if shapes:
+        return LoadedModel(program, _random(shapes))
+    args, kwargs = program.example_inputs or ((), {})
+    if not args and not kwargs:
+        raise ModelReferenceError(f"{path} carries no example inputs; add --input 1x3x224x224")
+    return LoadedModel(program, kwargs if kwargs and not args else tuple(args))
+
+
+def _random(shapes: tuple[tuple[int, ...], ...]) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(0)
+    return tuple(torch.randn(shape, generator=generator) for shape in shapes)

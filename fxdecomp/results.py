@@ -1,0 +1,67 @@
+"""`compress_to`: one network through the whole path into a folder."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.fx import GraphModule
+
+from fxdecomp.export import ExportReport, to_onnx
+from fxdecomp.files import write_json, write_text
+from fxdecomp.inputs import call_arguments
+from fxdecomp.loading import LoadedModel
+from fxdecomp.pipeline import transform
+from fxdecomp.policy import Policy
+from fxdecomp.progress import Progress, silent
+from fxdecomp.reporting import Report, graph_diff, report
+from fxdecomp.tracing import trace
+
+
+@dataclass(frozen=True, slots=True)
+class CompressResult:
+    """What was written, and what became of each layer."""
+
+    report: Report
+    exported: ExportReport
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as JSON data."""
+        return {"report": self.report.to_dict(), "export": self.exported.to_dict()}
+
+
+def compress_to(
+    loaded: LoadedModel, policy: Policy, folder: Path, *, progress: Progress = silent
+) -> CompressResult:
+    """Trace, transform, export and check a network, and write what a user needs into a folder.
+
+    Args:
+        loaded: The network and its example inputs.
+        policy: Methods and ranks.
+        folder: Made if it does not exist; `small.onnx`, `small.pt2`, `report.json`, `policy.toml` and
+            `graph.diff` appear in it, each whole or not at all.
+        progress: Told of every finished layer.
+    """
+    gm = trace(loaded.model, loaded.example_inputs)
+    small = transform(gm, policy, progress=progress)
+    folder.mkdir(parents=True, exist_ok=True)
+    args, kwargs = call_arguments(loaded.example_inputs)
+    exported = to_onnx(small, (*args, *kwargs.values()), folder / "small.onnx")
+    _save_program(small, args, kwargs, folder / "small.pt2")
+    result = CompressResult(report(small), exported)
+    write_text(folder / "policy.toml", policy.to_toml())
+    write_text(folder / "graph.diff", graph_diff(gm, small) + "\n")
+    write_json(folder / "report.json", result.to_dict())
+    return result
+
+
+def _save_program(gm: GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any], path: Path) -> None:
+    with torch.no_grad():
+        program = torch.export.export(gm, args, kwargs)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
+        part = Path(scratch) / path.name
+        torch.export.save(program, part)
+        part.replace(path)
