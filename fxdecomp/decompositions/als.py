@@ -63,7 +63,7 @@ def fit_polyadic(
     for _ in range(iterations):
         factors, error = state.step(factors)
         errors.append(error)
-        if errors[-2] - error <= tolerance * error:
+        if errors[-2] - error <= max(tolerance * error, 1e-7):
             break
     return PolyadicFit(even_norms(factors, scale), tuple(errors))
 
@@ -153,7 +153,7 @@ def _solve(product: Float[Tensor, "n r"], others: list[Tensor]) -> Float[Tensor,
     ridge = torch.finfo(torch.float64).eps * len(normal) * normal.diagonal().mean()
     lower, failed = torch.linalg.cholesky_ex(normal + ridge * torch.eye(len(normal)).to(normal))
     if int(failed):
-        return (product.double() @ torch.linalg.pinv(normal, hermitian=True)).to(product.dtype)
-    solution: Tensor = torch.cholesky_solve(product.double().T, lower)
-    solution = solution.T.to(product.dtype)
-    return solution
+        solution: Tensor = product.double() @ torch.linalg.pinv(normal, hermitian=True)
+    else:
+        solution = torch.cholesky_solve(product.double().T, lower).T
+    return solution.to(product.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -54,10 +55,11 @@ def rule_from_dict(data: Mapping[str, Any]) -> RankRule:
     }
     for rule in RULES:
         if rule.name == data.get("rule"):
-            known = set(rule.__dataclass_fields__)
-            if unknown := set(fields) - known:
-                raise PolicyError(f"rank rule {rule.name!r} takes {sorted(known)}, got {sorted(unknown)}")
-            return rule(**fields)
+            try:
+                return rule(**fields)
+            except TypeError as error:
+                takes = ", ".join(field.name for field in dataclasses.fields(rule)) or "nothing"
+                raise PolicyError(f"rank rule {rule.name!r} takes {takes}; got {fields}") from error
     raise PolicyError(f"there is no rank rule {data.get('rule')!r}; use one of {_names()}")
 
 
