@@ -85,23 +85,29 @@ def bench(
     files: Annotated[list[Path], typer.Argument(help="ONNX files; ratios are taken against the first")],
     provider: Annotated[list[str] | None, typer.Option(help="ONNX Runtime execution provider")] = None,
     threads: Annotated[int, typer.Option(help="Threads; 0 for all")] = 1,
-    seconds: Annotated[float, typer.Option(help="Time to spend")] = 10.0,
+    rounds: Annotated[int, typer.Option(help="Timed rounds; every round runs each file once")] = 30,
+    batch: Annotated[int | None, typer.Option(help="Batch size, where the file leaves it open")] = None,
+    axis: Annotated[list[str] | None, typer.Option(help="Length of another open axis: width=400")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Time ONNX files against each other, interleaved, and show where the time goes."""
     from fxdecomp.export import benchmark
+    from fxdecomp.loading import parse_axes
 
     names = _distinct_names(files)
     report = benchmark(
         dict(zip(names, files, strict=True)),
         providers=tuple(provider or ["CPUExecutionProvider"]),
         threads=threads,
-        min_seconds=seconds,
+        rounds=rounds,
+        batch_sizes=batch,
+        axes=parse_axes(axis or []),
     )
     if as_json:
         _print_json(report.to_dict())
-    else:
-        console.print(str(report), markup=False, highlight=False, soft_wrap=True)
+        return
+    tables = [str(report), *(report.kernel_table(name) for name in names)]
+    console.print("\n\n".join(tables), markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -164,8 +170,12 @@ def _traced(reference: str, inputs: list[str] | None) -> Any:
 
 
 def _distinct_names(files: list[Path]) -> list[str]:
-    stems = [file.stem for file in files]
-    return stems if len(set(stems)) == len(stems) else [str(file) for file in files]
+    """The files' stems, numbered where the same stem comes again."""
+    names: list[str] = []
+    for file in files:
+        earlier = sum(other.stem == file.stem for other in files[: len(names)])
+        names.append(f"{file.stem} ({earlier + 1})" if earlier else file.stem)
+    return names
 
 
 def _print_json(data: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -133,6 +134,21 @@ def parse_shape(text: str) -> tuple[int, ...]:
     if not shape or any(size < 1 for size in shape):
         raise ModelReferenceError(f"{text!r} is no shape; write it as 1x3x224x224")
     return shape
+
+
+def parse_axes(texts: Sequence[str]) -> dict[str, int]:
+    """`["width=400"]` as a mapping.
+
+    Raises:
+        ModelReferenceError: A text is something else.
+    """
+    lengths = {}
+    for text in texts:
+        name, _, length = text.partition("=")
+        if not name or not length.isdigit():
+            raise ModelReferenceError(f"{text!r} is no axis; write it as width=400")
+        lengths[name] = int(length)
+    return lengths
 
 
 def _call(module_name: str, attribute: str, reference: str) -> object:

@@ -1,0 +1,5 @@
+"""`python -m fxdecomp`."""
+
+from fxdecomp.cli import main
+
+main()

@@ -1,0 +1,30 @@
+"""Models that the command-line tests name as `tests.cli_models:callable`."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+def small_net() -> tuple[nn.Module, torch.Tensor]:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, groups=16),
+        nn.Flatten(),
+        nn.Linear(1152, 8),
+    )
+    return net, torch.randn(1, 3, 8, 8)
+
+
+def without_inputs() -> nn.Module:
+    return nn.Linear(4, 2)
+
+
+def failing() -> nn.Module:
+    raise RuntimeError("weights are missing")
+
+
+def not_a_module() -> int:
+    return 3
