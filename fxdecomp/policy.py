@@ -75,7 +75,7 @@ class Policy:
     Example:
         >>> policy = Policy(method="tucker2", rank=0.5, rules=[Rule("classifier.*", method="svd", rank=32)])
         >>> policy.select("classifier.0")
-        Selection(method='svd', rank=Fixed(rank=(32,)))
+        Selection(method='svd', rank=Fixed(rank=32))
     """
 
     method: str | None = None

@@ -74,6 +74,9 @@ class FoldBatchNorm(Pass):
                 user in norms and folds[norms[user].name].into == site.name for user in after
             ):
                 _fold(gm, site, norms[after[0]], after)
+        called = {str(node.target) for node in gm.graph.nodes if node.op == "call_module"}
+        for name in {str(node.target) for node in norms if node.op == "call_module"} - called:
+            gm.delete_submodule(name)
         remove_unused(gm)
         earlier = tuple(fold for fold in record.folds if fold.norm not in folds)
         return replace(record, folds=(*earlier, *folds.values()))

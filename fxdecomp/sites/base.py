@@ -46,11 +46,22 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Call:
-    """One place where a layer is applied: the node, the node of its input, and the true geometry there."""
+    """One place where a layer is applied.
+
+    Attributes:
+        node: The node that applies it.
+        operand: Which of the node's inputs (`Node.all_input_nodes`) is the layer's.
+        spec: The true geometry there.
+    """
 
     node: Node
-    source: Node
+    operand: int
     spec: LayerSpec
+
+    @property
+    def source(self) -> Node:
+        """The node of the layer's input, as the graph stands now: edits elsewhere may have replaced it."""
+        return self.node.all_input_nodes[self.operand]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -88,7 +88,8 @@ def _site(name: str, group: list[tuple[Node, Reading]], uses: dict[int, set[Node
         names = ", ".join(sorted(other.name for other in others)[:3])
         return skip(Reason.TIED_WEIGHT, f"it is used by {names}", macs)
     calls = tuple(
-        Call(node, reading.source, spec) for (node, reading), spec in zip(group, known, strict=True)
+        Call(node, node.all_input_nodes.index(reading.source), spec)
+        for (node, reading), spec in zip(group, known, strict=True)
     )
     return Site(name, calls, weight.detach(), None if bias is None else bias.detach())
 

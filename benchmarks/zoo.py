@@ -1,0 +1,290 @@
+"""Sweep over pytorchcv: 867 networks in 154 families, random weights, results to a JSON lines file.
+
+    python -m benchmarks.zoo --out zoo.jsonl             # every family, and every name below 30 M parameters
+    python -m benchmarks.zoo --out zoo.jsonl --onnx      # with ONNX parity
+    python -m benchmarks.zoo --out zoo.jsonl --table docs/zoo.md
+
+Each network runs in a process of its own with a time limit, so that a crash or a hang is a row. Networks that
+already have a row are not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import multiprocessing as mp
+import sys
+import time
+import types
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.network_checks import TOLERANCE, TOLERANCE_DOUBLE, Inputs, Row, check_network, randomise, to_json
+
+SIZES = (32, 64, 96, 128, 160, 192, 224, 256, 320, 384, 480)
+AUDIO = ("jasper", "jasperdr", "quartznet")
+
+CAUSES: dict[str, str] = {}
+"""Why a network fails, by name or family, where the cause is known."""
+
+
+class DeformConv2d(nn.Module):
+    """Stands in for torchvision's, which one network of the zoo constructs, where torchvision does not load."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__()
+
+    def forward(self, *args: object) -> None:
+        """Refuse."""
+        raise RuntimeError("torchvision.ops.DeformConv2d is not there: torchvision does not load here")
+
+
+def constructors() -> dict[str, Callable[..., nn.Module]]:
+    """Every network of the zoo by name; a family is the module that defines it."""
+    try:
+        import torchvision.ops  # type: ignore[import-untyped,unused-ignore] # noqa: F401
+    except Exception:  # noqa: BLE001 - absent, or built for another torch: both happen
+        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        package, ops = types.ModuleType("torchvision"), types.ModuleType("torchvision.ops")
+        ops.DeformConv2d = DeformConv2d  # type: ignore[attr-defined]
+        sys.modules |= {"torchvision": package, "torchvision.ops": ops}
+    from pytorchcv.model_provider import _models
+
+    return dict(_models)
+
+
+def family(constructor: Callable[..., nn.Module]) -> str:
+    """The family that a constructor belongs to."""
+    return constructor.__module__.rpartition(".")[2]
+
+
+def build(constructor: Callable[..., nn.Module]) -> nn.Module:
+    """The network with random weights, without the parts that read sound files."""
+    torch.manual_seed(0)
+    if family(constructor) in AUDIO:
+        return constructor(from_audio=False)
+    return constructor()
+
+
+def count_parameters(constructor: Callable[..., nn.Module]) -> int:
+    """Number of parameters, without allocating them; -1 where the network cannot be built."""
+    try:
+        with torch.device("meta"):
+            return sum(parameter.numel() for parameter in build(constructor).parameters())
+    except Exception:  # noqa: BLE001 - its row will tell
+        return -1
+
+
+def smallest_inputs(name: str, model: nn.Module) -> Inputs:
+    """The smallest inputs that a network accepts, by trial."""
+    torch.manual_seed(1)
+    special = {
+        "raft": lambda: (torch.randn(1, 3, 128, 128), torch.randn(1, 3, 128, 128)),
+        "propainter_rfc": lambda: (torch.randn(1, 4, 2, 64, 64), torch.randn(1, 4, 1, 64, 64)),
+        "propainter_ip": lambda: (
+            torch.randn(4, 3, 64, 64),
+            torch.randn(4, 1, 64, 64),
+            torch.randn(3, 4, 64, 64),
+        ),
+        "propainter": lambda: _propainter_inputs(),
+        "voca": lambda: (torch.randn(2, 1, 16, 29), torch.full((2,), 3)),
+        "nvpattexp": lambda: (torch.randn(2, 8, 16, 29), torch.full((2,), 3)),
+        "visemenet": lambda: (torch.randn(2, 8, 195), torch.full((2, 76), 3)),
+        "jasper": lambda: (torch.randn(1, 64, 64), torch.tensor([60])),
+        "jasperdr": lambda: (torch.randn(1, 64, 64), torch.tensor([60])),
+        "quartznet": lambda: (torch.randn(1, 64, 64), torch.tensor([60])),
+    }
+    kind = type(model).__module__.rpartition(".")[2]
+    for key in (name.split("_")[0], kind, name):
+        if key in special:
+            return special[key]()
+    return _smallest_image(model)
+
+
+def _propainter_inputs() -> Inputs:
+    raise NotImplementedError("propainter's transformer takes six arguments that its own pipeline prepares")
+
+
+def _smallest_image(model: nn.Module) -> Inputs:
+    channels = next(
+        (m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), getattr(model, "in_channels", 3)
+    )
+    channels = int(getattr(model, "in_channels", channels))
+    own = getattr(model, "in_size", None)
+    failure: Exception = ValueError("no size was tried")
+    for size in [*((s, s) for s in SIZES), *([tuple(own)] if own else []), (1, 29)]:
+        image = torch.randn(1, channels, *size)
+        try:
+            with torch.no_grad():
+                model.eval()(image)
+        except Exception as error:  # noqa: BLE001 - the next size may do
+            failure = error
+        else:
+            return (image,)
+    raise ValueError(f"no input size works: {failure}") from failure
+
+
+def check_one(name: str, pipe: Any, onnx: bool) -> None:
+    """Check one network and send its row; runs in a process of its own."""
+    torch.set_num_threads(1)
+    constructor = constructors()[name]
+    row = Row(name, family(constructor))
+    at = "construct"
+    try:
+        model = randomise(build(constructor))
+        at = "inputs"
+        inputs = smallest_inputs(name, model)
+    except Exception as error:  # noqa: BLE001 - one network's failure is its row
+        pipe.send(to_json(row) | {"failed_at": at, "error": f"{type(error).__name__}: {error}"[:600]})
+        return
+    pipe.send(to_json(check_network(row, model, inputs, onnx=onnx)))
+
+
+def select(names: dict[str, Callable[..., nn.Module]], max_params: int) -> list[str]:
+    """The smallest of every family first, then every other name below the limit, by size."""
+    sizes = {name: count_parameters(constructor) for name, constructor in names.items()}
+    families: dict[str, list[str]] = defaultdict(list)
+    for name, constructor in names.items():
+        families[family(constructor)].append(name)
+    first = [min(members, key=lambda n: (sizes[n] < 0, sizes[n])) for members in families.values()]
+    rest = [n for n, size in sizes.items() if size < max_params and n not in first]
+    return sorted(first, key=sizes.__getitem__) + sorted(rest, key=sizes.__getitem__)
+
+
+def sweep(names: list[str], *, onnx: bool, limit_s: float, jobs: int) -> Iterator[dict[str, Any]]:
+    """The rows of all networks as they come, `jobs` networks at a time."""
+    context = mp.get_context("fork")
+    waiting = list(reversed(names))
+    running: dict[Any, tuple[str, Any, float]] = {}
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            name = waiting.pop()
+            receiver, sender = context.Pipe(duplex=False)
+            process = context.Process(target=check_one, args=(name, sender, onnx))
+            process.start()
+            sender.close()
+            running[receiver] = (name, process, time.monotonic())
+        ready = set(wait(list(running), timeout=1.0))
+        for receiver, (name, process, start) in list(running.items()):
+            late = time.monotonic() - start > limit_s
+            if receiver not in ready and not late:
+                continue
+            try:
+                yield receiver.recv() if receiver in ready else _lost(name, f"took over {limit_s:g} s")
+            except EOFError:
+                process.join()
+                yield _lost(name, f"the process ended with code {process.exitcode}")
+            process.kill()
+            process.join()
+            del running[receiver]
+
+
+def _lost(name: str, why: str) -> dict[str, Any]:
+    return to_json(Row(name, family(constructors()[name]), failed_at="process", error=why))
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The results as a Markdown page."""
+    failed = [row for row in rows if row["failed_at"]]
+    passed = len(rows) - len(failed)
+    exact = Counter(row["full_rank_type"] for row in rows if row["full_rank_error"] is not None)
+    tracers = Counter(row["tracer"] for row in rows if row["tracer"])
+    reasons: Counter[str] = Counter()
+    for row in rows:
+        reasons.update(row["skipped"])
+    onnx = Counter(row["onnx"].partition(":")[0] for row in rows if row["onnx"])
+    lines = [
+        "# The zoo: pytorchcv",
+        "",
+        "Written by `python -m benchmarks.zoo --out zoo.jsonl --table docs/zoo.md`; do not edit by hand.",
+        "Random weights, drawn BatchNorm statistics, the smallest input that each network accepts, Tucker-2.",
+        "",
+        f"- Networks: {len(rows)} of {len({row['family'] for row in rows})} families; "
+        f"**{passed} pass ({passed / max(len(rows), 1):.1%})**.",
+        f"- Tracers: {', '.join(f'{kind} {count}' for kind, count in tracers.items())}.",
+        f"- Full rank: largest difference over largest output at most {TOLERANCE:g} with float32 factors "
+        f"({exact['float32']} networks), or {TOLERANCE_DOUBLE:g} with float64 factors where the network "
+        f"amplifies float32 rounding ({exact['float64']} networks).",
+        "- Half rank: every layer listed once, MACs told equal MACs counted in the running graph, and lower.",
+        f"- Layers replaced at half rank: {sum(row['applied'] for row in rows):,} of "
+        f"{sum(row['layers'] for row in rows):,}; left alone: "
+        + ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common())
+        + ".",
+        f"- BatchNorms folded: {sum(row['folded'] for row in rows):,}; left in the graph: "
+        f"{sum(row['unfolded'] for row in rows):,}.",
+    ]
+    if onnx:
+        lines.append("- ONNX: " + ", ".join(f"{kind} {count}" for kind, count in onnx.items()) + ".")
+    lines += ["", "## What does not pass", ""]
+    if failed:
+        lines += ["| network | family | at | message | cause |", "|---|---|---|---|---|"]
+        for row in failed:
+            cause = CAUSES.get(row["name"], CAUSES.get(row["family"], "not known yet"))
+            message = " ".join(row["error"].split()).replace("|", "/")[:160]
+            lines.append(f"| {row['name']} | {row['family']} | {row['failed_at']} | {message} | {cause} |")
+    else:
+        lines.append("Nothing.")
+    lines += [
+        "",
+        "## Every network",
+        "",
+        "| network | params | input | tracer | layers | replaced | full rank | MACs at half rank | s |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in sorted(rows, key=lambda row: (row["family"], row["params"])):
+        error = "" if row["full_rank_error"] is None else f"{row['full_rank_error']:.0e}"
+        half = "" if row["half_macs"] is None else f"{row['half_macs']:.2f}"
+        lines.append(
+            f"| {row['name']} | {row['params'] / 1e6:.2f} M | {row['inputs']} | {row['tracer']} | "
+            f"{row['layers']} | {row['applied']} | {error} | {half} | {row['seconds']:.1f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSON lines file, the latest of each network."""
+    if not path.exists():
+        return []
+    rows = [json.loads(line) for line in path.read_text().splitlines() if line]
+    return list({row["name"]: row for row in rows}.values())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=inspect.getdoc(sys.modules[__name__]))
+    parser.add_argument("--out", type=Path, required=True, help="JSON lines file; finished networks are kept")
+    parser.add_argument("--names", nargs="*", help="these networks only")
+    parser.add_argument("--max-params", type=float, default=30e6)
+    parser.add_argument("--limit-s", type=float, default=600.0, help="seconds for one network")
+    parser.add_argument("--jobs", type=int, default=1, help="networks at a time")
+    parser.add_argument("--onnx", action="store_true", help="also export both networks and compare")
+    parser.add_argument("--retry-failed", action="store_true")
+    parser.add_argument("--table", type=Path, help="write the Markdown page and run nothing")
+    options = parser.parse_args()
+    rows = read_rows(options.out)
+    if options.table:
+        options.table.write_text(table(rows))
+        return
+    done = {row["name"] for row in rows if not (options.retry_failed and row["failed_at"])}
+    unknown = sorted(set(options.names or ()) - set(constructors()))
+    if unknown:
+        parser.error(f"the zoo has no network {unknown[0]!r}")
+    names = options.names or select(constructors(), int(options.max_params))
+    left = [name for name in names if options.names or name not in done]
+    print(f"{len(left)} of {len(names)} networks to run")
+    with options.out.open("a") as file:
+        for row in sweep(left, onnx=options.onnx, limit_s=options.limit_s, jobs=options.jobs):
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            print(f"{row['name']:40s} {row['seconds']:7.1f} s  {row['failed_at'] or 'ok'} {row['error'][:120]}")
+
+
+if __name__ == "__main__":
+    main()

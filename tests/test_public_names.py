@@ -1,0 +1,70 @@
+"""The public names are a promise; nothing else is."""
+
+import doctest
+import importlib
+import pkgutil
+
+import pytest
+
+import fxdecomp
+
+PROMISED = {
+    "Applied",
+    "BenchmarkError",
+    "CalibrationError",
+    "Energy",
+    "ExportError",
+    "Fixed",
+    "Folded",
+    "FxdecompError",
+    "Outcome",
+    "ParityError",
+    "PassError",
+    "Policy",
+    "PolicyError",
+    "Ratio",
+    "Reason",
+    "Report",
+    "Rule",
+    "Skipped",
+    "TraceError",
+    "VBMF",
+    "export",
+    "graph_diff",
+    "report",
+    "trace",
+    "transform",
+}
+MODULES = sorted(
+    name
+    for _, name, _ in pkgutil.walk_packages(fxdecomp.__path__, "fxdecomp.")
+    if not name.startswith("fxdecomp.demo") and not name.endswith("__main__")
+)
+
+
+def test_the_promised_names_are_there() -> None:
+    assert set(fxdecomp.__all__) >= PROMISED
+    assert all(hasattr(fxdecomp, name) for name in fxdecomp.__all__)
+    assert len(set(fxdecomp.__all__)) == len(fxdecomp.__all__)
+
+
+@pytest.mark.parametrize("name", ["trace", "transform", "report", "graph_diff", "Policy", "Rule", "Report"])
+def test_public_names_have_documentation(name: str) -> None:
+    assert (getattr(fxdecomp, name).__doc__ or "").strip()
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_the_examples_in_docstrings_run(module: str) -> None:
+    result = doctest.testmod(importlib.import_module(module), raise_on_error=False)
+    assert result.failed == 0
+
+
+def test_there_are_examples() -> None:
+    finder = doctest.DocTestFinder()
+    examples = [
+        test
+        for module in MODULES
+        for test in finder.find(importlib.import_module(module))
+        if test.examples
+    ]
+    assert len(examples) >= 5
