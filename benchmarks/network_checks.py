@@ -166,6 +166,8 @@ def _full_rank(row: Row, model: nn.Module, inputs: Inputs) -> Row:
 
 
 def _onnx(row: Row, model: nn.Module, inputs: Inputs) -> Row:
+    if isinstance(inputs, dict):
+        return replace(row, onnx="not tried: keyword arguments")
     gm = fxdecomp.trace(model, inputs)
     with tempfile.TemporaryDirectory() as folder:
         try:

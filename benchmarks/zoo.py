@@ -11,6 +11,7 @@ already have a row are not run again.
 from __future__ import annotations
 
 import argparse
+import importlib
 import inspect
 import json
 import multiprocessing as mp
@@ -23,10 +24,19 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.network_checks import TOLERANCE, TOLERANCE_DOUBLE, Inputs, Row, check_network, randomise, to_json
+from benchmarks.network_checks import (
+    TOLERANCE,
+    TOLERANCE_DOUBLE,
+    Inputs,
+    Row,
+    check_network,
+    randomise,
+    to_json,
+)
 
 SIZES = (32, 64, 96, 128, 160, 192, 224, 256, 320, 384, 480)
 AUDIO = ("jasper", "jasperdr", "quartznet")
@@ -36,7 +46,7 @@ CAUSES: dict[str, str] = {}
 
 
 class DeformConv2d(nn.Module):
-    """Stands in for torchvision's, which one network of the zoo constructs, where torchvision does not load."""
+    """Stands in for torchvision's, which one network constructs, where torchvision does not load."""
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__()
@@ -49,13 +59,14 @@ class DeformConv2d(nn.Module):
 def constructors() -> dict[str, Callable[..., nn.Module]]:
     """Every network of the zoo by name; a family is the module that defines it."""
     try:
-        import torchvision.ops  # type: ignore[import-untyped,unused-ignore] # noqa: F401
+        importlib.import_module("torchvision.ops")
     except Exception:  # noqa: BLE001 - absent, or built for another torch: both happen
         for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
             del sys.modules[name]
         package, ops = types.ModuleType("torchvision"), types.ModuleType("torchvision.ops")
         ops.DeformConv2d = DeformConv2d  # type: ignore[attr-defined]
         sys.modules |= {"torchvision": package, "torchvision.ops": ops}
+    vars(np).setdefault("int", int)  # some networks still use the old alias
     from pytorchcv.model_provider import _models
 
     return dict(_models)
@@ -86,7 +97,7 @@ def count_parameters(constructor: Callable[..., nn.Module]) -> int:
 def smallest_inputs(name: str, model: nn.Module) -> Inputs:
     """The smallest inputs that a network accepts, by trial."""
     torch.manual_seed(1)
-    special = {
+    special: dict[str, Callable[[], Inputs]] = {
         "raft": lambda: (torch.randn(1, 3, 128, 128), torch.randn(1, 3, 128, 128)),
         "propainter_rfc": lambda: (torch.randn(1, 4, 2, 64, 64), torch.randn(1, 4, 1, 64, 64)),
         "propainter_ip": lambda: (
@@ -94,7 +105,7 @@ def smallest_inputs(name: str, model: nn.Module) -> Inputs:
             torch.randn(4, 1, 64, 64),
             torch.randn(3, 4, 64, 64),
         ),
-        "propainter": lambda: _propainter_inputs(),
+        "propainter": _propainter_inputs,
         "voca": lambda: (torch.randn(2, 1, 16, 29), torch.full((2,), 3)),
         "nvpattexp": lambda: (torch.randn(2, 8, 16, 29), torch.full((2,), 3)),
         "visemenet": lambda: (torch.randn(2, 8, 195), torch.full((2, 76), 3)),
@@ -103,7 +114,7 @@ def smallest_inputs(name: str, model: nn.Module) -> Inputs:
         "quartznet": lambda: (torch.randn(1, 64, 64), torch.tensor([60])),
     }
     kind = type(model).__module__.rpartition(".")[2]
-    for key in (name.split("_")[0], kind, name):
+    for key in (name.split("_", maxsplit=1)[0], kind, name):
         if key in special:
             return special[key]()
     return _smallest_image(model)
@@ -283,7 +294,9 @@ def main() -> None:
         for row in sweep(left, onnx=options.onnx, limit_s=options.limit_s, jobs=options.jobs):
             file.write(json.dumps(row) + "\n")
             file.flush()
-            print(f"{row['name']:40s} {row['seconds']:7.1f} s  {row['failed_at'] or 'ok'} {row['error'][:120]}")
+            print(
+                f"{row['name']:40s} {row['seconds']:7.1f} s  {row['failed_at'] or 'ok'} {row['error'][:120]}"
+            )
 
 
 if __name__ == "__main__":

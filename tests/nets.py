@@ -106,7 +106,9 @@ class Block(nn.Module):
 class SmallResNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(True))
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(True)
+        )
         self.layer1 = Block(16, 16, 1)
         self.layer2 = Block(16, 32, 2)
         self.fc = nn.Linear(32, 10)

@@ -18,7 +18,11 @@ print(json.dumps({{"seconds": seconds, "heavy": heavy}}))
 
 def test_import_is_light_quick_and_raises_no_warning() -> None:
     result = subprocess.run(
-        [sys.executable, "-W", "error", "-c", SCRIPT], capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-W", "error", "-c", SCRIPT],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""

@@ -105,9 +105,7 @@ def test_a_process_pool_gives_the_serial_result_bit_for_bit() -> None:
     serial = fxdecomp.transform(gm, HALF)
     told: list[tuple[str, int, int]] = []
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        parallel = fxdecomp.transform(
-            gm, HALF, executor=pool, progress=lambda *report: told.append(report)
-        )
+        parallel = fxdecomp.transform(gm, HALF, executor=pool, progress=lambda *report: told.append(report))
     assert_same_state(parallel, snapshot(serial))
     assert fxdecomp.report(parallel) == fxdecomp.report(serial)
     count = len(fxdecomp.report(serial).outcomes)

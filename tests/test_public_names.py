@@ -62,9 +62,6 @@ def test_the_examples_in_docstrings_run(module: str) -> None:
 def test_there_are_examples() -> None:
     finder = doctest.DocTestFinder()
     examples = [
-        test
-        for module in MODULES
-        for test in finder.find(importlib.import_module(module))
-        if test.examples
+        test for module in MODULES for test in finder.find(importlib.import_module(module)) if test.examples
     ]
     assert len(examples) >= 5

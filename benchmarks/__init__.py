@@ -1,0 +1,1 @@
+"""Reproducible sweeps and comparisons; not installed."""
