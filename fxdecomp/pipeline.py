@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from concurrent.futures import Executor
 
 from torch.fx import GraphModule
 
+from fxdecomp.calibration import Batch, Calibration
 from fxdecomp.graphs import copy_owning_tensors
 from fxdecomp.passes import DecomposeLayers, FoldBatchNorm
 from fxdecomp.policy import Policy
@@ -16,6 +18,7 @@ def transform(
     gm: GraphModule,
     policy: Policy,
     *,
+    calibration: Calibration | Iterable[Batch] | None = None,
     executor: Executor | None = None,
     progress: Progress = silent,
 ) -> GraphModule:
@@ -24,6 +27,8 @@ def transform(
     Args:
         gm: A traced network with recorded shapes, from `trace`; it is not changed.
         policy: Methods and ranks by layer.
+        calibration: Unlabelled inputs, as an iterable of batches (tensors, tuples, dicts) or a `Calibration`
+            with options. The decompositions are then fitted to the layers' outputs on them.
         executor: Takes the numerical work at the layers, such as a process pool; the result is the same.
         progress: Told of every finished layer.
 
@@ -31,6 +36,7 @@ def transform(
         A new GraphModule, which shares no tensor with `gm`; `report` tells what became of each layer.
 
     Raises:
+        CalibrationError: The calibration holds NaN or does not fit the network.
         PolicyError: The policy does not fit the network.
         FxdecompError: The graph has no recorded shapes.
 
@@ -43,5 +49,6 @@ def transform(
         ['0.pointwise_in', '0.core', '0.pointwise_out', '1']
     """
     folded = FoldBatchNorm()(gm)
-    small = DecomposeLayers(policy, executor=executor, progress=progress)(folded)
+    data = None if calibration is None else Calibration.of(calibration)
+    small = DecomposeLayers(policy, calibration=data, executor=executor, progress=progress)(folded)
     return copy_owning_tensors(small, gm)

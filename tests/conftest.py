@@ -2,4 +2,6 @@
 
 from jaxtyping import install_import_hook
 
-install_import_hook(["fxdecomp.decompositions", "fxdecomp.ranks"], "beartype.beartype")
+install_import_hook(
+    ["fxdecomp.calibration", "fxdecomp.decompositions", "fxdecomp.ranks"], "beartype.beartype"
+)

@@ -1,1 +1,6 @@
 """What unlabelled inputs say about the layers."""
+
+from fxdecomp.calibration.batches import Batch, Calibration
+from fxdecomp.calibration.moments import Moments
+
+__all__ = ["Batch", "Calibration", "Moments"]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fxdecomp.calibration.moments import Moments
+from fxdecomp.decompositions.calibrated import calibrated_factors
 from fxdecomp.decompositions.problem import Problem, Spectrum
 from fxdecomp.errors import PolicyError
 from fxdecomp.layers import Chain, LayerSpec, Stage, StageSpec
@@ -105,7 +106,7 @@ def decompose(
         The chain that replaces the layer.
     """
     stage_specs = grouped_stage_specs(method, spec, rank)
-    by_group = [method.factors(problem, rank) for problem in problems]
+    by_group = [_factors(method, problem, rank) for problem in problems]
     weights = [torch.cat(parts).to(dtype).contiguous() for parts in zip(*by_group, strict=True)]
     last = len(weights) - 1
     return Chain(
@@ -132,6 +133,11 @@ def problems_of(
         Problem(part.contiguous(), spec.per_group, known[group])
         for group, part in enumerate(working.chunk(spec.groups))
     )
+
+
+def _factors(method: Decomposition, problem: Problem, rank: tuple[int, ...]) -> tuple[Tensor, ...]:
+    known = problem.moments is not None
+    return calibrated_factors(method, problem, rank) if known else method.factors(problem, rank)
 
 
 def _show(rank: tuple[int, ...]) -> str:

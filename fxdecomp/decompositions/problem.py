@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fxdecomp.calibration.moments import Moments
 from fxdecomp.decompositions.factoring import balanced, left_svd
+from fxdecomp.decompositions.whitening import whitened_svd
 from fxdecomp.layers import LayerSpec
 
 
@@ -47,9 +48,17 @@ class Problem:
         return self.weight.permute(*modes, *others).flatten(0, len(modes) - 1).flatten(1)
 
     def left_svd(self, *modes: int) -> tuple[Float[Tensor, "rows n"], Float[Tensor, " n"]]:
-        """Left singular vectors (columns) and singular values of `unfold(*modes)`, descending."""
+        """Left singular vectors (columns) and singular values of `unfold(*modes)`, descending.
+
+        With moments, those of the unfolding whitened on the side of the inputs; the vectors are then
+        orthonormal, and span what the best approximation keeps (see `whitening`).
+        """
         if modes not in self._cache:
-            self._cache[modes] = left_svd(self.unfold(*modes))
+            self._cache[modes] = (
+                left_svd(self.unfold(*modes))
+                if self.moments is None
+                else whitened_svd(self, self.moments, modes)
+            )
         return self._cache[modes]
 
     def spectrum(self, *modes: int) -> Spectrum:

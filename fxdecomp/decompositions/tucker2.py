@@ -72,7 +72,7 @@ class Tucker2(Decomposition):
         tensor = problem.weight.flatten(2)
         U = problem.left_svd(0)[0][:, : rank[0]]
         V = problem.left_svd(1)[0][:, : rank[1]]
-        if rank != self.rank_limits(problem.spec):
+        if problem.moments is None and rank != self.rank_limits(problem.spec):
             U, V = self._alternate(tensor, U, V)
         core = torch.einsum("tsk,tp,sq->pqk", tensor, U, V)
         ones = (1,) * problem.spec.ndim

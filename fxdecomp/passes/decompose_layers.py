@@ -16,6 +16,8 @@ from typing import ClassVar, final
 
 from torch.fx import GraphModule
 
+from fxdecomp.calibration import Calibration
+from fxdecomp.calibration.collecting import collect
 from fxdecomp.decompositions import grouped_stage_specs, method_named
 from fxdecomp.errors import PolicyError
 from fxdecomp.graphs import remove_unused, replace_site
@@ -36,12 +38,14 @@ class DecomposeLayers(Pass):
 
     Attributes:
         policy: What to do with which layer.
+        calibration: Inputs whose moments the decompositions are fitted to, None for the weights alone.
         executor: Takes the work at the sites; None does it here, one site after the other.
         progress: Told of every finished site.
     """
 
     name: ClassVar[str] = "decompose_layers"
     policy: Policy
+    calibration: Calibration | None = None
     executor: Executor | None = None
     progress: Progress = silent
 
@@ -62,7 +66,7 @@ class DecomposeLayers(Pass):
             raise PolicyError("the graph has no Conv or Linear; there is nothing to decompose")
         self.policy.check_names([*(site.name for site in sites), *outcomes])
         tasks = {site.name: task for site in sites if (task := _task(site, self.policy)) is not None}
-        results = dict(zip(tasks, self._run(list(tasks.values())), strict=True))
+        results, runs = self._results(gm, [site for site in sites if site.name in tasks], tasks)
         for site in sites:
             result = results.get(site.name)
             if result is None:
@@ -73,14 +77,34 @@ class DecomposeLayers(Pass):
                 outcomes[site.name] = _apply(gm, site, result)
         remove_unused(gm)
         ordered = tuple(outcomes[name] for name in _in_graph_order(outcomes, found.sites, earlier))
-        return replace(record, outcomes=ordered, policy=self.policy.to_dict())
+        notes = (f"the activations' moments took {runs} forward passes over the calibration batches",)
+        return replace(
+            record,
+            outcomes=ordered,
+            policy=self.policy.to_dict(),
+            notes=record.notes + (notes if self.calibration is not None else ()),
+        )
 
-    def _run(self, tasks: list[Task]) -> list[Solution | Obstacle]:
+    def _results(
+        self, gm: GraphModule, sites: list[Site], tasks: dict[str, Task]
+    ) -> tuple[dict[str, Solution | Obstacle], int]:
+        """The result of every task, and the number of runs over the calibration batches."""
+        if self.calibration is None:
+            return dict(zip(tasks, self._run(list(tasks.values()), 0, len(tasks)), strict=True)), 0
+        results: dict[str, Solution | Obstacle] = {}
+        runs = 0
+        for moments in collect(gm, sites, self.calibration):
+            runs += 1
+            known = [replace(tasks[name], moments=each) for name, each in moments.items()]
+            results |= dict(zip(moments, self._run(known, len(results), len(tasks)), strict=True))
+        return results, runs
+
+    def _run(self, tasks: list[Task], done: int, total: int) -> list[Solution | Obstacle]:
         run: Callable[..., object] = map if self.executor is None else self.executor.map
         results: list[Solution | Obstacle] = []
         for result in run(factorise, tasks):  # type: ignore[attr-defined]
             results.append(result)
-            self.progress("decompose", len(results), len(tasks))
+            self.progress("decompose", done + len(results), total)
         return results
 
 
@@ -104,10 +128,10 @@ def _apply(gm: GraphModule, site: Site, solution: Solution) -> Applied:
     for call in site.calls:
         specs = grouped_stage_specs(method, call.spec, solution.rank)
         stages = [Stage(s.name, s.spec, w) for s, w in zip(specs, solution.weights, strict=True)]
-        stages[-1] = replace(stages[-1], bias=site.bias)
+        stages[-1] = replace(stages[-1], bias=solution.bias)
         chains.append(stages)
     name = replace_site(gm, site, chains)
-    bias = 0 if site.bias is None else site.bias.numel()
+    bias = 0 if solution.bias is None else solution.bias.numel()
     return Applied(
         site=name,
         layer=str(site.spec),

@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 
 from fxdecomp.calibration.moments import Moments
-from fxdecomp.decompositions import decompose, grouped_stage_specs, method_for, method_named, problems_of
+from fxdecomp.decompositions import (
+    Problem,
+    decompose,
+    grouped_stage_specs,
+    method_for,
+    method_named,
+    problems_of,
+)
+from fxdecomp.decompositions.calibrated import output_error
 from fxdecomp.layers import LayerSpec
 from fxdecomp.outcomes import Reason
 from fxdecomp.policy import Selection
@@ -48,6 +56,7 @@ class Solution:
         weights: Their weights, in order.
         relative_error: `||W - W'|| / ||W||`.
         output_error: Relative error of the output on the calibration data, None without moments.
+        bias: `[out_channels]`, with moments the one that keeps the mean of the output.
     """
 
     method: str
@@ -56,6 +65,7 @@ class Solution:
     weights: tuple[Tensor, ...]
     relative_error: float
     output_error: float | None = None
+    bias: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +107,15 @@ def factorise(task: Task) -> Solution | Obstacle:
     weights = tuple(stage.weight for stage in chain.stages)
     if not all(bool(torch.isfinite(weight).all()) for weight in weights):
         return Obstacle(Reason.NOT_FINITE, f"{task.weight.dtype} cannot hold the factors of {method.name}")
+    composed = chain.composed_weight()
     return Solution(
         method.name,
         rank,
         tuple(stage.name for stage in chain.stages),
         weights,
-        _relative_error(task.weight, chain.composed_weight()),
+        _relative_error(task.weight, composed),
+        _output_error(problems, composed) if task.moments else None,
+        _shifted_bias(task, problems, composed) if task.moments else task.bias,
     )
 
 
@@ -116,6 +129,27 @@ def _obstacle(weight: Tensor, spec: LayerSpec) -> Obstacle | None:
     if not bool(weight.any()):
         return Obstacle(Reason.ZERO_WEIGHT)
     return None
+
+
+def _output_error(problems: tuple[Problem, ...], composed: Tensor) -> float:
+    parts = [
+        output_error(problem, part.to(problem.weight.dtype))
+        for problem, part in zip(problems, composed.chunk(len(problems)), strict=True)
+    ]
+    lost, power = (sum(column) for column in zip(*parts, strict=True))
+    return lost / power if power > 0 else 0.0
+
+
+def _shifted_bias(task: Task, problems: tuple[Problem, ...], composed: Tensor) -> Tensor:
+    """The bias under which the chain's mean output is the layer's: `b + (W - W') E[p]`."""
+    shifts = []
+    for problem, part in zip(problems, composed.chunk(len(problems)), strict=True):
+        assert problem.moments is not None
+        rest = problem.weight.flatten(1).double() - part.flatten(1).double()
+        shifts.append(rest @ problem.moments.mean.double())
+    shift = torch.cat(shifts)
+    whole = shift if task.bias is None else task.bias.double() + shift
+    return whole.to(task.weight.dtype)
 
 
 def _relative_error(weight: Tensor, composed: Tensor) -> float:

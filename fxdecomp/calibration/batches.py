@@ -1,0 +1,75 @@
+"""`Calibration`: unlabelled inputs and how they are used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+from torch.fx import GraphModule
+
+from fxdecomp.errors import CalibrationError, TraceError
+from fxdecomp.inputs import ExampleInputs, placeholder_values
+
+Batch = ExampleInputs
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Unlabelled inputs, and how they are used.
+
+    Attributes:
+        batches: Inputs as the network takes them: tensors, tuples or dicts; any iterable, read once.
+        samples: Patches taken of a layer, None for 16,384 or four times the patch's size, whichever is more.
+            Layers with fewer output positions use all of them.
+        seed: Of the drawing of patches.
+        budget_bytes: Memory for the sums and activations that are held at one time; where it does not
+            suffice, the batches are run several times.
+        refit: Whether every chain's last stage is fitted once more, to the output of the original network.
+
+    Raises:
+        CalibrationError: There are no batches, or one holds NaN.
+    """
+
+    batches: Iterable[Batch]
+    samples: int | None = None
+    seed: int = 0
+    budget_bytes: int = 2 << 30
+    refit: bool = True
+
+    def __post_init__(self) -> None:
+        if isinstance(self.batches, Tensor):
+            raise CalibrationError(
+                "calibration is one tensor, wanted an iterable of batches; put it in a list"
+            )
+        batches = tuple(self.batches)
+        if not batches:
+            raise CalibrationError("calibration holds no batches; give it at least one")
+        for index, batch in enumerate(batches):
+            for leaf in pytree.tree_leaves(batch):
+                if isinstance(leaf, Tensor) and leaf.is_floating_point() and bool(torch.isnan(leaf).any()):
+                    raise CalibrationError(f"calibration batch {index} holds NaN; leave it out")
+        object.__setattr__(self, "batches", batches)
+
+    @staticmethod
+    def of(given: Calibration | Iterable[Batch]) -> Calibration:
+        """The calibration itself, or one of the default options around batches."""
+        return given if isinstance(given, Calibration) else Calibration(given)
+
+    def values(self, gm: GraphModule) -> list[list[Any]]:
+        """What each batch gives the placeholders of a graph.
+
+        Raises:
+            CalibrationError: A batch does not fit the graph.
+        """
+        assert isinstance(self.batches, Sequence)  # made so above; narrows the type
+        found = []
+        for index, batch in enumerate(self.batches):
+            try:
+                found.append(placeholder_values(gm, batch))
+            except TraceError as error:
+                raise CalibrationError(f"calibration batch {index} does not fit: {error}") from error
+        return found

@@ -1,0 +1,130 @@
+"""Collects the moments of the inputs of many layers in few runs over the batches.
+
+Layers that are fed by the same tensor and look at it alike share their moments; a layer that is applied at
+several places pools them. Layers are visited in groups whose sums fit the budget, one run over the batches
+for each group.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from fxdecomp.calibration.batches import Calibration
+from fxdecomp.calibration.moments import Moments, MomentsSum
+from fxdecomp.calibration.patches import draw_positions, patches_at, position_count
+from fxdecomp.calibration.walking import Walk
+from fxdecomp.errors import CalibrationError
+from fxdecomp.graphs import copy_sharing_tensors
+from fxdecomp.layers import LayerSpec
+from fxdecomp.sites import Site
+
+_LEAST_SAMPLES = 16_384
+_SAMPLES_PER_DIMENSION = 4
+
+
+@dataclass(slots=True)
+class _View:
+    """One way of looking at the graph's tensors, the sites that share it, and its sums, one a group."""
+
+    spec: LayerSpec
+    places: tuple[tuple[Node, Node], ...]
+    sites: list[str]
+    seed: int
+    sums: list[MomentsSum] = field(default_factory=list)
+
+    @property
+    def size_bytes(self) -> int:
+        one = self.spec.in_channels // self.spec.groups * math.prod(self.spec.kernel)
+        return self.spec.groups * one * one * 8
+
+
+def collect(
+    gm: GraphModule, sites: Sequence[Site], calibration: Calibration
+) -> Iterator[dict[str, tuple[Moments, ...]]]:
+    """The moments of layers, a group of layers at a time.
+
+    Args:
+        gm: The graph that the sites were surveyed in; it is not changed, and run in eval mode.
+        sites: The layers.
+        calibration: The batches and options.
+
+    Yields:
+        By the layers' names, the moments of each of their groups; every item costs one run over the batches.
+
+    Raises:
+        CalibrationError: A batch does not fit the network, or gives a layer NaN or infinity.
+    """
+    runner = copy_sharing_tensors(gm).eval()
+    values = calibration.values(gm)
+    for views in _groups(_views(sites), calibration.budget_bytes):
+        for view in views:
+            view.sums = [MomentsSum() for _ in range(view.spec.groups)]
+        order = {node: index for index, node in enumerate(gm.graph.nodes)}
+        stops = sorted(
+            ((node, source, view) for view in views for node, source in view.places),
+            key=lambda stop: order[stop[0]],
+        )
+        for index, batch in enumerate(values):
+            walk = Walk(runner, batch)
+            for node, source, view in stops:
+                walk.go_before(node.name)
+                x = walk.value_of(source)
+                seed = hash((calibration.seed, view.seed, index)) % (
+                    1 << 62
+                )  # of numbers, the same everywhere
+                most = _share(view, len(values), calibration)
+                _add(view, x, draw_positions(position_count(x, view.spec), most, seed), index)
+        found: dict[str, tuple[Moments, ...]] = {}
+        for view in views:
+            found |= dict.fromkeys(view.sites, tuple(each.moments() for each in view.sums))
+            view.sums = []
+        yield found
+
+
+def _views(sites: Sequence[Site]) -> list[_View]:
+    views: dict[object, _View] = {}
+    for site in sites:
+        spec = replace(site.spec, out_channels=site.spec.groups, input_size=(), positions=1)
+        places = tuple((call.node, call.source) for call in site.calls)
+        key = (spec, tuple(source for _, source in places))
+        view = views.setdefault(key, _View(spec, places, [], seed=len(views)))
+        view.sites.append(site.name)
+    return list(views.values())
+
+
+def _groups(views: list[_View], budget_bytes: int) -> list[list[_View]]:
+    """Views in order, as many together as fit the budget, at least one."""
+    groups: list[list[_View]] = []
+    room = 0
+    for view in views:
+        room -= view.size_bytes
+        if room < 0 or not groups:
+            groups.append([])
+            room = budget_bytes - view.size_bytes
+        groups[-1].append(view)
+    return groups
+
+
+def _share(view: _View, batches: int, calibration: Calibration) -> int:
+    """The number of patches to take at one place of one batch."""
+    size = view.spec.in_channels // view.spec.groups * math.prod(view.spec.kernel)
+    samples = calibration.samples or max(_LEAST_SAMPLES, _SAMPLES_PER_DIMENSION * size)
+    return math.ceil(samples / (batches * len(view.places)))
+
+
+def _add(view: _View, x: Tensor, positions: Tensor, index: int) -> None:
+    for patches in patches_at(x, view.spec, positions):
+        if not bool(torch.isfinite(patches.square().sum())):
+            names = ", ".join(view.sites)
+            raise CalibrationError(
+                f'calibration batch {index} gives layer "{names}" NaN, infinity or huge values; leave it out'
+            )
+        parts = patches.reshape(len(patches), view.spec.groups, -1)
+        for group, each in enumerate(view.sums):
+            each.add(parts[:, group])
