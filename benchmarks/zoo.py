@@ -159,9 +159,19 @@ def check_one(name: str, pipe: Any, onnx: bool) -> None:
     pipe.send(to_json(check_network(row, model, inputs, onnx=onnx)))
 
 
-def select(names: dict[str, Callable[..., nn.Module]], max_params: int) -> list[str]:
-    """The smallest of every family first, then every other name below the limit, by size."""
+def sizes_of(names: dict[str, Callable[..., nn.Module]], cache: Path) -> dict[str, int]:
+    """Parameters of every network; building all of them takes minutes, so the answer is kept in a file."""
+    if cache.exists():
+        return dict(json.loads(cache.read_text()))
     sizes = {name: count_parameters(constructor) for name, constructor in names.items()}
+    cache.write_text(json.dumps(sizes))
+    return sizes
+
+
+def select(
+    names: dict[str, Callable[..., nn.Module]], sizes: dict[str, int], max_params: int
+) -> list[str]:
+    """The smallest of every family first, then every other name below the limit, by size."""
     families: dict[str, list[str]] = defaultdict(list)
     for name, constructor in names.items():
         families[family(constructor)].append(name)
@@ -287,7 +297,9 @@ def main() -> None:
     unknown = sorted(set(options.names or ()) - set(constructors()))
     if unknown:
         parser.error(f"the zoo has no network {unknown[0]!r}")
-    names = options.names or select(constructors(), int(options.max_params))
+    names = options.names or select(
+        constructors(), sizes_of(constructors(), options.out.with_suffix(".sizes.json")), int(options.max_params)
+    )
     left = [name for name in names if options.names or name not in done]
     print(f"{len(left)} of {len(names)} networks to run")
     with options.out.open("a") as file:

@@ -91,7 +91,10 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class Folded:
-    """A BatchNorm that was folded into the layer before it, or (`reason` set) was left in the graph."""
+    """A BatchNorm that was folded into the layers before it, or (`reason` set) was left in the graph.
+
+    One that stands at several places may be both.
+    """
 
     norm: str
     into: str | None = None

@@ -61,18 +61,16 @@ class FoldBatchNorm(Pass):
         sites = survey(gm).sites
         owner = {call.node: site for site in sites for call in site.calls}
         folds: dict[str, Folded] = {}
+        into: dict[Node, str] = {}
         for node, norm in norms.items():
             site = owner.get(norm.source) if isinstance(norm.source, Node) else None
-            reason = norm.reason or _obstacle(node, norm, site, norms)
+            reason = norm.reason or _obstacle(norm, site, norms)
             if not reason and site is not None:
-                folds[norm.name] = Folded(norm.name, site.name)
-            else:
-                folds.setdefault(norm.name, Folded(norm.name, None, reason))
+                into[node] = site.name
+            folds[norm.name] = _merged(norm.name, folds.get(norm.name), into.get(node), reason)
         for site in sites:
             after = [next(iter(call.node.users)) for call in site.calls if len(call.node.users) == 1]
-            if len(after) == len(site.calls) and all(
-                user in norms and folds[norms[user].name].into == site.name for user in after
-            ):
+            if len(after) == len(site.calls) and all(into.get(user) == site.name for user in after):
                 _fold(gm, site, norms[after[0]], after)
         called = {str(node.target) for node in gm.graph.nodes if node.op == "call_module"}
         for name in {str(node.target) for node in norms if node.op == "call_module"} - called:
@@ -82,13 +80,22 @@ class FoldBatchNorm(Pass):
         return replace(record, folds=(*earlier, *folds.values()))
 
 
-def _obstacle(node: Node, norm: _Norm, site: Site | None, norms: dict[Node, _Norm]) -> str:
+def _merged(name: str, earlier: Folded | None, site: str | None, reason: str) -> Folded:
+    """What became of a BatchNorm at all its places so far: the layers it went into, the first reason."""
+    if earlier is None:
+        return Folded(name, site, reason)
+    names = dict.fromkeys([*(earlier.into or "").split(", "), site or ""])
+    return Folded(name, ", ".join(n for n in names if n) or None, earlier.reason or reason)
+
+
+def _obstacle(norm: _Norm, site: Site | None, norms: dict[Node, _Norm]) -> str:
     """Why a BatchNorm cannot be folded, empty where it can."""
     if site is None:
         return "no Conv or Linear that can be changed stands before it"
-    if site.spec.is_linear and len(shape_of(node) or ()) != 2:
+    ndim = len(shape_of(site.calls[0].node) or ())
+    if site.spec.is_linear and ndim != 2:
         return f"{site.name} is a Linear over more than one axis, and the BatchNorm works on another one"
-    if not site.spec.is_linear and len(shape_of(node) or ()) != site.spec.ndim + 2:
+    if not site.spec.is_linear and ndim != site.spec.ndim + 2:
         return f"{site.name} has no batch axis, so the BatchNorm works on another one"
     for call in site.calls:
         users = list(call.node.users)
