@@ -168,9 +168,7 @@ def sizes_of(names: dict[str, Callable[..., nn.Module]], cache: Path) -> dict[st
     return sizes
 
 
-def select(
-    names: dict[str, Callable[..., nn.Module]], sizes: dict[str, int], max_params: int
-) -> list[str]:
+def select(names: dict[str, Callable[..., nn.Module]], sizes: dict[str, int], max_params: int) -> list[str]:
     """The smallest of every family first, then every other name below the limit, by size."""
     families: dict[str, list[str]] = defaultdict(list)
     for name, constructor in names.items():
@@ -298,7 +296,9 @@ def main() -> None:
     if unknown:
         parser.error(f"the zoo has no network {unknown[0]!r}")
     names = options.names or select(
-        constructors(), sizes_of(constructors(), options.out.with_suffix(".sizes.json")), int(options.max_params)
+        constructors(),
+        sizes_of(constructors(), options.out.with_suffix(".sizes.json")),
+        int(options.max_params),
     )
     left = [name for name in names if options.names or name not in done]
     print(f"{len(left)} of {len(names)} networks to run")

@@ -120,7 +120,7 @@ def factorise(task: Task) -> Solution | Obstacle:
 
 
 def _obstacle(weight: Tensor, spec: LayerSpec) -> Obstacle | None:
-    if spec.is_depthwise or spec.groups == spec.in_channels:
+    if spec.groups > 1 and spec.groups == spec.in_channels:
         return Obstacle(Reason.DEPTHWISE)
     if weight.numel() == 0:
         return Obstacle(Reason.UNSUPPORTED_TENSOR, "it has no elements")

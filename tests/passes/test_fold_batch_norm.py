@@ -162,7 +162,9 @@ def test_a_tied_weight() -> None:
 
 @pytest.mark.parametrize("decomposed", [False, True])
 def test_in_the_graphs_of_torch_export(decomposed: bool) -> None:
-    model = drawn(nn.Sequential(conv(), nn.BatchNorm2d(4), nn.ReLU(), conv(bias=False), nn.BatchNorm2d(4))).double()
+    model = drawn(
+        nn.Sequential(conv(), nn.BatchNorm2d(4), nn.ReLU(), conv(bias=False), nn.BatchNorm2d(4))
+    ).double()
     program = torch.export.export(model, (X,))
     gm = fxdecomp.trace(program.run_decompositions() if decomposed else program, X)
     result, folds = folded(gm)
@@ -178,7 +180,9 @@ def test_the_functional_batch_norm() -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             n = self.norm
-            return F.batch_norm(self.conv(x), n.running_mean, n.running_var, n.weight, n.bias, False, 0.1, 1e-3)
+            return F.batch_norm(
+                self.conv(x), n.running_mean, n.running_var, n.weight, n.bias, False, 0.1, 1e-3
+            )
 
     assert check(Functional()) == (Folded("norm", "conv"),)
 

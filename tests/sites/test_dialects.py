@@ -215,7 +215,12 @@ def test_a_graph_module_is_taken_as_it_is() -> None:
     traced = fxdecomp.trace(drawn(gm), image(2, 8, 9))
     assert fxdecomp.report(traced).record.traced_with == "given"
     assert targets(traced) == ["mystery", "conv"]
-    assert targets(fxdecomp.transform(traced, FULL)) == ["mystery", "conv.pointwise_in", "conv.core", "conv.pointwise_out"]
+    assert targets(fxdecomp.transform(traced, FULL)) == [
+        "mystery",
+        "conv.pointwise_in",
+        "conv.core",
+        "conv.pointwise_out",
+    ]
 
 
 def test_asymmetric_padding_by_the_network_stays() -> None:
