@@ -9,12 +9,14 @@ from fxdecomp.errors import (
     ParityError,
     PassError,
     PolicyError,
+    RecoveryError,
     TraceError,
 )
 from fxdecomp.outcomes import Applied, Folded, Outcome, Reason, Skipped
 from fxdecomp.pipeline import transform
 from fxdecomp.policy import Policy, Rule
 from fxdecomp.ranks import VBMF, Energy, Fixed, Ratio
+from fxdecomp.recovery import recover
 from fxdecomp.reporting import Report, graph_diff, report
 from fxdecomp.tracing import trace
 
@@ -35,12 +37,14 @@ __all__ = [
     "PolicyError",
     "Ratio",
     "Reason",
+    "RecoveryError",
     "Report",
     "Rule",
     "Skipped",
     "TraceError",
     "export",
     "graph_diff",
+    "recover",
     "report",
     "trace",
     "transform",

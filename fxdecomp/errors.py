@@ -21,6 +21,10 @@ class CalibrationError(FxdecompError, ValueError):
     """The calibration data cannot be used."""
 
 
+class RecoveryError(FxdecompError, ValueError):
+    """The networks, the data or the checkpoint do not fit a recovery."""
+
+
 class ExportError(FxdecompError):
     """A model could not be exported."""
 

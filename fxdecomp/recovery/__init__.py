@@ -1,1 +1,5 @@
 """Distillation from the original network."""
+
+from fxdecomp.recovery.recovering import recover
+
+__all__ = ["recover"]

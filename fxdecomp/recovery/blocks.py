@@ -1,0 +1,113 @@
+"""Blocks: the chains of a compressed graph beside the layers of the original that they stand for.
+
+    original   x -> conv -> batch_norm -> y            target: y
+    small      x' -> detach -> a -> b -> c -> y'       trained: a, b, c, so that y' comes near y
+
+BatchNorms are folded in the original by the same pass as in `small`, so that y and y' are the same quantity,
+in train-mode graphs or whatever dialect. Each chain takes its input x' from the compressed network and sends
+no gradient to the blocks before it: all blocks are trained at once, in one pass over the batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+from torch.fx import GraphModule, Node
+from torch.fx.graph import CodeGen
+
+from fxdecomp.errors import RecoveryError
+from fxdecomp.graphs import copy_sharing_tensors
+from fxdecomp.outcomes import Applied
+from fxdecomp.records import record_of
+from fxdecomp.sites import survey
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One place where a chain is applied.
+
+    Attributes:
+        site: Name of the layer.
+        stages: Qualified names of the stages' modules, in order.
+        first: Name of the node of the first stage in the compressed graph.
+        last: Name of the node of the last stage.
+        target: Name of the node of the layer in the original, with its BatchNorms folded.
+    """
+
+    site: str
+    stages: tuple[str, ...]
+    first: str
+    last: str
+    target: str
+
+
+def blocks_of(small: GraphModule, folded: GraphModule) -> tuple[Block, ...]:
+    """Find the chains of `small` and their layers in the original.
+
+    Args:
+        small: A transformed graph.
+        folded: The original with its BatchNorms folded.
+
+    Raises:
+        RecoveryError: The original has no such layer.
+    """
+    record = record_of(small)
+    applied = [] if record is None else [o for o in record.outcomes if isinstance(o, Applied)]
+    sites = {site.name: site for site in survey(folded).sites} if applied else {}
+    blocks = []
+    for outcome in applied:
+        stages = tuple(f"{outcome.site}.{stage}" for stage in outcome.stages)
+        first, last = _nodes_of(small, stages[0]), _nodes_of(small, stages[-1])
+        if not first or len(first) != len(last):
+            continue  # a later pass has changed the chain; it is trained end to end only
+        name = outcome.site
+        while name not in sites and name.endswith("_chain"):
+            name = name.removesuffix("_chain")
+        if name not in sites or len(sites[name].calls) != len(first):
+            raise RecoveryError(
+                f'small has a chain for "{outcome.site}", the original has no such layer '
+                f"(it has {', '.join(list(sites)[:5])}, ...); give the graph that small was made from"
+            )
+        for a, b, call in zip(first, last, sites[name].calls, strict=True):
+            blocks.append(Block(outcome.site, stages, a.name, b.name, call.node.name))
+    return tuple(blocks)
+
+
+def block_student(small: GraphModule, blocks: tuple[Block, ...]) -> GraphModule:
+    """A graph that returns the chains' outputs, their inputs detached; it shares the parameters."""
+    gm = copy_sharing_tensors(small)
+    nodes = {node.name: node for node in gm.graph.nodes}
+    for block in blocks:
+        node = nodes[block.first]
+        source = node.all_input_nodes[0]
+        with gm.graph.inserting_before(node):
+            detached = gm.graph.call_method("detach", (source,))
+        node.replace_input_with(source, detached)
+    return _returning(gm, [nodes[block.last] for block in blocks])
+
+
+def block_teacher(folded: GraphModule, blocks: tuple[Block, ...]) -> GraphModule:
+    """A graph that returns the outputs of the original's layers."""
+    gm = copy_sharing_tensors(folded)
+    nodes = {node.name: node for node in gm.graph.nodes}
+    return _returning(gm, [nodes[block.target] for block in blocks])
+
+
+def stages_of(gm: GraphModule, blocks: tuple[Block, ...]) -> dict[str, tuple[nn.Module, ...]]:
+    """The stages' modules of each site."""
+    return {block.site: tuple(gm.get_submodule(name) for name in block.stages) for block in blocks}
+
+
+def _nodes_of(gm: GraphModule, target: str) -> list[Node]:
+    return [node for node in gm.graph.nodes if node.op == "call_module" and node.target == target]
+
+
+def _returning(gm: GraphModule, values: list[Node]) -> GraphModule:
+    """The graph cut down to what these values need; it takes the placeholders' values one by one."""
+    output = next(node for node in gm.graph.nodes if node.op == "output")
+    output.args = (tuple(values),)
+    gm.graph.set_codegen(CodeGen())
+    gm.graph.eliminate_dead_code()
+    gm.recompile()
+    return gm
