@@ -3,3 +3,7 @@
 Needs the extra `demo`. It is also the worked example of how a task's own quality is measured around
 `transform`: `lines` makes inputs whose truth is known, `judging` turns a model's output into a score.
 """
+
+from fxdecomp.demo.running import DEMO_POLICY, DemoResult, run_demo
+
+__all__ = ["DEMO_POLICY", "DemoResult", "run_demo"]
