@@ -1,8 +1,8 @@
 """`run_demo`: the recogniser through the whole path, dense against compressed.
 
 Tucker-2 at one share of the channels for the six inner convolutions, without training: once from the weights
-alone, once fitted to 64 unlabelled lines. All three networks are exported and read the same fresh lines through
-ONNX Runtime; the dense and the fitted one are timed against each other.
+alone, once fitted to 64 unlabelled lines. All three networks are exported and read the same fresh lines
+through ONNX Runtime; the dense and the fitted one are timed against each other.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class DemoResult:
         }
 
     def __str__(self) -> str:
-        macs = {name: self.layers.macs_after for name in self.readings}
+        macs = dict.fromkeys(self.readings, self.layers.macs_after)
         macs["dense"] = self.layers.macs_before
         rows = [f"{'':12}{'exact lines':>12}{'errors':>8}{'MACs':>9}{'params':>9}{'file':>9}"]
         rows += [
