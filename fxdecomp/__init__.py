@@ -1,6 +1,7 @@
 """Low-rank decomposition of PyTorch networks as a torch.fx graph transformation."""
 
 from fxdecomp import export
+from fxdecomp.allocation import MACs, Params
 from fxdecomp.errors import (
     BenchmarkError,
     CalibrationError,
@@ -14,6 +15,7 @@ from fxdecomp.errors import (
 )
 from fxdecomp.outcomes import Applied, Folded, Outcome, Reason, Skipped
 from fxdecomp.pipeline import transform
+from fxdecomp.plans import Plan
 from fxdecomp.policy import Policy, Rule
 from fxdecomp.ranks import VBMF, Energy, Fixed, Ratio
 from fxdecomp.recovery import recover
@@ -30,9 +32,12 @@ __all__ = [
     "Fixed",
     "Folded",
     "FxdecompError",
+    "MACs",
     "Outcome",
+    "Params",
     "ParityError",
     "PassError",
+    "Plan",
     "Policy",
     "PolicyError",
     "Ratio",

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import fnmatch
-import re
+import glob
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from fxdecomp.allocation.budgets import Budget, budget_from_dict
+from fxdecomp.allocation.candidates import AUTO
 from fxdecomp.decompositions import method_named
 from fxdecomp.errors import PolicyError
 from fxdecomp.files import write_text
+from fxdecomp.plans import Plan
+from fxdecomp.policy_text import line_of, to_toml_text
 from fxdecomp.ranks import VBMF, RankRule, rank_from, rule_from_dict, rule_to_dict
 
 Rank: TypeAlias = RankRule | int | float | tuple[int, ...]
@@ -20,10 +24,17 @@ Rank: TypeAlias = RankRule | int | float | tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What a policy wants for one layer."""
+    """What a policy wants for one layer.
+
+    Attributes:
+        method: Name of a method, or `auto`.
+        rank: The rank rule, None where the budget decides.
+        floor: Least share of its own cost that the budget must leave to the layer.
+    """
 
     method: str
-    rank: RankRule
+    rank: RankRule | None
+    floor: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,18 +43,26 @@ class Rule:
 
     Attributes:
         pattern: A glob over qualified names, such as `classifier.*`.
-        method: Name of a method, or None to leave the layers alone.
-        rank: A rank rule; an int or tuple is `Fixed`, a float is `Ratio`.
+        method: Name of a method, `auto` for the one that a budget finds, or None to leave the layers alone.
+        rank: A rank rule; an int or tuple is `Fixed`, a float is `Ratio`. None leaves it to the budget, and
+            is `VBMF` where there is none.
+        floor: Least share of its own cost that a budget must leave to each of the layers.
     """
 
     pattern: str
     method: str | None = None
     rank: Rank | None = None
+    floor: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.pattern:
             raise PolicyError("a rule needs a pattern, such as 'classifier.*'")
         object.__setattr__(self, "rank", _checked(self.method, self.rank, f"rule {self.pattern!r}"))
+        if not 0 <= self.floor <= 1 or (self.floor and (self.method is None or self.rank is not None)):
+            raise PolicyError(
+                f"rule {self.pattern!r} has the floor {self.floor!r}; wanted a share in [0, 1], with a "
+                "method and without a rank, such as Rule('stem', method='auto', floor=0.5)"
+            )
 
     def matches(self, name: str) -> bool:
         """Whether the rule is about a layer of this name."""
@@ -54,8 +73,8 @@ class Rule:
         """What the rule wants, None to leave the layers alone."""
         if self.method is None:
             return None
-        assert isinstance(self.rank, RankRule)  # made so above; narrows the type
-        return Selection(self.method, self.rank)
+        assert self.rank is None or isinstance(self.rank, RankRule)  # made so above; narrows the type
+        return Selection(self.method, self.rank, self.floor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +82,16 @@ class Policy:
     """What to do with every layer of a network.
 
     Attributes:
-        method: The method of layers that no rule matches; None leaves them alone.
-        rank: The rank rule of those layers; an int or tuple is `Fixed`, a float is `Ratio`.
+        method: The method of layers that no rule matches; None leaves them alone, `auto` (the default where
+            there is a budget) takes for each layer the method that serves the budget best.
+        rank: The rank rule of those layers; an int or tuple is `Fixed`, a float is `Ratio`; the budget's,
+            where there is one.
         rules: Exceptions by name. A layer may match several rules only if they want the same.
         exclude: Globs of names that are left alone whatever else is said.
         require_saving: Leave a layer alone where its chain would not take fewer multiply-accumulates.
+        budget: What the network may cost; ranks, and methods where `auto`, are chosen to do the least damage.
+        multiple_of: What ranks that a budget chooses are multiples of; None for what this machine's vector
+            units like: 16 with AVX-512, else 8.
 
     Raises:
         PolicyError: An unknown method, or a rank that cannot be meant.
@@ -75,7 +99,7 @@ class Policy:
     Example:
         >>> policy = Policy(method="tucker2", rank=0.5, rules=[Rule("classifier.*", method="svd", rank=32)])
         >>> policy.select("classifier.0")
-        Selection(method='svd', rank=Fixed(rank=32))
+        Selection(method='svd', rank=Fixed(rank=32), floor=0.0)
     """
 
     method: str | None = None
@@ -83,13 +107,21 @@ class Policy:
     rules: Sequence[Rule] = ()
     exclude: Sequence[str] = ()
     require_saving: bool = True
+    budget: Budget | None = None
+    multiple_of: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rules", tuple(self.rules))
         object.__setattr__(self, "exclude", tuple(self.exclude))
-        object.__setattr__(self, "rank", _checked(self.method, self.rank, "the policy"))
-        if self.method is None and not any(rule.method for rule in self.rules):
+        if self.budget is not None and self.method is None:
+            object.__setattr__(self, "method", AUTO)
+        rank = _checked(self.method, self.rank, "the policy")
+        if self.budget is None and self.method is not None and rank is None:
+            rank = VBMF()
+        object.__setattr__(self, "rank", rank)
+        if self.method is None and not self.rules:
             raise PolicyError("the policy decomposes nothing; give it a method, or rules with methods")
+        _check_budget(self)
 
     def select(self, name: str) -> Selection | None:
         """What the policy wants for a layer, None to leave it alone.
@@ -107,10 +139,13 @@ class Policy:
                     "different things; make the patterns disjoint"
                 )
         if matching:
-            return matching[0].selection
+            selection = matching[0].selection
+            if selection is not None and selection.rank is None and self.budget is None:
+                return replace(selection, rank=VBMF())
+            return selection
         if self.method is None:
             return None
-        assert isinstance(self.rank, RankRule)  # made so above; narrows the type
+        assert self.rank is None or isinstance(self.rank, RankRule)  # made so above; narrows the type
         return Selection(self.method, self.rank)
 
     def check_names(self, names: Iterable[str]) -> None:
@@ -124,12 +159,19 @@ class Policy:
     def to_dict(self) -> dict[str, Any]:
         """The policy as plain data."""
         data: dict[str, Any] = {"require_saving": self.require_saving}
+        if self.budget is not None:
+            data["budget"] = self.budget.to_dict()
+        if self.multiple_of is not None:
+            data["multiple_of"] = self.multiple_of
         data |= _plain(self.method, self.rank)
         if self.exclude:
             data["exclude"] = list(self.exclude)
         if self.rules:
             data["rules"] = [
-                {"pattern": rule.pattern} | _plain(rule.method, rule.rank) for rule in self.rules
+                {"pattern": rule.pattern}
+                | _plain(rule.method, rule.rank)
+                | ({"floor": rule.floor} if rule.floor else {})
+                for rule in self.rules
             ]
         return data
 
@@ -141,18 +183,32 @@ class Policy:
             PolicyError: A key or a value is not known.
         """
         rules = [_rule(item) for item in data.get("rules", [])]
-        _known_keys(data, {"method", "rank", "rules", "exclude", "require_saving"}, "a policy")
+        _known_keys(data, set(Policy.__dataclass_fields__), "a policy")
+        budget = data.get("budget")
         return Policy(
             method=data.get("method"),
             rank=_rank(data.get("rank")),
             rules=rules,
             exclude=data.get("exclude", ()),
             require_saving=data.get("require_saving", True),
+            budget=None if budget is None else budget_from_dict(budget),
+            multiple_of=data.get("multiple_of"),
         )
 
     def to_toml(self) -> str:
         """The policy as the text of a TOML file."""
-        return _toml(self.to_dict())
+        return to_toml_text(self.to_dict())
+
+    @staticmethod
+    def from_plan(plan: Plan) -> Policy:
+        """The policy that replays a plan: the same methods and ranks, nothing solved or timed.
+
+        Layers that the plan does not name are left alone; one that it names and the network lacks raises.
+        """
+        rules = [
+            Rule(glob.escape(choice.site), choice.method, choice.rank or None) for choice in plan.choices
+        ]
+        return Policy(rules=rules, require_saving=False)
 
     def save(self, path: str | Path) -> None:
         """Write the policy as TOML, whole or not at all."""
@@ -174,7 +230,7 @@ class Policy:
         except tomllib.TOMLDecodeError as error:
             raise PolicyError(f"{path}: not valid TOML: {error}") from error
         except PolicyError as error:
-            raise PolicyError(f"{path}{_line_of(text, str(error))}: {error}") from error
+            raise PolicyError(f"{path}{line_of(text, str(error))}: {error}") from error
 
 
 def _checked(method: str | None, rank: Rank | None, where: str) -> RankRule | None:
@@ -182,22 +238,44 @@ def _checked(method: str | None, rank: Rank | None, where: str) -> RankRule | No
         if rank is not None:
             raise PolicyError(f"{where} has a rank but no method; add method='tucker2', or another")
         return None
-    method_named(method)
-    return rank_from(VBMF() if rank is None else rank)
+    if method != AUTO:
+        method_named(method)
+    elif rank is not None:
+        raise PolicyError(f"{where} has method 'auto' and a rank; a budget finds both, so leave the rank out")
+    return None if rank is None else rank_from(rank)
+
+
+def _check_budget(policy: Policy) -> None:
+    if policy.budget is not None and policy.rank is not None:
+        raise PolicyError("the policy has a budget and a rank; the budget finds ranks, so leave the rank out")
+    if policy.budget is None:
+        methods = [policy.method, *(rule.method for rule in policy.rules)]
+        if AUTO in methods or any(rule.floor for rule in policy.rules):
+            raise PolicyError("method 'auto' and floors need a budget, such as budget=MACs(0.5)")
+    step = policy.multiple_of
+    if step is not None and (not isinstance(step, int) or step < 1):
+        raise PolicyError(f"multiple_of is a positive whole number, got {step!r}")
 
 
 def _plain(method: str | None, rank: Rank | None) -> dict[str, Any]:
     if method is None:
         return {}
+    if rank is None:
+        return {"method": method}
     assert isinstance(rank, RankRule)
     return {"method": method, "rank": rule_to_dict(rank)}
 
 
 def _rule(data: Mapping[str, Any]) -> Rule:
-    _known_keys(data, {"pattern", "method", "rank"}, "a rule")
+    _known_keys(data, set(Rule.__dataclass_fields__), "a rule")
     if "pattern" not in data:
         raise PolicyError("a rule needs the key 'pattern'")
-    return Rule(data["pattern"], method=data.get("method"), rank=_rank(data.get("rank")))
+    return Rule(
+        data["pattern"],
+        method=data.get("method"),
+        rank=_rank(data.get("rank")),
+        floor=data.get("floor", 0.0),
+    )
 
 
 def _rank(value: object) -> Rank | None:
@@ -214,33 +292,3 @@ def _known_keys(data: Mapping[str, Any], known: set[str], what: str) -> None:
     unknown = sorted(set(data) - known)
     if unknown:
         raise PolicyError(f"{what} has no key {unknown[0]!r}; it takes {', '.join(sorted(known))}")
-
-
-def _line_of(text: str, message: str) -> str:
-    """`:line` of the first quoted word of a message that stands in the text, empty where none does."""
-    for word in re.findall(r"'([^']+)'", message):
-        for number, line in enumerate(text.splitlines(), start=1):
-            if word in line:
-                return f":{number}"
-    return ""
-
-
-def _toml(data: Mapping[str, Any]) -> str:
-    lines = [f"{key} = {_toml_value(value)}" for key, value in data.items() if key != "rules"]
-    for rule in data.get("rules", ()):
-        lines += ["", "[[rules]]", *(f"{key} = {_toml_value(value)}" for key, value in rule.items())]
-    return "\n".join(lines) + "\n"
-
-
-def _toml_value(value: object) -> str:
-    if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{key} = {_toml_value(item)}" for key, item in value.items()) + " }"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_toml_value, value)) + "]"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return (
-        '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'
-        if isinstance(value, str)
-        else str(value)
-    )

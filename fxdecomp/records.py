@@ -28,6 +28,7 @@ class Record:
         folds: What became of each BatchNorm.
         policy: The policy as JSON data, None before the first transform.
         notes: Sentences for the reader of the report.
+        plan: Method and rank of every layer as JSON data, None before the first transform.
     """
 
     traced_with: str = "given"
@@ -35,6 +36,7 @@ class Record:
     folds: tuple[Folded, ...] = ()
     policy: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = ()
+    plan: Mapping[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The record as JSON data."""
@@ -44,6 +46,7 @@ class Record:
             "folds": [asdict(fold) for fold in self.folds],
             "policy": None if self.policy is None else dict(self.policy),
             "notes": list(self.notes),
+            "plan": None if self.plan is None else dict(self.plan),
         }
 
     @staticmethod
@@ -55,6 +58,7 @@ class Record:
             folds=tuple(Folded(**item) for item in data["folds"]),
             policy=data["policy"],
             notes=tuple(data["notes"]),
+            plan=data.get("plan"),
         )
 
 

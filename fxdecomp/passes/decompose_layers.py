@@ -9,15 +9,15 @@ padding. A layer that an earlier run replaced is carried over as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 from torch.fx import GraphModule
 
+from fxdecomp.allocation.candidates import candidates
 from fxdecomp.calibration import Calibration
-from fxdecomp.calibration.collecting import collect
 from fxdecomp.decompositions import grouped_stage_specs, method_named
 from fxdecomp.errors import PolicyError
 from fxdecomp.graphs import remove_unused, replace_site
@@ -25,6 +25,9 @@ from fxdecomp.layers import Stage
 from fxdecomp.outcomes import Applied, Outcome, Reason
 from fxdecomp.passes.base import Pass
 from fxdecomp.passes.factorise import Obstacle, Solution, Task, factorise
+from fxdecomp.passes.planning import plan_budget
+from fxdecomp.passes.site_work import SiteWork
+from fxdecomp.plans import Choice, Plan
 from fxdecomp.policy import Policy
 from fxdecomp.progress import Progress, silent
 from fxdecomp.records import Record
@@ -66,7 +69,26 @@ class DecomposeLayers(Pass):
             raise PolicyError("the graph has no Conv or Linear; there is nothing to decompose")
         self.policy.check_names([*(site.name for site in sites), *outcomes])
         tasks = {site.name: task for site in sites if (task := _task(site, self.policy)) is not None}
-        results, runs = self._results(gm, [site for site in sites if site.name in tasks], tasks)
+        work = SiteWork(gm, sites, self.calibration, self.executor, self.progress)
+        open_ = {name: task for name, task in tasks.items() if task.selection.rank is None}
+        given = {name: task for name, task in tasks.items() if name not in open_}
+        notes: tuple[str, ...] = ()
+        results = work.each("decompose", factorise, given)
+        if open_:
+            planned = plan_budget(
+                self.policy,
+                open_,
+                sites=sites,
+                settled=results,
+                others=list(outcomes.values()),
+                answer=lambda questions: work.each("candidates", candidates, questions),
+            )
+            results |= {**planned.left, **work.each("decompose", factorise, planned.tasks)}
+            notes = planned.notes
+        if self.calibration is not None:
+            notes += (
+                f"the activations' moments took {work.runs} forward passes over the calibration batches",
+            )
         for site in sites:
             result = results.get(site.name)
             if result is None:
@@ -77,35 +99,26 @@ class DecomposeLayers(Pass):
                 outcomes[site.name] = _apply(gm, site, result)
         remove_unused(gm)
         ordered = tuple(outcomes[name] for name in _in_graph_order(outcomes, found.sites, earlier))
-        notes = (f"the activations' moments took {runs} forward passes over the calibration batches",)
         return replace(
             record,
             outcomes=ordered,
             policy=self.policy.to_dict(),
-            notes=record.notes + (notes if self.calibration is not None else ()),
+            plan=_plan(record, sites, results),
+            notes=record.notes + notes,
         )
 
-    def _results(
-        self, gm: GraphModule, sites: list[Site], tasks: dict[str, Task]
-    ) -> tuple[dict[str, Solution | Obstacle], int]:
-        """The result of every task, and the number of runs over the calibration batches."""
-        if self.calibration is None:
-            return dict(zip(tasks, self._run(list(tasks.values()), 0, len(tasks)), strict=True)), 0
-        results: dict[str, Solution | Obstacle] = {}
-        runs = 0
-        for moments in collect(gm, sites, self.calibration):
-            runs += 1
-            known = [replace(tasks[name], moments=each) for name, each in moments.items()]
-            results |= dict(zip(moments, self._run(known, len(results), len(tasks)), strict=True))
-        return results, runs
 
-    def _run(self, tasks: list[Task], done: int, total: int) -> list[Solution | Obstacle]:
-        run: Callable[..., object] = map if self.executor is None else self.executor.map
-        results: list[Solution | Obstacle] = []
-        for result in run(factorise, tasks):  # type: ignore[attr-defined]
-            results.append(result)
-            self.progress("decompose", done + len(results), total)
-        return results
+def _plan(record: Record, sites: list[Site], results: Mapping[str, Solution | Obstacle]) -> dict[str, Any]:
+    """What was done at every layer; of layers that an earlier run replaced, what that run wrote down."""
+    rows = () if record.plan is None else Plan.from_dict(record.plan).choices
+    choices = {row.site: row for row in rows}
+    for site in sites:
+        result = results.get(site.name)
+        choice = Choice(site.name, str(site.spec))
+        if isinstance(result, Solution):
+            choice = replace(choice, method=result.method, rank=result.rank)
+        choices[site.name] = choice
+    return Plan(tuple(choices.values())).to_dict()
 
 
 def _task(site: Site, policy: Policy) -> Task | None:

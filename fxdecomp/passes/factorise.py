@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from fxdecomp.calibration.moments import Moments
 from fxdecomp.decompositions import (
+    Decomposition,
     Problem,
     decompose,
     grouped_stage_specs,
@@ -84,7 +86,7 @@ def factorise(task: Task) -> Solution | Obstacle:
         PolicyError: The rank cannot be meant for this layer.
     """
     spec = task.specs[0]
-    obstacle = _obstacle(task.weight, spec)
+    obstacle = weight_obstacle(task.weight, spec)
     if obstacle:
         return obstacle
     method = method_for(method_named(task.selection.method), spec.per_group)
@@ -92,12 +94,13 @@ def factorise(task: Task) -> Solution | Obstacle:
     if refusal:
         return Obstacle(Reason.UNSUITED, refusal)
     problems = problems_of(task.weight, spec, task.moments)
+    assert task.selection.rank is not None  # a budget has been resolved by now
     rank = task.selection.rank.choose(method, spec, problems)
     if rank is None:
         return Obstacle(Reason.RANK_ZERO)
     method.check_rank(spec, rank, task.site)
     before = sum(each.macs for each in task.specs)
-    after = sum(s.spec.macs for each in task.specs for s in grouped_stage_specs(method, each, rank))
+    after = _chain_macs(method, rank, task.specs)
     if task.require_saving and after >= before:
         shown = rank[0] if len(rank) == 1 else rank
         return Obstacle(
@@ -119,7 +122,17 @@ def factorise(task: Task) -> Solution | Obstacle:
     )
 
 
-def _obstacle(weight: Tensor, spec: LayerSpec) -> Obstacle | None:
+def chain_macs(solution: Solution, specs: Sequence[LayerSpec]) -> int:
+    """Multiply-accumulates of a chain over all its calls."""
+    return _chain_macs(method_named(solution.method), solution.rank, specs)
+
+
+def _chain_macs(method: Decomposition, rank: tuple[int, ...], specs: Sequence[LayerSpec]) -> int:
+    return sum(s.spec.macs for each in specs for s in grouped_stage_specs(method, each, rank))
+
+
+def weight_obstacle(weight: Tensor, spec: LayerSpec) -> Obstacle | None:
+    """Why no method can decompose a layer, None where one may."""
     if spec.groups > 1 and spec.groups == spec.in_channels:
         return Obstacle(Reason.DEPTHWISE)
     if weight.numel() == 0:

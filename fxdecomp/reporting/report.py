@@ -8,6 +8,7 @@ from typing import Any
 from torch.fx import GraphModule
 
 from fxdecomp.outcomes import Applied, Outcome, Reason, Skipped
+from fxdecomp.plans import Plan
 from fxdecomp.records import Record, record_of
 from fxdecomp.sites import survey
 
@@ -37,6 +38,11 @@ class Report:
     def modified(self) -> bool:
         """Whether any layer was replaced."""
         return bool(self.applied)
+
+    @property
+    def plan(self) -> Plan:
+        """Method and rank of every layer, for `Policy.from_plan`; empty before the first transform."""
+        return Plan(()) if self.record.plan is None else Plan.from_dict(self.record.plan)
 
     @property
     def macs_before(self) -> int:

@@ -1,0 +1,104 @@
+"""What a network may cost: `MACs`, `Params`, `Latency`, as a share of the dense network or absolutely."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, final
+
+from fxdecomp.errors import PolicyError
+
+
+@dataclass(frozen=True, slots=True)
+class Budget(ABC):
+    """An upper bound on a network's cost. Subclasses are final.
+
+    Attributes:
+        target: A float in (0, 1] is a share of what the dense network costs, another number is absolute.
+    """
+
+    name: ClassVar[str]
+    target: float | int
+
+    def __post_init__(self) -> None:
+        number = isinstance(self.target, int | float) and not isinstance(self.target, bool)
+        if not number or not math.isfinite(self.target) or self.target <= 0 or self._is_odd_share():
+            raise PolicyError(
+                f"{type(self).__name__}({self.target!r}): wanted a share of the dense network in (0, 1], "
+                f"such as {type(self).__name__}(0.5), or {self.absolute}"
+            )
+
+    @property
+    @abstractmethod
+    def absolute(self) -> str:
+        """What an absolute target is, in words."""
+
+    @property
+    def is_share(self) -> bool:
+        """Whether the target is a share of the dense network."""
+        return isinstance(self.target, float)
+
+    def limit(self, dense: float) -> float:
+        """The most that a network may cost whose dense form costs `dense`."""
+        return dense * self.target if self.is_share else float(self.target)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The budget as plain data, such as `{"budget": "macs", "target": 0.5}`."""
+        return {"budget": self.name} | {key: v for key, v in asdict(self).items() if v is not None}
+
+    def _is_odd_share(self) -> bool:
+        return isinstance(self.target, float) and self.target > 1
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class MACs(Budget):
+    """Multiply-accumulates of all Conv and Linear layers, as `report` counts them.
+
+    Example:
+        >>> MACs(0.25).limit(1000)
+        250.0
+    """
+
+    name: ClassVar[str] = "macs"
+
+    @property
+    def absolute(self) -> str:
+        """A whole number."""
+        return "a whole number of multiply-accumulates"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Params(Budget):
+    """Weights and biases of all Conv and Linear layers, as `report` counts them."""
+
+    name: ClassVar[str] = "params"
+
+    @property
+    def absolute(self) -> str:
+        """A whole number."""
+        return "a whole number of parameters"
+
+
+BUDGETS: tuple[type[Budget], ...] = (MACs, Params)
+
+
+def budget_from_dict(data: Mapping[str, Any]) -> Budget:
+    """The inverse of `Budget.to_dict`.
+
+    Raises:
+        PolicyError: The budget or one of its fields is not known.
+    """
+    fields = {key: value for key, value in data.items() if key != "budget"}
+    for kind in BUDGETS:
+        if kind.name == data.get("budget"):
+            if unknown := sorted(set(fields) - set(kind.__dataclass_fields__)):
+                raise PolicyError(f"a budget of {kind.name!r} has no key {unknown[0]!r}")
+            if "target" not in fields:
+                raise PolicyError(f"a budget of {kind.name!r} needs the key 'target'")
+            return kind(**fields)
+    names = ", ".join(repr(kind.name) for kind in BUDGETS)
+    raise PolicyError(f"there is no budget {data.get('budget')!r}; use one of {names}")

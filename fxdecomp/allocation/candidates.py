@@ -1,0 +1,135 @@
+"""The candidates of one layer: methods and ranks on the efficient frontier of error and cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fxdecomp.allocation.estimates import estimate
+from fxdecomp.calibration.moments import Moments
+from fxdecomp.decompositions import (
+    METHODS,
+    Decomposition,
+    grouped_stage_specs,
+    method_for,
+    method_named,
+    problems_of,
+)
+from fxdecomp.layers import LayerSpec
+
+AUTO = "auto"
+"""The method name that stands for every method that suits a layer."""
+
+ITERATED = ("cp", "cp3")
+"""Methods whose error takes an iteration at every rank."""
+
+_MOST_ITERATED = 10_000
+"""Weights up to which `auto` considers the iterated methods; from 64 to 64 channels they take a second."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One way to replace a layer.
+
+    Attributes:
+        method: Name of the decomposition, None for the layer as it is.
+        rank: Its rank(s).
+        error: Expected squared error relative to the layer's weight, or to its output under calibration.
+        macs: Multiply-accumulates over all calls.
+        params: Weights and biases.
+    """
+
+    method: str | None
+    rank: tuple[int, ...]
+    error: float
+    macs: int
+    params: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Question:
+    """What candidates are wanted for; apart from any graph, so that it can be answered in another process.
+
+    Attributes:
+        site: Name of the layer.
+        specs: The geometry at each call.
+        weight: `[out_channels, in_channels // groups, *kernel]`.
+        bias: Number of biases.
+        method: Name of the one method to consider, or `auto`.
+        multiple_of: What ranks are multiples of.
+        cost: `macs` or `params`: what the frontier is about.
+        require_saving: Whether a candidate must take fewer multiply-accumulates than the layer.
+        floor: Least share of the layer's own cost that a candidate may have.
+        moments: One per group, None for errors of the weight.
+    """
+
+    site: str
+    specs: tuple[LayerSpec, ...]
+    weight: Tensor
+    bias: int
+    method: str
+    multiple_of: int
+    cost: str = "macs"
+    require_saving: bool = True
+    floor: float = 0.0
+    moments: tuple[Moments, ...] | None = None
+
+
+@torch.no_grad()
+def candidates(question: Question) -> tuple[Candidate, ...]:
+    """The dense layer first, then cheaper and cheaper candidates with ever larger errors.
+
+    Cost: the spectra of the weight; no factorisation but for `cp` and `cp3`.
+    """
+    spec = question.specs[0]
+    dense = Candidate(
+        None,
+        (),
+        0.0,
+        sum(each.macs for each in question.specs),
+        question.weight.numel() + question.bias,
+    )
+    problems = problems_of(question.weight, spec, question.moments)
+    found = []
+    for method in _methods(question.method, spec):
+        large = method.name in ITERATED and question.weight.numel() > _MOST_ITERATED
+        if method.refusal(spec.per_group) is not None or (large and question.method == AUTO):
+            continue
+        for guess in estimate(method, spec, problems, question.multiple_of):
+            macs = sum(
+                stage.spec.macs
+                for each in question.specs
+                for stage in grouped_stage_specs(method, each, guess.rank)
+            )
+            stages = grouped_stage_specs(method, spec, guess.rank)
+            params = sum(stage.spec.params for stage in stages) + question.bias
+            found.append(Candidate(guess.method, guess.rank, guess.error, macs, params))
+    whole = cost_of(dense, question.cost)
+    useful = [
+        each
+        for each in found
+        if question.floor * whole <= cost_of(each, question.cost) < whole
+        and not (question.require_saving and each.macs >= dense.macs)
+    ]
+    return (dense, *_frontier(useful, question.cost))
+
+
+def cost_of(candidate: Candidate, cost: str) -> int:
+    """The candidate's multiply-accumulates or parameters."""
+    return candidate.macs if cost == "macs" else candidate.params
+
+
+def _methods(name: str, spec: LayerSpec) -> list[Decomposition]:
+    wanted = METHODS if name == AUTO else (method_named(name),)
+    return list({method.name: method for method in (method_for(m, spec.per_group) for m in wanted)}.values())
+
+
+def _frontier(found: list[Candidate], cost: str) -> list[Candidate]:
+    """Those that no other beats in both error and cost, the dearest first."""
+    kept: list[Candidate] = []
+    for each in sorted(found, key=lambda c: (cost_of(c, cost), c.error)):
+        if not kept or each.error < kept[-1].error:
+            kept.append(each)
+    return kept[::-1]

@@ -1,0 +1,88 @@
+"""`Plan`: which layer gets which method at which rank, as data that replays anywhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fxdecomp.errors import PolicyError
+from fxdecomp.files import write_json
+
+_FORMAT = "fxdecomp plan"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What is done at one layer.
+
+    Attributes:
+        site: Qualified name of the layer.
+        layer: The layer in words, such as `Conv2d 64->128, 3x3`.
+        method: Name of the decomposition, None where the layer stays as it is.
+        rank: Its rank(s), empty where the layer stays.
+    """
+
+    site: str
+    layer: str
+    method: str | None = None
+    rank: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The choices at all layers, in the order of the graph.
+
+    A plan holds methods and ranks, no weights: replayed on the same weights (and the same calibration, where
+    there was one) it gives the same network, without solving or timing anything.
+    """
+
+    choices: tuple[Choice, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as JSON data."""
+        rows = [
+            {"site": c.site, "layer": c.layer}
+            | ({"method": c.method, "rank": list(c.rank)} if c.method else {})
+            for c in self.choices
+        ]
+        return {"format": _FORMAT, "version": 1, "choices": rows}
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> Plan:
+        """The inverse of `to_dict`.
+
+        Raises:
+            PolicyError: The data are no plan.
+        """
+        if not isinstance(data, Mapping) or data.get("format") != _FORMAT:
+            raise PolicyError(f"this is no plan: its key 'format' does not say {_FORMAT!r}")
+        if data.get("version") != 1:
+            raise PolicyError(f"the plan has version {data.get('version')!r}; this fxdecomp reads version 1")
+        try:
+            return Plan(
+                tuple(
+                    Choice(row["site"], row["layer"], row.get("method"), tuple(map(int, row.get("rank", ()))))
+                    for row in data["choices"]
+                )
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise PolicyError(f"the plan is damaged: {error!r}") from error
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan as JSON, whole or not at all."""
+        write_json(Path(path), self.to_dict())
+
+    @staticmethod
+    def load(path: str | Path) -> Plan:
+        """Read a plan that `save` wrote.
+
+        Raises:
+            PolicyError: Names the file and what is wrong with it.
+        """
+        try:
+            return Plan.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise PolicyError(f"{path}: {error}") from error

@@ -1,0 +1,105 @@
+import pytest
+import torch
+
+from fxdecomp.allocation.candidates import Question, candidates
+from fxdecomp.allocation.estimates import estimate, rank_grid
+from fxdecomp.decompositions import decompose, method_named, problems_of
+from fxdecomp.layers import LayerSpec
+
+CONV = LayerSpec(24, 32, (3, 3), padding=((1, 1), (1, 1)), input_size=(8, 8))
+GROUPED = LayerSpec(32, 48, (3, 3), padding=((1, 1), (1, 1)), groups=2, input_size=(8, 8))
+
+
+def decaying_weight(spec: LayerSpec, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(spec.weight_shape, generator=generator)
+    basis, values, rest = torch.linalg.svd(weight.flatten(1), full_matrices=False)
+    return (basis * values * 0.85 ** torch.arange(len(values)) @ rest).reshape(weight.shape)
+
+
+def true_error(name: str, spec: LayerSpec, weight: torch.Tensor, rank: tuple[int, ...]) -> float:
+    chain = decompose(method_named(name), problems_of(weight, spec), spec, rank, dtype=weight.dtype)
+    return float((weight - chain.composed_weight()).square().sum() / weight.square().sum())
+
+
+@pytest.mark.parametrize(
+    ("name", "spec"),
+    [
+        ("svd", LayerSpec(40, 56)),
+        ("channel_svd", CONV),
+        ("spatial_svd", CONV),
+        ("channel_svd", GROUPED),
+        ("spatial_svd", GROUPED),
+    ],
+)
+def test_closed_forms_are_exact(name: str, spec: LayerSpec) -> None:
+    weight = decaying_weight(spec)
+    found = estimate(method_named(name), spec, problems_of(weight, spec), 4)
+    assert len(found) >= 3
+    for each in found:
+        assert each.error == pytest.approx(true_error(name, spec, weight, each.rank), rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize("spec", [CONV, GROUPED])
+def test_tucker2_is_the_error_before_alternation(spec: LayerSpec) -> None:
+    weight = decaying_weight(spec)
+    found = estimate(method_named("tucker2"), spec, problems_of(weight, spec), 4)
+    assert any(p != q for p, q in (each.rank for each in found))
+    for each in found:
+        true = true_error("tucker2", spec, weight, each.rank)
+        assert true <= each.error + 1e-6
+        assert each.error <= 1.35 * true + 1e-5
+
+
+def test_tensor_train_is_an_upper_bound_that_is_not_loose() -> None:
+    weight = decaying_weight(CONV)
+    found = estimate(method_named("tensor_train"), CONV, problems_of(weight, CONV), 4)
+    assert len(found) >= 4
+    for each in found:
+        true = true_error("tensor_train", CONV, weight, each.rank)
+        assert true <= each.error + 1e-6
+        assert each.error <= 3 * true + 1e-5
+
+
+def test_cp_is_never_better_than_its_full_iteration_by_much() -> None:
+    weight = decaying_weight(CONV)
+    for each in estimate(method_named("cp3"), CONV, problems_of(weight, CONV), 8):
+        assert true_error("cp3", CONV, weight, each.rank) <= each.error * 1.01 + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("limit", "step", "first"), [(64, 8, 8), (512, 16, 16), (20, 8, 4), (3, 8, 1), (1, 8, 1)]
+)
+def test_ranks_are_aligned_where_the_layer_is_large_enough(limit: int, step: int, first: int) -> None:
+    grid = rank_grid(limit, step, 16)
+    assert all(rank < limit for rank in grid)
+    assert len(grid) <= 16
+    assert not grid or grid[0] == first
+    assert all(rank % first == 0 for rank in grid)
+
+
+def test_candidates_are_a_frontier_behind_the_dense_layer() -> None:
+    weight = decaying_weight(CONV)
+    found = candidates(Question("conv", (CONV,), weight, 32, "auto", 4))
+    assert found[0].method is None
+    assert (found[0].error, found[0].macs, found[0].params) == (0.0, CONV.macs, CONV.params + 32)
+    costs, errors = [each.macs for each in found], [each.error for each in found]
+    assert costs == sorted(set(costs), reverse=True)
+    assert errors == sorted(set(errors))
+    assert len({each.method for each in found[1:]}) >= 2
+
+
+def test_one_method_and_a_floor_restrict_the_candidates() -> None:
+    weight = decaying_weight(CONV)
+    found = candidates(Question("conv", (CONV,), weight, 0, "tucker2", 4, floor=0.4))
+    assert {each.method for each in found[1:]} == {"tucker2"}
+    assert all(each.macs >= 0.4 * CONV.macs for each in found)
+    assert len(found) > 3
+
+
+def test_a_layer_at_two_sizes_counts_both() -> None:
+    weight = decaying_weight(CONV)
+    other = LayerSpec(24, 32, (3, 3), padding=((1, 1), (1, 1)), input_size=(16, 16))
+    one = candidates(Question("conv", (CONV,), weight, 0, "channel_svd", 4))
+    two = candidates(Question("conv", (CONV, other), weight, 0, "channel_svd", 4))
+    assert [(each.macs * 5, each.params) for each in one] == [(each.macs, each.params) for each in two]
