@@ -104,7 +104,7 @@ def test_predicted_errors_choose_the_method_that_suits_each_layer() -> None:
     torch.manual_seed(1)
     model = nn.Sequential(nn.Conv2d(48, 48, 3, padding=1), nn.Conv2d(48, 48, 3, padding=1)).eval()
     with torch.no_grad():
-        separable = torch.einsum("try,rsx->tsyx", torch.randn(48, 8, 3), torch.randn(8, 48, 3))
+        separable = torch.einsum("trx,rsy->tsyx", torch.randn(48, 8, 3), torch.randn(8, 48, 3))
         model[0].weight.copy_(separable)
         few_outputs = torch.einsum("tr,rsyx->tsyx", torch.randn(48, 8), torch.randn(8, 48, 3, 3))
         model[1].weight.copy_(few_outputs)
