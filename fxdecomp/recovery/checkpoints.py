@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from fxdecomp.errors import RecoveryError
 
@@ -56,9 +56,13 @@ def load_checkpoint(path: Path, fingerprint: str) -> dict[str, Any] | None:
 
 
 def fingerprint(settings: Mapping[str, object], tensors: Iterable[Tensor]) -> str:
-    """A hash of what decides the result of a run: settings and the bytes of tensors."""
+    """A hash of what decides the result of a run, settings and the bytes of tensors, of each process."""
     digest = hashlib.sha256(repr(sorted(settings.items())).encode())
     for tensor in tensors:
         digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    hashes: list[str] = [digest.hexdigest()]
+    if distributed.is_initialized():  # each process has data of its own, and all must name the file alike
+        hashes = hashes * distributed.get_world_size()
+        distributed.all_gather_object(hashes, digest.hexdigest())
+    return " ".join(hashes)

@@ -121,6 +121,10 @@ class Training:
             self._load(saved["parameters"])
             optimizer.load_state_dict(saved["optimizer"])
             scaler.load_state_dict(saved["scaler"])
+        for name, parameter in self.parameters.items():
+            parameter.requires_grad_(
+                name in phase.parameters
+            )  # processes wait for the gradient of each that does
         loss_of = phase.begin()
         every = max(1, phase.steps // _EVALUATIONS)
         while state.step < phase.steps:

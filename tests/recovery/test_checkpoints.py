@@ -1,0 +1,150 @@
+"""A run that dies goes on where it was, and ends as if nothing had happened."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import fxdecomp
+from fxdecomp.records import record_of
+from fxdecomp.recovery.checkpoints import save_atomically
+
+from .nets import batches, pair
+
+OPTIONS = {"block_steps": 12, "steps": 23, "rate": 1e-2}
+
+
+class KilledError(Exception):
+    pass
+
+
+def killed_at(work, step):
+    def progress(name, done, total):
+        if (name, done) == (work, step):
+            raise KilledError
+
+    return progress
+
+
+def assert_same(a, b):
+    for name, tensor in a.state_dict().items():
+        assert torch.equal(tensor, b.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(
+    ("work", "step"),
+    [
+        ("recover blocks", 1),
+        ("recover blocks", 7),
+        ("recover blocks", 12),
+        ("recover outputs", 1),
+        ("recover outputs", 15),
+        ("recover outputs", 23),
+    ],
+)
+def test_a_killed_run_ends_like_an_unbroken_one(tmp_path, work, step):
+    small, gm = pair("cp", 6)
+    unbroken = fxdecomp.recover(small, gm, batches(), **OPTIONS)
+    path = tmp_path / "run.ckpt"
+    with pytest.raises(KilledError):
+        fxdecomp.recover(small, gm, batches(), **OPTIONS, checkpoint=path, progress=killed_at(work, step))
+    done = []
+    resumed = fxdecomp.recover(
+        small, gm, batches(), **OPTIONS, checkpoint=path, progress=lambda name, at, _: done.append((name, at))
+    )
+    assert_same(resumed, unbroken)
+    assert record_of(resumed) == record_of(unbroken)
+    if step > 1:
+        assert len(done) < OPTIONS["block_steps"] + OPTIONS["steps"]
+    again = []
+    finished = fxdecomp.recover(
+        small, gm, batches(), **OPTIONS, checkpoint=path, progress=lambda *at: again.append(at)
+    )
+    assert_same(finished, unbroken)
+    assert not again
+    assert [p.name for p in tmp_path.iterdir()] == ["run.ckpt"]
+
+
+def test_a_loop_that_went_back_resumes_too(tmp_path):
+    """At this rate the loop goes back to the best state at half the rate; that is saved as well."""
+    small, gm = pair("cp", 6)
+    wild = {"block_steps": 0, "steps": 20, "rate": 0.5}
+    unbroken = fxdecomp.recover(small, gm, batches(), **wild)
+    path = tmp_path / "run.ckpt"
+    with pytest.raises(KilledError):
+        fxdecomp.recover(
+            small, gm, batches(), **wild, checkpoint=path, progress=killed_at("recover outputs", 9)
+        )
+    state = torch.load(path, weights_only=True)["state"]
+    assert state["damping"] < 1
+    assert_same(fxdecomp.recover(small, gm, batches(), **wild, checkpoint=path), unbroken)
+
+
+KILLED = """
+import os, signal, sys
+import torch
+torch.set_num_threads(1)
+import fxdecomp
+from tests.recovery.nets import batches, pair
+
+small, gm = pair("cp", 6)
+
+def kill(work, done, total):
+    if (work, done) == ("recover outputs", 15):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+options = {"block_steps": 12, "steps": 23, "rate": 1e-2}
+fxdecomp.recover(small, gm, batches(), **options, checkpoint=sys.argv[1], progress=kill)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_for_good(tmp_path):
+    path = tmp_path / "run.ckpt"
+    root = str(Path(__file__).parents[2])
+    died = subprocess.run(
+        [sys.executable, "-c", KILLED, str(path)],
+        cwd=root,
+        env=os.environ | {"PYTHONPATH": root},
+        check=False,
+    )
+    assert died.returncode == -signal.SIGKILL
+    small, gm = pair("cp", 6)
+    done = []
+    resumed = fxdecomp.recover(
+        small, gm, batches(), **OPTIONS, checkpoint=path, progress=lambda name, at, _: done.append((name, at))
+    )
+    assert done[0][0] == "recover outputs"
+    assert_same(resumed, fxdecomp.recover(small, gm, batches(), **OPTIONS))
+
+
+def test_another_run_does_not_take_it(tmp_path):
+    small, gm = pair()
+    path = tmp_path / "run.ckpt"
+    fxdecomp.recover(small, gm, batches(), block_steps=2, steps=2, checkpoint=path)
+    for options in ({"steps": 3}, {"seed": 1}, {"autocast": torch.bfloat16}):
+        with pytest.raises(fxdecomp.RecoveryError, match="is of a run with other networks, data or settings"):
+            fxdecomp.recover(
+                small, gm, batches(), **{"block_steps": 2, "steps": 2, **options}, checkpoint=path
+            )
+    with pytest.raises(fxdecomp.RecoveryError, match="other networks, data or settings"):
+        fxdecomp.recover(small, gm, batches(seed=2), block_steps=2, steps=2, checkpoint=path)
+    other, _ = pair(rank=(4, 4))
+    with pytest.raises(fxdecomp.RecoveryError, match="other networks, data or settings"):
+        fxdecomp.recover(other, gm, batches(), block_steps=2, steps=2, checkpoint=path)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(fxdecomp.RecoveryError, match=r"cannot be read .* delete it to start afresh"):
+        fxdecomp.recover(small, gm, batches(), block_steps=2, steps=2, checkpoint=path)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "run.ckpt"
+    save_atomically(path, {"a": 1})
+    with pytest.raises(Exception, match=r"pickle|lambda"):
+        save_atomically(path, {"a": lambda: 2})
+    assert torch.load(path, weights_only=True) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["run.ckpt"]
