@@ -20,6 +20,7 @@ from fxdecomp.policy import Policy, Rule
 from fxdecomp.ranks import VBMF, Energy, Fixed, Ratio
 from fxdecomp.recovery import recover
 from fxdecomp.reporting import Report, graph_diff, report
+from fxdecomp.searching import SearchResult, search
 from fxdecomp.tracing import trace
 
 __all__ = [
@@ -45,12 +46,14 @@ __all__ = [
     "RecoveryError",
     "Report",
     "Rule",
+    "SearchResult",
     "Skipped",
     "TraceError",
     "export",
     "graph_diff",
     "recover",
     "report",
+    "search",
     "trace",
     "transform",
 ]
