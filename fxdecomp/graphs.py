@@ -28,6 +28,12 @@ def stored_tensors(gm: GraphModule) -> list[Tensor]:
     return [*gm.parameters(), *gm.buffers(), *(value for value in values if isinstance(value, Tensor))]
 
 
+def derived_tensors(module: nn.Module) -> list[Tensor]:
+    """Plain attributes that hooks compute anew from parameters (`weight_norm`); they cannot be copied."""
+    values = [value for part in module.modules() for value in vars(part).values()]
+    return [value for value in values if isinstance(value, Tensor) and not value.is_leaf]
+
+
 def copy_sharing_tensors(gm: GraphModule) -> GraphModule:
     """A copy with a graph and modules of its own, and the tensors of the original. Cost: no tensor memory."""
     return _copy(gm, {id(tensor): tensor for tensor in stored_tensors(gm)})
@@ -39,10 +45,24 @@ def copy_owning_tensors(gm: GraphModule, original: GraphModule) -> GraphModule:
     Tensors that are not shared, such as new stages, are moved over rather than copied.
     """
     shared = {id(tensor) for tensor in stored_tensors(original)}
-    return _copy(gm, {id(tensor): tensor for tensor in stored_tensors(gm) if id(tensor) not in shared})
+    memo: dict[int, object] = {}
+    for tensor in stored_tensors(gm):
+        if id(tensor) not in shared:
+            memo[id(tensor)] = tensor
+        elif type(tensor) not in (Tensor, nn.Parameter, nn.Buffer) or tensor.layout is not torch.strided:
+            memo[id(tensor)] = _clone(tensor)
+    return _copy(gm, memo)
+
+
+def _clone(tensor: Tensor) -> Tensor:
+    """A copy of a tensor of any subclass or layout, many of which `copy.deepcopy` refuses."""
+    copied = tensor.detach().clone()
+    is_parameter = isinstance(tensor, nn.Parameter)
+    return nn.Parameter(copied, requires_grad=tensor.requires_grad) if is_parameter else copied
 
 
 def _copy(gm: GraphModule, memo: dict[int, object]) -> GraphModule:
+    memo = {id(tensor): tensor for tensor in derived_tensors(gm)} | memo
     result: GraphModule = copy.deepcopy(gm, memo)
     record = record_of(gm)
     if record is not None:

@@ -8,6 +8,7 @@ from concurrent.futures import Executor
 from torch.fx import GraphModule
 
 from fxdecomp.calibration import Batch, Calibration
+from fxdecomp.errors import FxdecompError, PolicyError
 from fxdecomp.graphs import copy_owning_tensors
 from fxdecomp.passes import DecomposeLayers, FoldBatchNorm
 from fxdecomp.policy import Policy
@@ -38,7 +39,7 @@ def transform(
     Raises:
         CalibrationError: The calibration holds NaN or does not fit the network.
         PolicyError: The policy does not fit the network.
-        FxdecompError: The graph has no recorded shapes.
+        FxdecompError: The graph has no recorded shapes, or is no GraphModule.
 
     Example:
         >>> import torch, fxdecomp
@@ -48,6 +49,14 @@ def transform(
         >>> [node.target for node in small.graph.nodes if node.op == "call_module"]
         ['0.pointwise_in', '0.core', '0.pointwise_out', '1']
     """
+    if not isinstance(gm, GraphModule):
+        raise FxdecompError(
+            f"transform takes a GraphModule, got {type(gm).__name__}; use fxdecomp.trace(model, inputs)"
+        )
+    if not isinstance(policy, Policy):
+        raise PolicyError(
+            f"transform takes a Policy, got {type(policy).__name__}; use Policy(method='tucker2')"
+        )
     folded = FoldBatchNorm()(gm)
     data = None if calibration is None else Calibration.of(calibration)
     small = DecomposeLayers(policy, calibration=data, executor=executor, progress=progress)(folded)

@@ -111,6 +111,7 @@ class Policy:
     multiple_of: int | None = None
 
     def __post_init__(self) -> None:
+        _check_kinds(self)
         object.__setattr__(self, "rules", tuple(self.rules))
         object.__setattr__(self, "exclude", tuple(self.exclude))
         if self.budget is not None and self.method is None:
@@ -182,13 +183,15 @@ class Policy:
         Raises:
             PolicyError: A key or a value is not known.
         """
-        rules = [_rule(item) for item in data.get("rules", [])]
+        rules = data.get("rules", [])
+        if not isinstance(rules, list) or not all(isinstance(item, Mapping) for item in rules):
+            raise PolicyError(f"'rules' are tables, each under [[rules]], got {rules!r}")
         _known_keys(data, set(Policy.__dataclass_fields__), "a policy")
         budget = data.get("budget")
         return Policy(
             method=data.get("method"),
             rank=_rank(data.get("rank")),
-            rules=rules,
+            rules=[_rule(item) for item in rules],
             exclude=data.get("exclude", ()),
             require_saving=data.get("require_saving", True),
             budget=None if budget is None else budget_from_dict(budget),
@@ -238,6 +241,10 @@ def _checked(method: str | None, rank: Rank | None, where: str) -> RankRule | No
         if rank is not None:
             raise PolicyError(f"{where} has a rank but no method; add method='tucker2', or another")
         return None
+    if not isinstance(method, str):
+        raise PolicyError(f"{where}: a method is a name such as 'tucker2', got {method!r}")
+    if rank is not None and not isinstance(rank, RankRule | int | float | tuple):
+        raise PolicyError(f"{where}: rank {rank!r} is neither a rank rule, a number nor a tuple of numbers")
     if method != AUTO:
         method_named(method)
     elif rank is not None:
@@ -255,6 +262,17 @@ def _check_budget(policy: Policy) -> None:
     step = policy.multiple_of
     if step is not None and (not isinstance(step, int) or step < 1):
         raise PolicyError(f"multiple_of is a positive whole number, got {step!r}")
+
+
+def _check_kinds(policy: Policy) -> None:
+    """Raise where a field is of the wrong kind; a plain string would pass for a list of its letters."""
+    kinds: dict[str, tuple[type, str]] = {"rules": (Rule, "Rule objects"), "exclude": (str, "patterns")}
+    for name, (kind, words) in kinds.items():
+        value = getattr(policy, name)
+        if isinstance(value, str) or not all(isinstance(item, kind) for item in value):
+            raise PolicyError(f"{name} is a list of {words}, got {value!r}")
+    if not isinstance(policy.require_saving, bool):
+        raise PolicyError(f"require_saving is true or false, got {policy.require_saving!r}")
 
 
 def _plain(method: str | None, rank: Rank | None) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from typing import Any
 
 
 def line_of(text: str, message: str) -> str:
-    """`:line` of the first quoted word of a message that stands in the text, empty where none does."""
-    for word in re.findall(r"'([^']+)'", message):
+    """`:line` of the first quoted word of a message (else its first word) in the text, or nothing."""
+    for word in [*re.findall(r"'([^']+)'", message), message.split(" ", 1)[0]]:
         for number, line in enumerate(text.splitlines(), start=1):
             if word in line:
                 return f":{number}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,16 @@ from torch.fx.passes.shape_prop import _extract_tensor_metadata
 from torch.nn.parameter import is_lazy
 
 from fxdecomp.errors import TraceError
-from fxdecomp.graphs import copy_sharing_tensors
+from fxdecomp.graphs import copy_sharing_tensors, derived_tensors
 from fxdecomp.inputs import ExampleInputs, call_arguments, placeholder_values
 from fxdecomp.records import Record, attach_record, record_of
 from fxdecomp.sites.modules import Layer, is_layer
+
+_FIXED = {
+    "all": "",
+    "batch": "torch.export could leave only the first size of each input free; the others are fixed",
+    "none": "torch.export could leave no size free; the graph takes inputs of the example's sizes only",
+}
 
 
 def trace(model: nn.Module | ExportedProgram | str | Path, example_inputs: ExampleInputs) -> GraphModule:
@@ -51,13 +58,17 @@ def trace(model: nn.Module | ExportedProgram | str | Path, example_inputs: Examp
         return _with_shapes(
             copy_sharing_tensors(model), example_inputs, known.traced_with if known else "given"
         )
+    if not isinstance(model, nn.Module):
+        raise TraceError(
+            f"trace takes a module, an ExportedProgram or the path of a .pt2 file, got {type(model).__name__}"
+        )
     frozen = _eval_copy(model)
     symbolic = _symbolic(frozen)
     if isinstance(symbolic, GraphModule) and not _hides_layers(symbolic):
         return _with_shapes(symbolic, example_inputs, "symbolic_trace")
     exported = _exported(frozen, example_inputs)
-    if isinstance(exported, GraphModule):
-        return _with_shapes(exported, example_inputs, "torch.export")
+    if not isinstance(exported, Exception):
+        return _with_shapes(exported[0], example_inputs, "torch.export", note=exported[1])
     if isinstance(symbolic, GraphModule):
         return _with_shapes(symbolic, example_inputs, "symbolic_trace")
     raise TraceError(
@@ -72,13 +83,13 @@ def _eval_copy(model: nn.Module) -> nn.Module:
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if is_lazy(tensor):
             raise TraceError(f'"{name}" is lazy and has no shape yet; run the model once on an example first')
-    tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
+    tensors: list[Tensor] = [*model.parameters(), *model.buffers(), *derived_tensors(model)]
     return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors}).eval()
 
 
 def _symbolic(model: nn.Module) -> GraphModule | Exception:
     try:
-        return fx.symbolic_trace(model)
+        return fx.symbolic_trace(model).eval()  # the containers too, which it makes anew
     except Exception as error:  # noqa: BLE001 - a model's own code runs here and may raise anything
         return error
 
@@ -91,27 +102,30 @@ def _hides_layers(gm: GraphModule) -> bool:
     )
 
 
-def _exported(model: nn.Module, inputs: ExampleInputs) -> GraphModule | Exception:
-    """Export with every size free, first on a doubled batch: torch.export fixes a size of 1."""
+def _exported(model: nn.Module, inputs: ExampleInputs) -> tuple[GraphModule, str] | Exception:
+    """Export with as many free sizes as the network allows, and a note about those that had to be fixed.
+
+    A doubled batch comes first: torch.export fixes a size of 1.
+    """
     args, kwargs = call_arguments(inputs)
-    attempts = [_doubled(args, kwargs), (args, kwargs)]
+    own, doubled = (args, kwargs), _doubled(args, kwargs)
+    attempts = [(doubled, "all"), (own, "all"), (doubled or own, "batch"), (own, "none")]
     failure: Exception = TraceError("nothing was tried")
-    for attempt_args, attempt_kwargs in [attempt for attempt in attempts if attempt is not None]:
+    for values, free in attempts:
+        if values is None:
+            continue
         try:
             with torch.no_grad():
                 program = torch.export.export(
-                    model,
-                    attempt_args,
-                    attempt_kwargs,
-                    dynamic_shapes=_free_sizes(model, attempt_args, attempt_kwargs),
+                    model, *values, dynamic_shapes=_free_sizes(model, *values, axes=free)
                 )
             gm = _unlifted(program)
             with torch.no_grad():
                 gm(*args, **kwargs)
         except Exception as error:  # noqa: BLE001 - a model's own code runs here and may raise anything
-            failure = error
+            failure = failure if free == "none" else error
         else:
-            return gm
+            return gm, _FIXED[free]
     return failure
 
 
@@ -122,11 +136,13 @@ def _doubled(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, 
     return tuple(torch.cat([a, a]) for a in args), {k: torch.cat([v, v]) for k, v in kwargs.items()}
 
 
-def _free_sizes(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _free_sizes(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, axes: str) -> Any:
     def free(value: object) -> Any:
-        if not isinstance(value, Tensor):
+        if not isinstance(value, Tensor) or axes == "none":
             return None
-        return dict.fromkeys(range(value.ndim), torch.export.Dim.AUTO)
+        return dict.fromkeys(
+            range(value.ndim if axes == "all" else min(value.ndim, 1)), torch.export.Dim.AUTO
+        )
 
     values = torch.export.dynamic_shapes._combine_args(model, args, kwargs)
     return torch.utils._pytree.tree_map(free, values)
@@ -161,7 +177,7 @@ class _ShapeRecorder(fx.Interpreter):
         return result
 
 
-def _with_shapes(gm: GraphModule, inputs: ExampleInputs, traced_with: str) -> GraphModule:
+def _with_shapes(gm: GraphModule, inputs: ExampleInputs, traced_with: str, *, note: str = "") -> GraphModule:
     values = placeholder_values(gm, inputs)
     try:
         with torch.no_grad():
@@ -169,7 +185,8 @@ def _with_shapes(gm: GraphModule, inputs: ExampleInputs, traced_with: str) -> Gr
     except Exception as error:
         raise TraceError(f"the network does not run on the example inputs: {_first_line(error)}") from error
     record = record_of(gm) or Record()
-    attach_record(gm, Record(traced_with, record.outcomes, record.folds, record.policy, record.notes))
+    notes = (*record.notes, note) if note and note not in record.notes else record.notes
+    attach_record(gm, replace(record, traced_with=traced_with, notes=notes))
     return gm
 
 

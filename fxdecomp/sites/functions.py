@@ -86,6 +86,8 @@ def read_function_call(node: Node, constants: Constants) -> Reading | Refusal | 
     kind = getattr(node.target, "__name__", str(node.target))
     if weight is None:
         return Refusal(node.name, kind, Reason.COMPUTED_WEIGHT)
+    if 0 in weight.value.shape:
+        return Refusal(_name(node, weight), kind, Reason.UNSUPPORTED_TENSOR, "it has no elements")
     bias = constants.of(arguments.get("bias"))
     transposed = node.target in _TRANSPOSED or bool(arguments.get("transposed", False))
     groups = int(arguments.get("groups", 1))

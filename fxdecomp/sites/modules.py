@@ -47,6 +47,8 @@ def read_module_call(gm: GraphModule, node: Node) -> Reading | Refusal | None:
     weight, bias = _materialised(module, "weight"), _materialised(module, "bias")
     if not isinstance(weight, Tensor) or weight.ndim < 2:
         return Refusal(name, type(module).__name__, Reason.UNSUPPORTED_TENSOR, "it has not been initialised")
+    if 0 in weight.shape:
+        return Refusal(name, type(module).__name__, Reason.UNSUPPORTED_TENSOR, "it has no elements")
     transposed = isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d)
     return Reading(
         name=name,
