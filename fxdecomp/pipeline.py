@@ -10,7 +10,7 @@ from torch.fx import GraphModule
 from fxdecomp.calibration import Batch, Calibration
 from fxdecomp.errors import FxdecompError, PolicyError
 from fxdecomp.graphs import copy_owning_tensors
-from fxdecomp.passes import DecomposeLayers, FoldBatchNorm
+from fxdecomp.passes import DecomposeLayers, FoldBatchNorm, RefitChains
 from fxdecomp.policy import Policy
 from fxdecomp.progress import Progress, silent
 
@@ -60,4 +60,6 @@ def transform(
     folded = FoldBatchNorm()(gm)
     data = None if calibration is None else Calibration.of(calibration)
     small = DecomposeLayers(policy, calibration=data, executor=executor, progress=progress)(folded)
+    if data is not None and data.refit:
+        small = RefitChains(folded, data, progress)(small)
     return copy_owning_tensors(small, gm)

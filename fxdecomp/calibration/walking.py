@@ -29,29 +29,28 @@ class Walk:
         self._nodes = list(gm.graph.nodes)
         self._next = 0
 
-    @torch.no_grad()
     def go_before(self, name: str) -> None:
         """Run all nodes before the one of a name."""
-        interpreter = self._interpreter
         while self._nodes[self._next].name != name:
-            node = self._nodes[self._next]
-            interpreter.env[node] = interpreter.run_node(node)
-            for spent in interpreter.user_to_last_uses.get(node, ()):
-                del interpreter.env[spent]
-            self._next += 1
+            self._run_next()
 
     @torch.no_grad()
+    def _run_next(self) -> Any:
+        interpreter, node = self._interpreter, self._nodes[self._next]
+        interpreter.env[node] = value = interpreter.run_node(node)
+        for spent in interpreter.user_to_last_uses.get(node, ()):
+            del interpreter.env[spent]
+        self._next += 1
+        return value
+
     def value_of(self, node: Node) -> Any:
         """The value of a node that has run and is still needed."""
         return self._interpreter.env[self._named(node)]
 
-    @torch.no_grad()
-    def result_of_next(self) -> Any:
-        """The value of the next node; the walk stays before it.
-
-        The node runs twice if the walk goes on, so that it must not change its input.
-        """
-        return self._interpreter.run_node(self._nodes[self._next])
+    def go_past(self, name: str) -> Any:
+        """Run the node of a name, after those before it, and return its value."""
+        self.go_before(name)
+        return self._run_next()
 
     def live_bytes(self) -> int:
         """Memory of the values that are kept."""
