@@ -118,7 +118,7 @@ def recogniser(arguments: argparse.Namespace) -> None:
     from fxdecomp.demo.lines import Split, render_lines
     from fxdecomp.demo.recogniser import load_recogniser
 
-    calibration = render_lines(64, Split.CALIBRATION).images.split(8)
+    calibration = torch.split(render_lines(64, Split.CALIBRATION).images, 8)
     lines = render_lines(arguments.lines, Split.JUDGE)
     gm = fxdecomp.trace(load_recogniser(), calibration[0])
     compare(
@@ -165,7 +165,8 @@ class Block(nn.Module):
         query, key, value = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         mixed = nn.functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
         x = x + self.out(mixed)
-        return x + self.down(nn.functional.gelu(self.up(self.norm2(x))))
+        y: Tensor = x + self.down(nn.functional.gelu(self.up(self.norm2(x))))
+        return y
 
 
 class Transformer(nn.Module):
@@ -211,7 +212,7 @@ def digits(arguments: argparse.Namespace) -> None:
             return round(100 * float((each(images[test]).argmax(1) == labels[test]).float().mean()), 2)
 
         print(json.dumps({"network": name}), flush=True)
-        batches = images[train][:512].split(64)
+        batches = torch.split(images[train][:512], 64)
         compare(
             gm,
             lambda site, excluded=excluded: site not in excluded,  # type: ignore[misc]
@@ -227,11 +228,11 @@ def fit(network: nn.Module, images: Tensor, labels: Tensor) -> nn.Module:
         optimiser, 4e-3, total_steps=rounds * (len(images) // 64 + 1)
     )
     for _ in range(rounds):
-        for part in torch.randperm(len(images)).split(64):
+        for part in torch.split(torch.randperm(len(images)), 64):
             shift = [int(value) for value in torch.randint(-1, 2, (2,))]
             loss = nn.functional.cross_entropy(network(images[part].roll(shift, (2, 3))), labels[part])
             optimiser.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             optimiser.step()
             schedule.step()
     return network.eval()
@@ -243,7 +244,7 @@ def vgg(arguments: argparse.Namespace) -> None:
 
     torch.manual_seed(0)
     network = get_model("vgg16").eval()
-    batches = torch.randn(64, 3, 224, 224).split(4)
+    batches = torch.split(torch.randn(64, 3, 224, 224), 4)
     gm = fxdecomp.trace(network, batches[0])
     clock = Clock()
     start = time.perf_counter()
