@@ -16,6 +16,8 @@ from torch import Tensor
 
 from fxdecomp.demo.lines import Lines
 from fxdecomp.demo.recogniser import SYMBOLS
+from fxdecomp.export.sessions import open_session
+from fxdecomp.progress import Progress, silent
 
 Read = Callable[[Tensor], Tensor]
 """Lines `[N, 1, 64, W]` to scores `[N, T, 97]`: a module, or an ONNX file through `onnx_reader`."""
@@ -40,13 +42,22 @@ class Reading:
         return asdict(self)
 
 
-def judge(read: Read, lines: Lines, *, batch_size: int = 16) -> Reading:
+def judge(
+    read: Read,
+    lines: Lines,
+    *,
+    batch_size: int = 16,
+    progress: Progress = silent,
+    work: str = "reading lines",
+) -> Reading:
     """Let a model read the lines and compare with the truth.
 
     Args:
         read: The model; called without gradients, in batches, the last of them smaller.
         lines: The lines, with their truth.
         batch_size: Lines a call.
+        progress: Told of every finished batch, in lines.
+        work: What the progress calls it.
 
     Raises:
         ValueError: There are no lines.
@@ -57,6 +68,7 @@ def judge(read: Read, lines: Lines, *, batch_size: int = 16) -> Reading:
     with torch.inference_mode():
         for batch in torch.split(lines.images, batch_size):
             got += decode(read(batch))
+            progress(work, len(got), len(lines.texts))
     edits = sum(levenshtein(a, b) for a, b in zip(got, lines.texts, strict=True))
     exact = sum(a == b for a, b in zip(got, lines.texts, strict=True))
     return Reading(exact / len(got), edits / sum(map(len, lines.texts)), len(got))
@@ -86,13 +98,9 @@ def onnx_reader(path: Path, *, threads: int = 0) -> Read:
 
     Args:
         path: The file; its first input is the lines, its first output the scores.
-        threads: Threads within an operator; 0 lets ONNX Runtime choose.
+        threads: Threads within an operator, 0 for every core.
     """
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    session = open_session(path, threads=threads)
     name = session.get_inputs()[0].name
 
     def read(lines: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ FONTS = (
     "STIXGeneralBol",
     "STIXGeneralItalic",
 )
-_SIZES = (28, 36)
+_SIZES = (28, 42)
 _MARGIN = 10
 _CHARACTERS = (20, 40)
 _MARKUP = str.maketrans("", "", '"*`')
@@ -109,8 +109,7 @@ def clauses(split: Split) -> tuple[str, ...]:
 
 def _render(rng: random.Random, pool: tuple[str, ...], width: int) -> tuple[NDArray[np.float32], str]:
     """One image `[64, width]` and its text."""
-    font = _font(rng.choice(FONTS), rng.randint(*_SIZES))
-    text = _words(rng, pool, font, width - 2 * _MARGIN)
+    text, font = _text_and_font(rng, pool, width - 2 * _MARGIN)
     paper, ink = rng.randint(200, 255), rng.randint(0, 90)
     left, top, _, bottom = font.getbbox(text)
     image = Image.new("L", (width, HEIGHT), paper)
@@ -123,18 +122,21 @@ def _render(rng: random.Random, pool: tuple[str, ...], width: int) -> tuple[NDAr
     return (grey / 127.5 - 1).astype(np.float32), text
 
 
-def _words(rng: random.Random, pool: tuple[str, ...], font: ImageFont.FreeTypeFont, room: int) -> str:
-    """Consecutive words of a clause, as many as `_CHARACTERS` and the room in pixels allow."""
-    text = ""
-    while len(text) < _CHARACTERS[0]:
+def _text_and_font(
+    rng: random.Random, pool: tuple[str, ...], room: int
+) -> tuple[str, ImageFont.FreeTypeFont]:
+    """Consecutive words of a clause, and a font in which they fill the room in pixels.
+
+    They fill it because recognisers see things in long empty ends: a line cut from a page has none.
+    """
+    while True:
         words = rng.choice(pool).split()
-        text = ""
-        for word in words[rng.randrange(len(words)) :]:
-            longer = f"{text} {word}".lstrip()
-            if len(longer) > _CHARACTERS[1] or font.getlength(longer) > room:
-                break
-            text = longer
-    return text
+        text = " ".join([*words[rng.randrange(len(words)) :], ""])[: _CHARACTERS[1] + 1].rpartition(" ")[0]
+        name = rng.choice(FONTS)
+        if len(text) >= _CHARACTERS[0]:
+            size = int(_SIZES[1] * room / _font(name, _SIZES[1]).getlength(text))
+            if _SIZES[0] <= size <= _SIZES[1]:
+                return text, _font(name, size)
 
 
 @cache
