@@ -75,9 +75,12 @@ def judge(
 
 
 def decode(scores: Tensor) -> list[str]:
-    """The text of each line, by greedy CTC decoding of scores `[N, T, 97]`."""
+    """The text of each line, by greedy CTC decoding of scores `[N, T, 97]`.
+
+    Spaces at the ends of a line are dropped: nobody can see them, so that they are neither right nor wrong.
+    """
     best: list[list[int]] = scores.argmax(dim=2).tolist()
-    return ["".join(SYMBOLS[label - 1] for label, _ in groupby(row) if label) for row in best]
+    return ["".join(SYMBOLS[label - 1] for label, _ in groupby(row) if label).strip() for row in best]
 
 
 def levenshtein(a: str, b: str) -> int:

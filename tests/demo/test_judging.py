@@ -8,6 +8,7 @@ from fxdecomp.demo.lines import Lines, Split, render_lines
 from fxdecomp.demo.recogniser import SYMBOLS, load_recogniser
 
 A, B = SYMBOLS.index("a") + 1, SYMBOLS.index("b") + 1
+SPACE = SYMBOLS.index(" ") + 1
 short_texts = st.text("abc", max_size=7)
 
 
@@ -18,6 +19,10 @@ def scores_for(*rows):
 def test_repeats_are_merged_and_blanks_separate_doubles():
     assert decode(scores_for([0, A, A, 0, A, B, B, 0], [B, 0, 0, 0, 0, 0, 0, A])) == ["aab", "ba"]
     assert decode(scores_for([0, 0, 0])) == [""]
+
+
+def test_spaces_at_the_ends_are_dropped_and_others_kept():
+    assert decode(scores_for([SPACE, 0, SPACE, A, SPACE, B, 0, SPACE])) == ["a b"]
 
 
 @pytest.mark.parametrize(
