@@ -41,7 +41,11 @@ from benchmarks.network_checks import (
 SIZES = (32, 64, 96, 128, 160, 192, 224, 256, 320, 384, 480)
 AUDIO = ("jasper", "jasperdr", "quartznet")
 
-CAUSES: dict[str, str] = {}
+CAUSES: dict[str, str] = {
+    "linknet": "pytorchcv: its constructor fails, whatever the caller does",
+    "superpointnet": "PyTorch: the network picks key points by value, which no tracer can follow",
+    "revnet": "PyTorch: an `autograd.Function` of its own, which torch.export cannot trace",
+}
 """Why a network fails, by name or family, where the cause is known."""
 
 
@@ -230,8 +234,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         f"**{passed} pass ({passed / max(len(rows), 1):.1%})**.",
         f"- Tracers: {', '.join(f'{kind} {count}' for kind, count in tracers.items())}.",
         f"- Full rank: largest difference over largest output at most {TOLERANCE:g} with float32 factors "
-        f"({exact['float32']} networks), or {TOLERANCE_DOUBLE:g} with float64 factors where the network "
-        f"amplifies float32 rounding ({exact['float64']} networks).",
+        f"({exact['float32']} networks), or {TOLERANCE_DOUBLE:g} with float64 factors where torch.export "
+        f"fixed the type or the network amplifies float32 rounding ({exact['float64']} networks).",
         "- Half rank: every layer listed once, MACs told equal MACs counted in the running graph, and lower.",
         f"- Layers replaced at half rank: {sum(row['applied'] for row in rows):,} of "
         f"{sum(row['layers'] for row in rows):,}; left alone: "

@@ -1,0 +1,56 @@
+"""A fixed sample of small networks from pytorchcv, one of a family, through every check of the sweep."""
+
+import pytest
+import torch
+
+from benchmarks.network_checks import Row, check_network, randomise
+from benchmarks.zoo import build, constructors, family, smallest_inputs
+
+SAMPLE = (
+    "cgnet_cityscapes",
+    "darknet_tiny",
+    "densenet40_k12_bc_cifar10",
+    "diapreresnet20_cifar10",
+    "diaresnet20_cifar10",
+    "dla46xc",
+    "espnetv2_wd2",
+    "fdmobilenet_wd4",
+    "menet108_8x1_g3",
+    "mobilenet_wd4",
+    "mobilenetb_wd4",
+    "mobilenetv2b_wd4",
+    "nin_cifar10",
+    "nvpattexp116bazel76",
+    "preresnet20_cifar10",
+    "proxylessnas_mobile_cub",
+    "regnetx002",
+    "resdropresnet20_cifar10",
+    "resnet20_cifar10",
+    "resnext20_32x2d_cifar10",
+    "ror3_56_cifar10",
+    "sepreresnet20_cifar10",
+    "seresnet20_cifar10",
+    "shakedropresnet20_cifar10",
+    "shakeshakeresnet20_2x16d_cifar10",
+    "shufflenet_g1_wd4",
+    "shufflenetv2_wd2",
+    "shufflenetv2b_wd2",
+    "squeezenet_v1_1",
+    "voca8flame",
+)
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_network(name: str) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        constructor = constructors()[name]
+        model = randomise(build(constructor))
+        row = check_network(Row(name, family(constructor)), model, smallest_inputs(name, model))
+    finally:
+        torch.set_num_threads(threads)
+    assert row.failed_at == "", row
+    assert row.applied > 0
+    assert row.half_macs is not None
+    assert row.half_macs < 0.95
