@@ -207,3 +207,14 @@ def test_a_target_that_cannot_be_meant_raises(target: object) -> None:
 def test_contradictions_raise(make: object, complaint: str) -> None:
     with pytest.raises(PolicyError, match=complaint):
         make()  # type: ignore[operator]
+
+
+def test_a_calibrated_plan_replays_exactly_with_the_same_batches(gm: GraphModule) -> None:
+    x = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+    policy = Policy(budget=MACs(0.5), multiple_of=8)
+    small = fxdecomp.transform(gm, policy, calibration=[x])
+    again = fxdecomp.transform(gm, Policy.from_plan(fxdecomp.report(small).plan), calibration=[x])
+    assert torch.equal(again(x[:2]), small(x[:2]))
+    report = fxdecomp.report(small)
+    assert report.macs_after <= 0.5 * report.macs_before
+    assert all(outcome.output_error is not None for outcome in report.applied)
