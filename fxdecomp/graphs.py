@@ -15,9 +15,6 @@ from fxdecomp.layers import LayerSpec, Stage
 from fxdecomp.records import attach_record, record_of
 from fxdecomp.sites import Call, Site
 
-_REPLACED_BY = "fxdecomp_replaced_by"
-"""Where an erased node's surveyed uses find its value."""
-
 _CONV: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _CONV_TRANSPOSE: dict[int, Any] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 
@@ -148,8 +145,6 @@ def replace_site(gm: GraphModule, site: Site, chains: Sequence[Sequence[Stage]])
 
 def _insert(gm: GraphModule, call: Call, stages: list[tuple[str, LayerSpec]]) -> None:
     value = call.source
-    while isinstance(later := value.meta.get(_REPLACED_BY), Node):  # another site stood directly before
-        value = later
     with gm.graph.inserting_before(call.node):
         for target, spec in stages:
             node = gm.graph.create_node("call_module", target, (value,), name=target.replace(".", "_"))
@@ -157,7 +152,6 @@ def _insert(gm: GraphModule, call: Call, stages: list[tuple[str, LayerSpec]]) ->
             value = node
     value.meta = dict(call.node.meta)
     call.node.replace_all_uses_with(value)
-    call.node.meta[_REPLACED_BY] = value
     gm.graph.erase_node(call.node)
 
 
