@@ -144,7 +144,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = [
         "# Transformer and hybrid architectures",
         "",
-        "Written by `benchmarks/transformers_zoo.py`; do not edit by hand. Small configurations, random weights.",
+        "Written by `benchmarks/transformers_zoo.py`; not by hand. Small configurations, random weights.",
         "",
         f"{passed} of {len(rows)} pass.",
         "",

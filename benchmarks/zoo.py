@@ -216,6 +216,7 @@ def _lost(name: str, why: str) -> dict[str, Any]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The results as a Markdown page."""
+    known = constructors()
     failed = [row for row in rows if row["failed_at"]]
     passed = len(rows) - len(failed)
     exact = Counter(row["full_rank_type"] for row in rows if row["full_rank_error"] is not None)
@@ -230,7 +231,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         "Written by `python -m benchmarks.zoo --out zoo.jsonl --table docs/zoo.md`; do not edit by hand.",
         "Random weights, drawn BatchNorm statistics, the smallest input that each network accepts, Tucker-2.",
         "",
-        f"- Networks: {len(rows)} of {len({row['family'] for row in rows})} families; "
+        f"- The zoo: {len(known)} names in {len(set(map(family, known.values())))} families.",
+        f"- Networks swept so far: {len(rows)} of {len({row['family'] for row in rows})} families; "
         f"**{passed} pass ({passed / max(len(rows), 1):.1%})**.",
         f"- Tracers: {', '.join(f'{kind} {count}' for kind, count in tracers.items())}.",
         f"- Full rank: largest difference over largest output at most {TOLERANCE:g} with float32 factors "
