@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,6 +12,7 @@ import numpy as np
 
 from fxdecomp.errors import BenchmarkError
 from fxdecomp.export.kernels import Kernel
+from fxdecomp.files import write_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,12 +192,7 @@ class BenchmarkReport:
 
     def save(self, path: Path | str) -> None:
         """Write the report as JSON, whole or not at all."""
-        path = Path(path)
-        with tempfile.NamedTemporaryFile(
-            "w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8"
-        ) as file:
-            json.dump(self.to_dict(), file, indent=1)
-        os.replace(file.name, path)  # noqa: PTH105 - both are names already
+        write_json(Path(path), self.to_dict())
 
     @staticmethod
     def load(path: Path | str) -> BenchmarkReport:

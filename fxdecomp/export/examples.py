@@ -6,41 +6,55 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
+from torch.fx import Graph, GraphModule
+from torch.fx.graph import _PyTreeCodeGen
 
-from fxdecomp.errors import ExportError
+from fxdecomp.errors import ExportError, TraceError
+from fxdecomp.inputs import ExampleInputs, placeholder_values
 
 
-def as_inputs(
-    gm: GraphModule, example_inputs: Tensor | Sequence[Tensor]
-) -> tuple[tuple[str, ...], tuple[Tensor, ...]]:
+def flat_graph(gm: GraphModule) -> GraphModule:
+    """The graph as a module that takes its placeholders' values in order; the same tensors, the same nodes.
+
+    Graphs of `torch.export` take and give nested structures; this one takes and gives tensors.
+    """
+    if not isinstance(gm.graph._codegen, _PyTreeCodeGen):
+        return gm
+    graph = Graph()
+    graph.output(graph.graph_copy(gm.graph, {}))
+    return GraphModule(gm, graph)
+
+
+def as_inputs(gm: GraphModule, example_inputs: ExampleInputs) -> tuple[tuple[str, ...], tuple[Tensor, ...]]:
     """The names of a graph's inputs and one tensor for each.
 
     Args:
         gm: The graph whose placeholders are fed.
-        example_inputs: A tensor, or one tensor per input in the order of the placeholders.
+        example_inputs: A tensor, a tuple or a dict, as the network takes them.
 
     Returns:
-        Names and tensors, of equal length. Trailing placeholders with a default may go without a tensor.
+        Names and tensors, of equal length; inputs at the end that are left to their defaults are not among
+        them.
 
     Raises:
-        ExportError: If the tensors do not fit the placeholders, or are no tensors.
+        ExportError: If the inputs do not fit the placeholders, or are no tensors.
     """
-    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
-    for index, value in enumerate(inputs):
+    names = [str(node.target) for node in gm.graph.nodes if node.op == "placeholder"]
+    try:
+        values = placeholder_values(gm, example_inputs)
+    except TraceError as error:
+        raise ExportError(str(error)) from error
+    while values and not isinstance(values[-1], Tensor):
+        values.pop()
+    for name, value in zip(names, values, strict=False):
         if not isinstance(value, Tensor):
             raise ExportError(
-                f"example input {index} is a {type(value).__name__}, wanted a Tensor; "
+                f"input {name!r} is a {type(value).__name__}, wanted a Tensor; "
                 "bind other arguments in a wrapper module before tracing"
             )
-    placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
-    required = sum(not node.args for node in placeholders)
-    if not required <= len(inputs) <= len(placeholders) or not inputs:
-        names = ", ".join(str(node.target) for node in placeholders) or "none"
-        raise ExportError(
-            f"the graph's inputs are {names}, got {len(inputs)} example input(s); give one for each"
-        )
-    return tuple(str(node.target) for node in placeholders[: len(inputs)]), inputs
+    if not values:
+        raise ExportError("the example inputs hold no tensor; give one for each input")
+    return tuple(names[: len(values)]), tuple(values)
 
 
 def has_batch(inputs: Sequence[Tensor]) -> tuple[bool, ...]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fxdecomp.export.parity import Agreement
+from fxdecomp.export.quantization import Quantization
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,8 @@ class ExportReport:
         dynamic_batch: Whether the batch size is free.
         dynamic_axes: Further axes whose length is free.
         parity: One row per output, checked input and optimisation level.
+        quantization: What was lowered to int8 or fp16, and at what price; None for a file in full precision.
+            The comparison is that of the model before.
         notes: Sentences for the reader.
     """
 
@@ -33,6 +36,7 @@ class ExportReport:
     dynamic_batch: bool
     dynamic_axes: tuple[int, ...]
     parity: tuple[Agreement, ...]
+    quantization: Quantization | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -51,4 +55,6 @@ class ExportReport:
             f"{', '.join(self.inputs)} -> {', '.join(self.outputs)}; "
             f"agrees with PyTorch to {self.max_relative:.1e} in {len(self.parity)} checks"
         ]
+        if self.quantization is not None:
+            lines.append(str(self.quantization))
         return "\n".join(lines + [f"note: {note}" for note in self.notes])

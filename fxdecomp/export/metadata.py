@@ -58,6 +58,20 @@ def metadata_props(record: Record | None, inputs: Mapping[str, Tensor], opset: i
     return {_PREFIX + key: value for key, value in props.items()}
 
 
+def describe_quantization(path: Path, data: Mapping[str, Any]) -> None:
+    """Add to a file what was quantised in it.
+
+    Args:
+        path: An ONNX file of less than 2 GiB, rewritten.
+        data: JSON data.
+    """
+    import onnx
+
+    model = onnx.load(str(path))
+    model.metadata_props.add(key=f"{_PREFIX}quantization", value=json.dumps(data))
+    onnx.save(model, str(path))
+
+
 def read_metadata(path: Path | str) -> FileMetadata | None:
     """Read what a file says about itself, without loading its weights' external data.
 

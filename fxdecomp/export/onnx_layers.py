@@ -62,7 +62,10 @@ class OnnxLayer:
             output_shape: Shape of the (first) output.
         """
         if self.op == "Conv":
-            return self.params * output_shape[0] * math.prod(output_shape[2:])
+            # The runtime's own layouts: channels last in int8, padded to a block in NCHWc.
+            channels = self.weight_shape[0]
+            last = output_shape[1] != channels and output_shape[-1] == channels
+            return self.params * math.prod(output_shape) // (channels if last else output_shape[1])
         if self.op == "ConvTranspose":
             return self.params * input_shape[0] * math.prod(input_shape[2:])
         if self.op in ("LSTM", "GRU", "RNN"):

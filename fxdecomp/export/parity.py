@@ -21,8 +21,9 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from fxdecomp.errors import ExportError, ParityError
-from fxdecomp.export.examples import as_inputs
+from fxdecomp.export.examples import as_inputs, flat_graph
 from fxdecomp.export.sessions import open_session
+from fxdecomp.inputs import ExampleInputs
 
 TOLERANCES: Mapping[torch.dtype, float] = {
     torch.float64: 1e-9,
@@ -52,9 +53,7 @@ class Agreement:
     max_relative: float
 
 
-def check_parity(
-    gm: GraphModule, path: Path | str, inputs: Sequence[Tensor | Sequence[Tensor]]
-) -> tuple[Agreement, ...]:
+def check_parity(gm: GraphModule, path: Path | str, inputs: Sequence[ExampleInputs]) -> tuple[Agreement, ...]:
     """Compare a file with the graph that it was made from, on the CPU, by `TOLERANCES`.
 
     Args:
@@ -70,6 +69,7 @@ def check_parity(
         ExportError: If onnxruntime is missing or cannot run the file.
     """
     tensors = [as_inputs(gm, value)[1] for value in inputs]
+    gm = flat_graph(gm)
     expected = [run_graph(gm, value) for value in tensors]
     rows = []
     for optimised in (False, True):
@@ -82,7 +82,7 @@ def check_parity(
                     f"{path} takes {len(names)} inputs and gives {len(outputs)} outputs, "
                     f"the graph takes {len(value)} and gives {len(wanted)}"
                 )
-            got = _run(session, Path(path), dict(zip(names, map(_to_numpy, value), strict=True)))
+            got = _run(session, Path(path), dict(zip(names, map(to_numpy, value), strict=True)))
             shapes = tuple(tuple(item.shape) for item in value)
             for name, a, b in zip(outputs, wanted, got, strict=True):
                 rows.append(_agree(name, a, b, optimised=optimised, shapes=shapes))
@@ -128,7 +128,8 @@ def _run(session: Any, path: Path, feed: dict[str, NDArray[Any]]) -> list[NDArra
     return result
 
 
-def _to_numpy(value: Tensor) -> NDArray[Any]:
+def to_numpy(value: Tensor) -> NDArray[Any]:
+    """The values of a tensor on the CPU; bfloat16, which numpy does not have, as float32."""
     value = value.detach().cpu()
     array: NDArray[Any] = (value.float() if value.dtype is torch.bfloat16 else value).numpy()
     return array
@@ -140,7 +141,7 @@ def _agree(
     where = (
         f"output {name!r} with ONNX Runtime's optimisations {'on' if optimised else 'off'}, inputs {shapes}"
     )
-    a = _to_numpy(wanted).astype(np.float64)
+    a = to_numpy(wanted).astype(np.float64)
     b = np.asarray(got).astype(np.float64)
     if a.shape != b.shape:
         raise ParityError(f"{where}: shape {b.shape}, PyTorch gives {a.shape}")

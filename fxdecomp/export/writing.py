@@ -7,20 +7,23 @@ that dies on the way, or a check that fails, leaves what was there before.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
 from torch.fx import GraphModule
 
+from fxdecomp.calibration import Batch, Calibration
 from fxdecomp.errors import ExportError
-from fxdecomp.export.examples import as_inputs, drawn_like, has_batch, resized, with_batch
+from fxdecomp.export.capturing import axis_name, capture, check_inputs
+from fxdecomp.export.examples import as_inputs, flat_graph
 from fxdecomp.export.export_report import ExportReport
-from fxdecomp.export.exporter import export_graph
-from fxdecomp.export.metadata import metadata_props
-from fxdecomp.export.parity import check_parity, run_graph
+from fxdecomp.export.lowering import Precision, balance_model, chosen_precision, lower
+from fxdecomp.export.metadata import describe_quantization, metadata_props
+from fxdecomp.export.parity import check_parity, to_numpy
 from fxdecomp.export.sessions import onnxruntime
+from fxdecomp.inputs import ExampleInputs
+from fxdecomp.progress import Progress, silent
 from fxdecomp.records import record_of
 
 EXTERNAL_DATA_BYTES = 1_800_000_000
@@ -29,52 +32,78 @@ EXTERNAL_DATA_BYTES = 1_800_000_000
 
 def to_onnx(
     gm: GraphModule,
-    example_inputs: Tensor | Sequence[Tensor],
+    example_inputs: ExampleInputs,
     path: Path | str,
     *,
     dynamic_batch: bool | None = None,
     dynamic_axes: Sequence[int] = (),
     opset: int | None = None,
+    quantize: Precision | None = None,
+    calibration: Calibration | Iterable[Batch] | None = None,
     seed: int = 0,
+    progress: Progress = silent,
 ) -> ExportReport:
     """Write a graph as an ONNX file, checked by onnx and compared with PyTorch through ONNX Runtime.
 
     Nodes and initialisers carry the names of their sites and stages, and the file carries the record of the
     transformation (see `read_metadata`). The comparison takes the example and seeded random inputs like it,
-    at the example's batch size and, when the batch is dynamic, at others.
+    at the example's batch size and, when the batch is dynamic, at others. A quantised file is made from the
+    compared one; its error is measured on calibration inputs, and stages that cannot bear it stay in fp32.
 
     Args:
         gm: The graph; exported in evaluation mode and left as it is.
-        example_inputs: A tensor, or one tensor per input.
+        example_inputs: A tensor, a tuple or a dict, as the network takes them.
         path: The file to write; its folder must exist. Weights above 1.8 GB go to `<path>.data` beside it.
         dynamic_batch: True requires that the file takes any batch size, False fixes the example's. By default
             it is dynamic wherever the graph allows it, and the report says where it does not.
         dynamic_axes: Further axes of the inputs whose length is free, such as `(2, 3)` for images.
         opset: ONNX operator set, None for the exporter's own choice.
+        quantize: `"int8"` or `"fp16"`, or `Int8` / `Fp16` with options.
+        calibration: Unlabelled inputs for the quantisation. int8 needs them; fp16 takes the example without.
         seed: Seed of the random inputs.
+        progress: Told of the progress of long work.
 
     Returns:
         What was written and how well it agrees.
 
     Raises:
         ParityError: If the file computes something else.
-        ExportError: If the graph cannot be exported, the check refuses the model, or onnxruntime is missing.
+        ExportError: If the graph cannot be exported or quantised, the check refuses the model, or onnxruntime
+            is missing.
     """
     onnxruntime()
     path = Path(path)
     if not path.parent.is_dir():
         raise ExportError(f"{path}: the folder {path.parent} does not exist; create it first")
     names, inputs = as_inputs(gm, example_inputs)
-    axes = {axis: _axis_name(axis, inputs) for axis in dynamic_axes}
-    model, dynamic, notes = _export(gm, inputs, dynamic_batch, axes, opset)
+    precision = chosen_precision(quantize, calibrated=calibration is not None)
+    batches = [] if calibration is None else Calibration.of(calibration).values(gm)
+    record, gm = record_of(gm), flat_graph(gm)
+    axes = {axis: axis_name(axis, inputs) for axis in dynamic_axes}
+    captured = capture(gm, inputs, dynamic_batch=dynamic_batch, axes=axes, opset=opset)
+    model = captured.model
     version = int(model.opset_imports[""])
-    model.metadata_props.update(metadata_props(record_of(gm), dict(zip(names, inputs, strict=True)), version))
+    model.metadata_props.update(metadata_props(record, dict(zip(names, inputs, strict=True)), version))
+    tests = check_inputs(inputs, captured.dynamic_batch, tuple(axes), seed)
+    feeds = [
+        dict(zip(names, map(to_numpy, values[: len(names)]), strict=True)) for values in batches or tests[:3]
+    ]
+    quantization = None
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         draft = Path(folder) / path.name
         _save(model, draft)
+        balanced = balance_model(model, draft, feeds, precision)
+        if balanced:
+            _save(model, draft)
         _check(draft)
-        parity = check_parity(gm, draft, _test_inputs(inputs, dynamic, tuple(axes), seed))
-        size = sum(file.stat().st_size for file in Path(folder).iterdir())
+        parity = check_parity(gm, draft, tests)
+        if precision is not None:
+            exact, draft = draft, Path(folder) / "lower" / path.name
+            draft.parent.mkdir()
+            quantization = lower(exact, draft, feeds, precision, balanced=balanced, progress=progress)
+            describe_quantization(draft, quantization.to_dict())
+            _check(draft)
+        size = sum(file.stat().st_size for file in draft.parent.iterdir() if file.is_file())
         _publish(draft, path)
     return ExportReport(
         path=path,
@@ -82,81 +111,12 @@ def to_onnx(
         opset=version,
         inputs=tuple(value.name for value in model.graph.inputs),
         outputs=tuple(value.name for value in model.graph.outputs),
-        dynamic_batch=dynamic,
+        dynamic_batch=captured.dynamic_batch,
         dynamic_axes=tuple(axes),
         parity=parity,
-        notes=notes,
+        quantization=quantization,
+        notes=captured.notes,
     )
-
-
-def _export(
-    gm: GraphModule,
-    inputs: tuple[Tensor, ...],
-    dynamic_batch: bool | None,
-    axes: dict[int, str],
-    opset: int | None,
-) -> tuple[Any, bool, tuple[str, ...]]:
-    """The model, whether its batch is dynamic, and what there is to say about it."""
-    try:
-        run_graph(gm, inputs)
-    except Exception as error:
-        raise ExportError(f"PyTorch itself cannot run the graph on the example: {_brief(error)}") from error
-    obstacle = ""
-    if dynamic_batch is not False:
-        obstacle = _obstacle(gm, inputs)
-        if not obstacle:
-            try:
-                return export_graph(gm, inputs, batch=True, axes=axes, opset=opset), True, ()
-            except ExportError as error:
-                obstacle = str(error)
-    if dynamic_batch:
-        raise ExportError(f"the batch size cannot be dynamic: {obstacle}; pass dynamic_batch=False")
-    notes = (f"the batch size is fixed to the example's: {obstacle}",) if obstacle else ()
-    return export_graph(gm, inputs, batch=False, axes=axes, opset=opset), False, notes
-
-
-def _obstacle(gm: GraphModule, inputs: tuple[Tensor, ...]) -> str:
-    """Why the batch cannot be dynamic: what PyTorch runs at one size only cannot be checked at another."""
-    if not any(has_batch(inputs)):
-        return "no input has an axis for it"
-    batch = _batch(inputs) + 1
-    try:
-        run_graph(gm, with_batch(inputs, batch))
-    except Exception as error:  # noqa: BLE001 - whatever the graph raises is the reason
-        return f"PyTorch fails at batch {batch}: {_brief(error)}"
-    return ""
-
-
-def _brief(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)[:200]
-
-
-def _test_inputs(
-    inputs: tuple[Tensor, ...], dynamic: bool, axes: tuple[int, ...], seed: int
-) -> list[tuple[Tensor, ...]]:
-    """The example, two random inputs like it, and others along every free axis."""
-    tests = [inputs, drawn_like(inputs, seed), drawn_like(inputs, seed + 1)]
-    if dynamic:
-        batches = sorted({1, _batch(inputs) + 1} - {_batch(inputs)})
-        tests += [drawn_like(with_batch(inputs, batch), seed + 2 + i) for i, batch in enumerate(batches)]
-    if axes:
-        # A quarter longer, in whole multiples of 32 where the example is one: strides must still divide it.
-        lengths = {axis: max(value.shape[axis] for value in inputs if value.ndim > axis) for axis in axes}
-        step = {axis: 32 if length % 32 == 0 else 1 for axis, length in lengths.items()}
-        longer = {axis: n + max(step[axis], n // 4 // step[axis] * step[axis]) for axis, n in lengths.items()}
-        tests.append(drawn_like(resized(inputs, longer), seed + 10))
-    return tests
-
-
-def _batch(inputs: tuple[Tensor, ...]) -> int:
-    return next(value.shape[0] for value, batched in zip(inputs, has_batch(inputs), strict=True) if batched)
-
-
-def _axis_name(axis: int, inputs: tuple[Tensor, ...]) -> str:
-    ndim = max(value.ndim for value in inputs)
-    if not 1 <= axis < ndim:
-        raise ExportError(f"dynamic axis {axis}: the inputs have axes 1 to {ndim - 1} besides the batch")
-    return {2: "height", 3: "width"}.get(axis, f"axis_{axis}") if ndim == 4 else f"axis_{axis}"
 
 
 def _save(model: Any, path: Path) -> None:

@@ -264,9 +264,9 @@ def test_a_missing_runtime_is_one_clear_error(tmp_path: Path, monkeypatch: pytes
 
 def test_wrong_arguments_are_named(tmp_path: Path) -> None:
     gm = traced(Convolutional())
-    with pytest.raises(ExportError, match="the graph's inputs are x, got 2 example"):
+    with pytest.raises(ExportError, match=r"the example inputs are 2 values; the network takes \(x\)"):
         to_onnx(gm, (image(), image()), tmp_path / "net.onnx")
-    with pytest.raises(ExportError, match="example input 0 is a int, wanted a Tensor"):
+    with pytest.raises(ExportError, match="the example inputs hold no tensor"):
         to_onnx(gm, (3,), tmp_path / "net.onnx")
     with pytest.raises(ExportError, match="PyTorch itself cannot run the graph on the example"):
         to_onnx(gm, image(channels=4), tmp_path / "net.onnx")

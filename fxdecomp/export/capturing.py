@@ -1,0 +1,117 @@
+"""The model in memory, with as many free axes as the graph allows, and the inputs that it is checked with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.fx import GraphModule
+
+from fxdecomp.errors import ExportError
+from fxdecomp.export.examples import drawn_like, has_batch, resized, with_batch
+from fxdecomp.export.exporter import export_graph
+from fxdecomp.export.parity import run_graph
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """An exported model.
+
+    Attributes:
+        model: An `onnx_ir.Model`.
+        dynamic_batch: Whether the batch size is free.
+        notes: What there is to say about it.
+    """
+
+    model: Any
+    dynamic_batch: bool
+    notes: tuple[str, ...] = ()
+
+
+def capture(
+    gm: GraphModule,
+    inputs: tuple[Tensor, ...],
+    *,
+    dynamic_batch: bool | None,
+    axes: Mapping[int, str],
+    opset: int | None,
+) -> Captured:
+    """Export a graph, with a free batch if it can be.
+
+    Args:
+        gm: The graph.
+        inputs: The example inputs.
+        dynamic_batch: True requires a free batch, False fixes it, None frees it if the graph allows.
+        axes: Further free axes and the names of their symbols.
+        opset: ONNX operator set, None for the exporter's own choice.
+
+    Raises:
+        ExportError: If the graph does not run, the exporter refuses it, or the batch cannot be free but must.
+    """
+    try:
+        run_graph(gm, inputs)
+    except Exception as error:
+        raise ExportError(f"PyTorch itself cannot run the graph on the example: {_brief(error)}") from error
+    obstacle = ""
+    if dynamic_batch is not False:
+        obstacle = _obstacle(gm, inputs)
+        if not obstacle:
+            try:
+                return Captured(export_graph(gm, inputs, batch=True, axes=axes, opset=opset), True)
+            except ExportError as error:
+                obstacle = str(error)
+    if dynamic_batch:
+        raise ExportError(f"the batch size cannot be dynamic: {obstacle}; pass dynamic_batch=False")
+    notes = (f"the batch size is fixed to the example's: {obstacle}",) if obstacle else ()
+    return Captured(export_graph(gm, inputs, batch=False, axes=axes, opset=opset), False, notes)
+
+
+def _obstacle(gm: GraphModule, inputs: tuple[Tensor, ...]) -> str:
+    """Why the batch cannot be dynamic: what PyTorch runs at one size only cannot be checked at another."""
+    if not any(has_batch(inputs)):
+        return "no input has an axis for it"
+    batch = _batch(inputs) + 1
+    try:
+        run_graph(gm, with_batch(inputs, batch))
+    except Exception as error:  # noqa: BLE001 - whatever the graph raises is the reason
+        return f"PyTorch fails at batch {batch}: {_brief(error)}"
+    return ""
+
+
+def _brief(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)[:200]
+
+
+def check_inputs(
+    inputs: tuple[Tensor, ...], dynamic: bool, axes: tuple[int, ...], seed: int
+) -> list[tuple[Tensor, ...]]:
+    """The example, two random inputs like it, and others along every free axis."""
+    tests = [inputs, drawn_like(inputs, seed), drawn_like(inputs, seed + 1)]
+    if dynamic:
+        batches = sorted({1, _batch(inputs) + 1} - {_batch(inputs)})
+        tests += [drawn_like(with_batch(inputs, batch), seed + 2 + i) for i, batch in enumerate(batches)]
+    if axes:
+        # A quarter longer, in whole multiples of 32 where the example is one: strides must still divide it.
+        lengths = {axis: max(value.shape[axis] for value in inputs if value.ndim > axis) for axis in axes}
+        step = {axis: 32 if length % 32 == 0 else 1 for axis, length in lengths.items()}
+        longer = {axis: n + max(step[axis], n // 4 // step[axis] * step[axis]) for axis, n in lengths.items()}
+        tests.append(drawn_like(resized(inputs, longer), seed + 10))
+    return tests
+
+
+def _batch(inputs: tuple[Tensor, ...]) -> int:
+    return next(value.shape[0] for value, batched in zip(inputs, has_batch(inputs), strict=True) if batched)
+
+
+def axis_name(axis: int, inputs: tuple[Tensor, ...]) -> str:
+    """The name of the symbol of a free axis.
+
+    Raises:
+        ExportError: If no input has the axis, or it is the batch.
+    """
+    ndim = max(value.ndim for value in inputs)
+    if not 1 <= axis < ndim:
+        raise ExportError(f"dynamic axis {axis}: the inputs have axes 1 to {ndim - 1} besides the batch")
+    return {2: "height", 3: "width"}.get(axis, f"axis_{axis}") if ndim == 4 else f"axis_{axis}"
