@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.fx import GraphModule
 
 from fxdecomp.demo.judging import Reading, judge, onnx_reader
@@ -106,8 +107,8 @@ def run_demo(folder: Path, *, lines: int = 500, seed: int = 0, progress: Progres
     fresh = render_lines(lines, Split.JUDGE, seed=seed)
     progress("demo", 1, _STEPS)
     dense = trace(load_recogniser(), fresh.images[:1])
-    calibration = render_lines(CALIBRATION_LINES, Split.CALIBRATION, seed=seed).images.split(_BATCH)
-    small = transform(dense, DEMO_POLICY, calibration=calibration)
+    unlabelled = render_lines(CALIBRATION_LINES, Split.CALIBRATION, seed=seed).images
+    small = transform(dense, DEMO_POLICY, calibration=torch.split(unlabelled, _BATCH))
     progress("demo", 2, _STEPS)
     networks = {"dense": dense, "weight-only": transform(dense, DEMO_POLICY), "small": small}
     progress("demo", 3, _STEPS)
