@@ -1,16 +1,20 @@
-"""Alternating least squares for the canonical polyadic decomposition of a kernel.
+"""Alternating least squares for the canonical polyadic decomposition, accelerated and kept well-posed.
 
-    X[t, s, k] ~ sum_r  A[t, r] B[s, r] E[k, r],    E the Khatri-Rao product of one factor a group of spatial
-    axes
+    X[t, s, k] ~ sum_r  A[t, r] B[s, r] E[k, r],    E the Khatri-Rao product of the spatial factors
 
-An iteration contracts the kernel twice, each time as one matrix product:
+A sweep contracts the kernel twice, each time as one matrix product, and updates every factor once:
 
     Y = A^T X          [r, (s, k)], from which B and every spatial factor follow by element-wise work, and
-    M = X (B . E)      [t, r], from which A follows.
+    M = X (B . E)      [t, r], from which A and the error follow.
 
-The start is deterministic: X = U S V^T, every right vector split into separable terms by further SVDs, and
-the terms of the largest norm taken. Source: Kolda and Bader 2009, SIAM Review 51, section 3.4; the ordering
-of the products is this project's own.
+What falls is not the error alone but `||X - X'||^2 + mu sum_r ||term r||^2`. Without the second summand a
+best approximation need not exist, and terms may grow without bound while they cancel each other. mu is a
+small share of the squared error reached so far, so that it vanishes with the error. Sweeps start from an
+extrapolated point; one that raises the objective is thrown away.
+
+Sources: Kolda and Bader 2009, SIAM Review 51, section 3.4 (the updates); de Silva and Lim 2008, SIAM J.
+Matrix Anal. 30 (why the second summand); Ang, Cohen, Gillis and Hien 2021, Numer. Linear Algebra Appl. 28
+(the extrapolation). The ordering of the products is this project's own.
 """
 
 from __future__ import annotations
@@ -23,137 +27,173 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+Factors = tuple[Float[Tensor, "_ r"], ...]
+"""A `[t, r]`, B `[s, r]`, then one factor a group of spatial axes."""
+
+_MOMENTUM, _MOST, _GROWTH, _CUT = 0.7, 0.98, 1.05, 0.7
+_PATIENCE = 5
+_FLOOR = 1e-12
+
 
 @dataclass(frozen=True, slots=True, eq=False)
-class PolyadicFit:
-    """The outcome of the iteration.
+class Point:
+    """Factors and what they are worth.
 
     Attributes:
-        factors: A `[t, r]`, B `[s, r]`, then one factor a group of spatial axes, all columns of even norm.
-        errors: `||X - X'|| / ||X||` after the start and after every iteration.
+        factors: One matrix a mode; a term's vectors have even norms.
+        error: `||X - X'|| / ||X||`.
+        energy: `sum_r ||term r||^2 / ||X||^2`; far above 1 where terms cancel each other.
     """
 
-    factors: tuple[Float[Tensor, "_ r"], ...]
-    errors: tuple[float, ...]
+    factors: Factors
+    error: float
+    energy: float
+
+    def objective(self, mu: float) -> float:
+        """The root of the penalised square error, so that it is of the error's size."""
+        return math.sqrt(self.error**2 + mu * self.energy)
 
 
-def fit_polyadic(
-    tensor: Float[Tensor, "t s *k"],
-    basis: Float[Tensor, "t n"],
-    rank: int,
-    *,
-    tolerance: float,
-    iterations: int,
-) -> PolyadicFit:
-    """Fit a rank.
+@dataclass(frozen=True, slots=True, eq=False)
+class Descent:
+    """The last point of an iteration, and the objective after every sweep that was kept."""
 
-    Args:
-        tensor: The kernel, its spatial axes grouped.
-        basis: Left singular vectors of its output unfolding.
-        rank: Number of terms.
-        tolerance: The iteration stops when the relative error falls by less than this share of itself.
-        iterations: The most iterations.
-    """
-    scale = tensor.abs().max()
-    if scale == 0:
-        return PolyadicFit(tuple(tensor.new_zeros(n, rank) for n in tensor.shape), (0.0,))
-    state = _Sweep(tensor / scale)
-    factors = start(state.tensor, basis, rank)
-    errors = [state.error(factors)]
-    for _ in range(iterations):
-        factors, error = state.step(factors)
-        errors.append(error)
-        if errors[-2] - error <= max(tolerance * error, 1e-7):
-            break
-    return PolyadicFit(even_norms(factors, scale), tuple(errors))
+    point: Point
+    objectives: tuple[float, ...]
 
 
-class _Sweep:
-    """One kernel and the products that an iteration needs."""
+class Kernel:
+    """A kernel, its spatial axes grouped, and the products with it that a sweep needs."""
 
     def __init__(self, tensor: Float[Tensor, "t s *k"]) -> None:
         self.tensor = tensor
         self.matrix = tensor.flatten(1)
-        self.square = float(tensor.double().square().sum())
+        rows = torch.split(self.matrix, 64)
+        self.square: float = math.fsum(float(torch.linalg.vector_norm(part.double())) ** 2 for part in rows)
 
-    def step(self, factors: list[Tensor]) -> tuple[list[Tensor], float]:
-        """Update every factor once; the last update gives the error at no cost."""
+    def sweep(self, factors: Factors, damping: float) -> Point:
+        """Update every factor once.
+
+        Args:
+            factors: Where to start from; A matters, B does not.
+            damping: mu.
+
+        Cost: two products with the kernel.
+        """
         A, B, *spatial = factors
-        sizes = self.tensor.shape[2:]
-        Y = (A.T @ self.matrix).reshape(A.shape[1], B.shape[0], -1)
+        rank, sizes = A.shape[1], self.tensor.shape[2:]
+        gram_a, gram_b, *grams = (gram(factor) for factor in factors)
+        Y = (A.T @ self.matrix).reshape(rank, B.shape[0], -1)
         E = khatri_rao(spatial)
-        B = _solve(torch.einsum("rsk,kr->sr", Y, E), [A, *spatial])
-        seen = torch.einsum("rsk,sr->rk", Y, B).reshape(-1, *sizes)
+        B = solve(torch.bmm(Y, E.T[:, :, None])[:, :, 0].T, hadamard([gram_a, *grams]), damping)
+        gram_b = gram(B)
+        seen = torch.bmm(B.T[:, None], Y)[:, 0].reshape(rank, *sizes)
         for index in range(len(spatial)):
+            others = [*range(index), *range(index + 1, len(spatial))]
             rest = seen
-            for other in reversed(range(len(spatial))):
-                if other != index:
-                    rest = (rest.movedim(1 + other, -1) * _along(spatial[other], rest.ndim)).sum(-1)
-            others = [factor for other, factor in enumerate(spatial) if other != index]
-            spatial[index] = _solve(rest.T, [A, B, *others])
+            for other in reversed(others):
+                rest = (rest.movedim(1 + other, -1) * _along(spatial[other], rest.ndim)).sum(-1)
+            normal = hadamard([gram_a, gram_b, *(grams[other] for other in others)])
+            spatial[index] = solve(rest.T, normal, damping)
+            grams[index] = gram(spatial[index])
         product = self.matrix @ khatri_rao([B, *spatial])
-        A = _solve(product, [B, *spatial])
-        factors = [A, B, *spatial]
-        return factors, self._error(product, factors)
+        normal = hadamard([gram_b, *grams])
+        A = solve(product, normal, damping)
+        return self._point(product, (A, B, *spatial), normal)
 
-    def error(self, factors: list[Tensor]) -> float:
-        """The relative error of factors, without the approximation being formed."""
-        return self._error(self.matrix @ khatri_rao(factors[1:]), factors)
-
-    def _error(self, product: Tensor, factors: list[Tensor]) -> float:
+    def _point(self, product: Tensor, factors: Factors, normal: Tensor) -> Point:
         fitted = float((product.double() * factors[0].double()).sum())
-        norm = float(_grams(factors).sum())
-        return math.sqrt(max(self.square - 2 * fitted + norm, 0.0) / self.square)
+        whole = gram(factors[0]) * normal
+        square = max(self.square - 2 * fitted + float(whole.sum()), 0.0) / self.square
+        return Point(even_norms(factors), math.sqrt(square), float(whole.trace()) / self.square)
 
 
-def start(tensor: Float[Tensor, "t s *k"], basis: Float[Tensor, "t n"], rank: int) -> list[Tensor]:
-    """The `rank` largest separable terms of the singular value decomposition of the output unfolding."""
-    rows = basis.T @ tensor.flatten(1)
-    vectors: list[Tensor] = [basis.T]
-    parts = rows.reshape(len(rows), *tensor.shape[1:])
-    while parts.ndim > 2:
-        matrices = parts.flatten(2)
-        U, S, V = torch.linalg.svd(matrices, full_matrices=False)
-        count = S.shape[1]
-        order = S.flatten().argsort(descending=True)[: max(rank, 1)]
-        vectors = [vector[order // count] for vector in vectors]
-        vectors.append(U.movedim(2, 1).flatten(0, 1)[order])
-        parts = (V * S[..., None]).flatten(0, 1)[order].reshape(-1, *parts.shape[2:])
-    vectors.append(parts)
-    order = parts.norm(dim=1).argsort(descending=True)[:rank]
-    missing = rank - len(order)
-    return [torch.nn.functional.pad(vector[order].T, (0, missing)) for vector in vectors]
+def descend(kernel: Kernel, factors: Factors, damping: float, tolerance: float, sweeps: int) -> Descent:
+    """Sweep until it no longer pays.
+
+    Args:
+        kernel: What to approximate.
+        factors: The start.
+        damping: mu as a share of the squared error reached so far.
+        tolerance: Stop when sweeps lower the objective by less than this share of it, on average over a few.
+        sweeps: The most sweeps.
+    """
+    best = kernel.sweep(even_norms(factors), 0.0)
+    mu = damping * best.error**2
+    trace = [best.objective(mu)]
+    momentum, velocity = _MOMENTUM, None
+    tried = 1
+    while tried < sweeps and best.error > _FLOOR:
+        point = best.factors
+        if velocity is not None:
+            point = tuple(x + momentum * v for x, v in zip(point, velocity, strict=True))
+        new = kernel.sweep(point, mu)
+        tried += 1
+        if new.objective(mu) < best.objective(mu):
+            velocity = tuple(x - old for x, old in zip(new.factors, best.factors, strict=True))
+            best, momentum = new, min(momentum * _GROWTH, _MOST)
+            mu = min(mu, damping * best.error**2)
+            trace.append(best.objective(mu))
+            if _stalled(trace, tolerance):
+                break
+        elif velocity is None:
+            break
+        else:
+            momentum, velocity = momentum * _CUT, None
+    return Descent(best, tuple(trace))
 
 
-def khatri_rao(factors: list[Tensor]) -> Float[Tensor, "rows r"]:
+def _stalled(trace: list[float], tolerance: float) -> bool:
+    before = trace[-1 - _PATIENCE] if len(trace) > _PATIENCE else math.inf
+    return before - trace[-1] < _PATIENCE * tolerance * trace[-1]
+
+
+def khatri_rao(factors: list[Tensor] | Factors) -> Float[Tensor, "rows r"]:
     """Column-wise Kronecker product, the first factor's index running slowest."""
     return reduce(lambda left, right: (left[:, None] * right[None]).flatten(0, 1), factors)
 
 
-def even_norms(factors: list[Tensor], scale: Tensor) -> tuple[Tensor, ...]:
-    """Share each term's norm, times `scale`, evenly between its vectors."""
-    norms = torch.stack([torch.linalg.vector_norm(factor, dim=0) for factor in factors]).double()
-    share = (norms.prod(0) * scale.double()) ** (1 / len(factors))
-    weights = torch.where(norms > 0, share / norms.clamp_min(torch.finfo(torch.float64).tiny), 0.0)
-    return tuple((factor * weight).to(factor.dtype) for factor, weight in zip(factors, weights, strict=True))
+def even_norms(factors: Factors) -> Factors:
+    """Share each term's norm evenly between its vectors."""
+    norms = torch.stack([torch.linalg.vector_norm(factor, dim=0, dtype=torch.float64) for factor in factors])
+    alive = (norms > 0).all(0)
+    share = norms.clamp_min(torch.finfo(torch.float64).tiny).log().mean(0).exp()
+    weights = torch.where(alive, share / norms.where(alive, torch.ones_like(norms)), 0.0)
+    return tuple((factor * w).to(factor.dtype) for factor, w in zip(factors, weights, strict=True))
+
+
+def gram(factor: Float[Tensor, "n r"]) -> Float[Tensor, "r r"]:
+    """`F^T F` in float64."""
+    wide = factor.double()
+    return wide.T @ wide
+
+
+def hadamard(grams: list[Tensor]) -> Float[Tensor, "r r"]:
+    """The element-wise product."""
+    return reduce(torch.mul, grams)
+
+
+def solve(
+    product: Float[Tensor, "n r"], normal: Float[Tensor, "r r"], damping: float
+) -> Float[Tensor, "n r"]:
+    """`product (normal + damping diag(normal))^-1`; a term without norm stays zero.
+
+    The diagonal of `normal` holds the squared norms of the terms' other vectors: damping by it is damping by
+    the squared norms of the terms. The matrix is scaled to a unit diagonal first, so that its rounding has a
+    known size.
+    """
+    diagonal = normal.diagonal()
+    scale = torch.where(diagonal > 0, diagonal.clamp_min(torch.finfo(torch.float64).tiny).rsqrt(), 0.0)
+    unit = normal * scale * scale[:, None]
+    ridge = max(damping, _FLOOR)
+    lower, failed = torch.linalg.cholesky_ex(unit + torch.diag(ridge + (diagonal <= 0).double()))
+    while int(failed):
+        ridge *= 100
+        lower, failed = torch.linalg.cholesky_ex(unit + torch.diag(ridge + (diagonal <= 0).double()))
+    inverse = torch.cholesky_inverse(lower) * scale * scale[:, None]
+    return product @ inverse.to(product.dtype)
 
 
 def _along(factor: Tensor, ndim: int) -> Tensor:
     """`[k, r]` as `[r, 1, ..., k]` of `ndim` axes."""
     return factor.T.reshape(factor.shape[1], *(1,) * (ndim - 2), factor.shape[0])
-
-
-def _grams(factors: list[Tensor]) -> Float[Tensor, "r r"]:
-    return reduce(torch.mul, [factor.double().T @ factor.double() for factor in factors])
-
-
-def _solve(product: Float[Tensor, "n r"], others: list[Tensor]) -> Float[Tensor, "n r"]:
-    """The least-squares update: `product` times the inverse of the others' Gram matrices, in float64."""
-    normal = _grams(others)
-    ridge = torch.finfo(torch.float64).eps * len(normal) * normal.diagonal().mean()
-    lower, failed = torch.linalg.cholesky_ex(normal + ridge * torch.eye(len(normal)).to(normal))
-    if int(failed):
-        solution: Tensor = product.double() @ torch.linalg.pinv(normal, hermitian=True)
-    else:
-        solution = torch.cholesky_solve(product.double().T, lower).T
-    return solution.to(product.dtype)

@@ -17,8 +17,8 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
-from fxdecomp.decompositions.als import fit_polyadic
 from fxdecomp.decompositions.base import Decomposition
+from fxdecomp.decompositions.polyadic import Effort, fit_polyadic
 from fxdecomp.decompositions.problem import Problem, Spectrum
 from fxdecomp.decompositions.spatial import SpatialStep, spatial_stages, spatial_steps, step_kernel
 from fxdecomp.layers import LayerSpec, StageSpec
@@ -30,11 +30,11 @@ class CanonicalPolyadic(Decomposition):
 
     Attributes:
         tolerance: The iteration stops when the relative error falls by less than this share of itself.
-        iterations: The most iterations that it takes.
+        iterations: The most that are taken on the compressed kernel, and again on the kernel itself.
     """
 
-    tolerance: float = 1e-5
-    iterations: int = 200
+    tolerance: float = 2e-5
+    iterations: int = 100
 
     @abstractmethod
     def steps(self, spec: LayerSpec) -> tuple[SpatialStep, ...]:
@@ -73,14 +73,13 @@ class CanonicalPolyadic(Decomposition):
         return (max(chosen),)
 
     def factors(self, problem: Problem, rank: tuple[int, ...]) -> tuple[Tensor, ...]:
-        """The vectors of all terms. Cost: one SVD shared by all ranks, two products an iteration."""
+        """The vectors of all terms. Cost: two SVDs shared by all ranks, two products an iteration."""
         spec = problem.spec
         steps = self.steps(spec)
         axes = [2 + axis for step in steps for axis in step.axes]
         tensor = problem.weight.permute(0, 1, *axes).reshape(self._sizes(spec))
-        fit = fit_polyadic(
-            tensor, problem.left_svd(0)[0], rank[0], tolerance=self.tolerance, iterations=self.iterations
-        )
+        bases = problem.left_svd(0)[0], problem.left_svd(1)[0]
+        fit = fit_polyadic(tensor, bases, rank[0], Effort(self.tolerance, self.iterations))
         A, B, *spatial = fit.factors
         ones = (1,) * spec.ndim
         depthwise = (
