@@ -1,5 +1,6 @@
 """ONNX files: written, checked, timed."""
 
+from fxdecomp.export.auditing import LayoutAudit, audit_layout
 from fxdecomp.export.benchmark_report import BenchmarkReport, Ratio, Timing
 from fxdecomp.export.export_report import ExportReport
 from fxdecomp.export.fp16 import Fp16
@@ -18,9 +19,11 @@ __all__ = [
     "Fp16",
     "Int8",
     "Kernel",
+    "LayoutAudit",
     "Quantization",
     "Ratio",
     "Timing",
+    "audit_layout",
     "benchmark",
     "check_parity",
     "read_metadata",

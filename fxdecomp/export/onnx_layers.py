@@ -74,7 +74,12 @@ class OnnxLayer:
 
 
 class OnnxLayers:
-    """The layers of one file, and which of them made a value that the runtime may have fused them into."""
+    """The layers of one file, and which of them made a value that the runtime may have fused them into.
+
+    Attributes:
+        by_name: The layers by the name of their node.
+        node_names: Names of all nodes.
+    """
 
     def __init__(self, path: Path) -> None:
         import onnx
@@ -85,6 +90,7 @@ class OnnxLayers:
             raise ExportError(f"{path} cannot be read as an ONNX model: {error}") from error
         self._producers = {output: node for node in graph.node for output in node.output if output}
         self._shapes = {item.name: tuple(item.dims) for item in graph.initializer}
+        self.node_names = frozenset(node.name for node in graph.node)
         cores = _cores(path)
         self.by_name: dict[str, OnnxLayer] = {}
         self._names: dict[str, str] = {}
