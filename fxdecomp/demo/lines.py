@@ -12,14 +12,17 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from torch import Tensor
 
 from fxdecomp.demo.recogniser import HEIGHT
+
+if TYPE_CHECKING:  # the extra `demo` brings pillow
+    from PIL.ImageFont import FreeTypeFont
 
 WIDTH = 640
 FONTS = (
@@ -109,6 +112,8 @@ def clauses(split: Split) -> tuple[str, ...]:
 
 def _render(rng: random.Random, pool: tuple[str, ...], width: int) -> tuple[NDArray[np.float32], str]:
     """One image `[64, width]` and its text."""
+    from PIL import Image, ImageDraw, ImageFilter
+
     text, font = _text_and_font(rng, pool, width - 2 * _MARGIN)
     paper, ink = rng.randint(200, 255), rng.randint(0, 90)
     left, top, _, bottom = font.getbbox(text)
@@ -122,9 +127,7 @@ def _render(rng: random.Random, pool: tuple[str, ...], width: int) -> tuple[NDAr
     return (grey / 127.5 - 1).astype(np.float32), text
 
 
-def _text_and_font(
-    rng: random.Random, pool: tuple[str, ...], room: int
-) -> tuple[str, ImageFont.FreeTypeFont]:
+def _text_and_font(rng: random.Random, pool: tuple[str, ...], room: int) -> tuple[str, FreeTypeFont]:
     """Consecutive words of a clause, and a font in which they fill the room in pixels.
 
     They fill it because recognisers see things in long empty ends: a line cut from a page has none.
@@ -140,7 +143,8 @@ def _text_and_font(
 
 
 @cache
-def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
+def _font(name: str, size: int) -> FreeTypeFont:
     import matplotlib
+    from PIL import ImageFont
 
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf", size)

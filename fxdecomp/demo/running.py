@@ -1,12 +1,13 @@
 """`run_demo`: the recogniser through the whole path, dense against compressed.
 
 Tucker-2 at one share of the channels for the six inner convolutions, without training: once from the weights
-alone, once fitted to 64 unlabelled lines. All three networks are exported and read the same fresh lines
-through ONNX Runtime; the dense and the fitted one are timed against each other.
+alone, once fitted to 64 unlabelled lines. All three networks read the same fresh lines; the dense and the
+fitted one are exported, read through ONNX Runtime, and timed against each other.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ import torch
 from torch.fx import GraphModule
 
 from fxdecomp.demo.judging import Reading, judge, onnx_reader
-from fxdecomp.demo.lines import Split, render_lines
+from fxdecomp.demo.lines import WIDTH, Split, render_lines
 from fxdecomp.demo.recogniser import load_recogniser
+from fxdecomp.errors import FxdecompError
 from fxdecomp.export import BenchmarkReport, benchmark, to_onnx
+from fxdecomp.export.sessions import thread_count
 from fxdecomp.files import write_json
 from fxdecomp.pipeline import transform
 from fxdecomp.policy import Policy, Rule
@@ -27,16 +30,15 @@ from fxdecomp.reporting import Report, report
 from fxdecomp.reporting.report import short
 from fxdecomp.tracing import trace
 
-SHARE = 0.42
-"""Share of the channels that the demo keeps: about 3.7 times fewer multiply-accumulates."""
-
 DEMO_POLICY = Policy(
-    rules=[Rule("features.conv*", method="tucker2", rank=Ratio(SHARE, multiple_of=8))],
+    rules=[Rule("features.conv*", method="tucker2", rank=Ratio(0.4, multiple_of=16))],
     exclude=["features.conv1"],
 )
+"""All dense convolutions but the first, whose one input channel leaves nothing to decompose."""
+
 CALIBRATION_LINES = 64
 _BATCH = 8
-_STEPS = 8
+_STEPS = 7
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,7 +47,7 @@ class DemoResult:
 
     Attributes:
         readings: How well `dense`, `weight-only` and `small` (calibrated) read, by name.
-        sizes_bytes: Size of each ONNX file.
+        sizes_bytes: Size of each ONNX file, of `dense` and `small`.
         params: Parameters of each network, all layers counted.
         timings: `dense` and `small` on one thread and on all.
         layers: What became of each Conv and Linear.
@@ -75,7 +77,7 @@ class DemoResult:
         rows = [f"{'':12}{'exact lines':>12}{'errors':>8}{'MACs':>9}{'params':>9}{'file':>9}"]
         rows += [
             f"{name:12}{reading.exact:>12.1%}{reading.cer:>8.2%}{short(macs[name]):>9}"
-            f"{short(self.params[name]):>9}{self.sizes_bytes[name] / 1e6:>6.1f} MB"
+            f"{short(self.params[name]):>9}{self._size(name):>9}"
             for name, reading in self.readings.items()
         ]
         count = self.readings["dense"].count
@@ -83,47 +85,59 @@ class DemoResult:
         return "\n\n".join(
             [
                 str(self.layers),
-                self.timings.kernel_table("small"),
+                *(
+                    f"{name}, by kernel, {self.timings.timings[0].threads} thread(s):\n"
+                    + self.timings.kernel_table(name)
+                    for name in self.timings.kernels
+                ),
                 "\n".join([title, *rows]),
                 str(self.timings),
-                f"written to {self.folder}: {', '.join(f'{name}.onnx' for name in self.readings)}, demo.json",
+                f"written to {self.folder}: dense.onnx, small.onnx, demo.json",
             ]
         )
 
+    def _size(self, name: str) -> str:
+        return f"{self.sizes_bytes[name] / 1e6:.1f} MB" if name in self.sizes_bytes else "-"
 
-def run_demo(folder: Path, *, lines: int = 500, seed: int = 0, progress: Progress = silent) -> DemoResult:
+
+def run_demo(
+    folder: Path, *, lines: int = 500, width: int = WIDTH, seed: int = 0, progress: Progress = silent
+) -> DemoResult:
     """Compress the recogniser and measure what it costs and brings.
 
     Args:
         folder: Made if it does not exist; the ONNX files and `demo.json` appear in it.
         lines: Number of fresh lines to judge by.
+        width: Width of a line in pixels.
         seed: Seed of the lines.
         progress: Told of every finished step.
 
     Raises:
-        FxdecompError: The extra `demo` is not installed.
+        FxdecompError: The extra `demo` is not installed, or the weights are not the published ones.
     """
+    _check_extra()
     folder.mkdir(parents=True, exist_ok=True)
-    fresh = render_lines(lines, Split.JUDGE, seed=seed)
+    fresh = render_lines(lines, Split.JUDGE, seed=seed, width=width)
     progress("demo", 1, _STEPS)
     dense = trace(load_recogniser(), fresh.images[:1])
-    unlabelled = render_lines(CALIBRATION_LINES, Split.CALIBRATION, seed=seed).images
+    unlabelled = render_lines(CALIBRATION_LINES, Split.CALIBRATION, seed=seed, width=width).images
     small = transform(dense, DEMO_POLICY, calibration=torch.split(unlabelled, _BATCH))
     progress("demo", 2, _STEPS)
     networks = {"dense": dense, "weight-only": transform(dense, DEMO_POLICY), "small": small}
+    paths = {name: folder / f"{name}.onnx" for name in ("dense", "small")}
+    sizes = {name: to_onnx(networks[name], fresh.images[:1], path).size_bytes for name, path in paths.items()}
     progress("demo", 3, _STEPS)
-    paths = {name: folder / f"{name}.onnx" for name in networks}
-    exports = {name: to_onnx(gm, fresh.images[:1], paths[name]) for name, gm in networks.items()}
-    progress("demo", 4, _STEPS)
     readings = {}
-    for step, (name, path) in enumerate(paths.items(), start=5):
-        readings[name] = judge(onnx_reader(path), fresh)
+    for step, (name, network) in enumerate(networks.items(), start=4):
+        read = onnx_reader(paths[name]) if name in paths else network
+        readings[name] = judge(read, fresh, progress=progress, work=f"lines read, {name}")
         progress("demo", step, _STEPS)
-    timings = benchmark({name: paths[name] for name in ("dense", "small")}, threads=(1, 0))
+    threads = sorted({1, thread_count(0)})
+    timings = benchmark(paths, threads=threads)
     progress("demo", _STEPS, _STEPS)
     result = DemoResult(
         readings,
-        {name: export.size_bytes for name, export in exports.items()},
+        sizes,
         {name: _params(gm) for name, gm in networks.items()},
         timings,
         report(small),
@@ -135,3 +149,9 @@ def run_demo(folder: Path, *, lines: int = 500, seed: int = 0, progress: Progres
 
 def _params(gm: GraphModule) -> int:
     return sum(parameter.numel() for parameter in gm.parameters())
+
+
+def _check_extra() -> None:
+    missing = [name for name in ("matplotlib", "PIL", "onnxruntime") if not importlib.util.find_spec(name)]
+    if missing:
+        raise FxdecompError(f"the demo needs {', '.join(missing)}, not installed; install `fxdecomp[demo]`")

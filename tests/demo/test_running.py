@@ -1,0 +1,87 @@
+import json
+
+import pytest
+
+from fxdecomp.demo import running
+from fxdecomp.demo.running import DEMO_POLICY, DemoResult, run_demo
+from fxdecomp.errors import FxdecompError
+from fxdecomp.export import read_metadata
+
+
+@pytest.fixture(scope="module")
+def told():
+    return []
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory, told) -> DemoResult:
+    # Few short lines and few rounds: the path is checked here, not its numbers.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(running, "CALIBRATION_LINES", 8)
+        benchmark = running.benchmark
+        patch.setattr(running, "benchmark", lambda *args, **kwargs: benchmark(*args, **kwargs, rounds=2))
+        return run_demo(
+            tmp_path_factory.mktemp("demo") / "new" / "folder",
+            lines=10,
+            width=384,
+            progress=lambda *step: told.append(step),
+        )
+
+
+@pytest.mark.slow
+def test_the_inner_convolutions_are_replaced_at_the_promised_saving(result):
+    applied = result.layers.applied
+    assert [one.site for one in applied] == [f"features.conv{index}" for index in range(2, 8)]
+    factor = sum(one.macs_before for one in applied) / sum(one.macs_after for one in applied)
+    assert 3.7 < factor < 3.9, factor
+    assert len(result.layers.skipped) == 4
+
+
+@pytest.mark.slow
+def test_all_three_networks_read(result):
+    assert set(result.readings) == {"dense", "weight-only", "small"}
+    assert {reading.count for reading in result.readings.values()} == {10}
+    assert result.readings["dense"].exact >= 0.8
+    assert all(reading.cer <= 0.1 for reading in result.readings.values())
+
+
+@pytest.mark.slow
+def test_two_files_and_one_json_are_left_and_nothing_else(result):
+    written = {path.name for path in result.folder.iterdir()}
+    assert written == {"dense.onnx", "small.onnx", "demo.json"}
+    data = json.loads((result.folder / "demo.json").read_text())
+    assert data == json.loads(json.dumps(result.to_dict()))
+    assert set(result.sizes_bytes) == {"dense", "small"}
+    for name, size in result.sizes_bytes.items():
+        assert (result.folder / f"{name}.onnx").stat().st_size == size == data["sizes_bytes"][name]
+    assert result.params["small"] < result.params["dense"]
+    assert read_metadata(result.folder / "small.onnx").record is not None
+
+
+@pytest.mark.slow
+def test_the_text_has_every_table(result):
+    text = str(result)
+    for word in ("exact lines", "features.conv2.core", "weight-only", "left alone", "median ms", "GFLOP/s"):
+        assert word in text
+
+
+@pytest.mark.slow
+def test_progress_ends_where_it_said(result, told):
+    last = {work: (done, total) for work, done, total in told}
+    assert {"demo", "lines read, dense", "lines read, small"} <= set(last)
+    assert all(done == total for done, total in last.values())
+
+
+def test_the_policy_survives_its_file(tmp_path):
+    DEMO_POLICY.save(tmp_path / "policy.toml")
+    assert type(DEMO_POLICY).load(tmp_path / "policy.toml") == DEMO_POLICY
+
+
+def test_a_missing_extra_names_the_cure(tmp_path, monkeypatch):
+    find_spec = running.importlib.util.find_spec
+    monkeypatch.setattr(
+        running.importlib.util, "find_spec", lambda name: None if name == "PIL" else find_spec(name)
+    )
+    with pytest.raises(FxdecompError, match=r"the demo needs PIL, not installed; install `fxdecomp\[demo\]`"):
+        run_demo(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
