@@ -18,6 +18,8 @@ from fxdecomp.export.examples import has_batch, with_batch
 from fxdecomp.export.naming import name_after_sites, name_weights
 from fxdecomp.export.parity import evaluating
 
+_REARRANGING = ("Concat", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")
+
 
 def dynamic_shapes(
     inputs: Sequence[Tensor], *, batch: bool, axes: Mapping[int, str]
@@ -80,12 +82,35 @@ def export_graph(
                 raise ExportError("torch.onnx.export gave no model")
             name_weights(program.model)
             program.optimize()
+            fold_weights(program.model)
         except ExportError:
             raise
         except Exception as error:
             raise ExportError(f"torch.onnx.export refuses the graph: {_cause(error)}") from error
     name_after_sites(program.model)
     return program.model
+
+
+def fold_weights(model: Any) -> None:
+    """Compute what only rearranges weights now: the exporter leaves large ones to be computed at every run.
+
+    The weights of an LSTM are slices put together again; a transposed weight that two layers share stays a
+    Transpose.
+
+    Args:
+        model: An `onnx_ir.Model`, changed in place.
+    """
+    from onnxscript import optimizer
+
+    size = 1 << 40
+    optimizer.fold_constants(
+        model,
+        onnx_shape_inference=False,
+        input_size_limit=size,
+        output_size_limit=size,
+        should_fold=lambda node: node.op_type in _REARRANGING,
+    )
+    optimizer.remove_unused_nodes(model)
 
 
 def output_names(gm: GraphModule) -> list[str]:

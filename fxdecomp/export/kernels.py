@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 import tempfile
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -31,7 +33,7 @@ class Kernel:
     Attributes:
         name: Site and stage, such as `features.3.core`; `other` for everything that is no layer.
         kind: dense, pointwise, depthwise, core, linear or other.
-        time_s: Mean time of one run, in seconds.
+        time_s: Median time in one run, in seconds.
         share: Part of the summed time of all kernels.
         macs: Multiply-accumulates; 0 for `other`.
         provider: Where it ran; several, joined by commas, only for `other`.
@@ -99,37 +101,37 @@ def profile_model(
 
 
 def _read(events: list[dict[str, Any]], layers: OnnxLayers, *, warmup: int) -> Profile:
-    runs: list[dict[str, Any]] = [event for event in events if event["name"] == "model_run"]
-    start = runs[warmup]["ts"]
-    counted = len(runs) - warmup
-    times: dict[str, float] = defaultdict(float)
+    """Kernels from a profile: per layer the median over runs of what its nodes took in one run."""
+    starts = sorted(event["ts"] for event in events if event["name"] == "model_run")
+    times: dict[str, list[float]] = {}
     macs: dict[str, int] = defaultdict(int)
     providers: dict[str, set[str]] = defaultdict(set)
     kinds: dict[str, str] = {}
-    seen: set[tuple[str, str]] = set()
+    nodes: dict[str, set[str]] = defaultdict(set)
     for event in events:
-        if event.get("cat") != "Node" or not event["name"].endswith("_kernel_time") or event["ts"] < start:
+        run = bisect_right(starts, event["ts"]) - 1 - warmup
+        if event.get("cat") != "Node" or not event["name"].endswith("_kernel_time") or run < 0:
             continue
         name = event["name"].removesuffix("_kernel_time")
         layer = find_layer(name, layers)
         key = layer.name if layer else OTHER
         kinds.setdefault(key, layer.kind if layer else OTHER)
-        times[key] += event["dur"] * 1e-6 / counted
+        times.setdefault(key, [0.0] * (len(starts) - warmup))[run] += event["dur"] * 1e-6
         provider = event["args"].get("provider", "")
         providers[key].add(provider)
-        seen.add((name, provider))
+        nodes[provider].add(name)
         if layer and not macs[key]:
             macs[key] = _macs(layer, event["args"])
-    total = sum(times.values()) or 1.0
-    order = [key for key in times if key != OTHER] + [key for key in times if key == OTHER]
+    medians = {key: statistics.median(taken) for key, taken in times.items()}
+    total = sum(medians.values()) or 1.0
+    order = [key for key in medians if key != OTHER] + [key for key in medians if key == OTHER]
     kernels = tuple(
-        Kernel(key, kinds[key], times[key], times[key] / total, macs[key], ",".join(sorted(providers[key])))
+        Kernel(
+            key, kinds[key], medians[key], medians[key] / total, macs[key], ",".join(sorted(providers[key]))
+        )
         for key in order
     )
-    nodes: dict[str, int] = defaultdict(int)
-    for _, provider in seen:
-        nodes[provider] += 1
-    return Profile(kernels, dict(nodes))
+    return Profile(kernels, {provider: len(names) for provider, names in nodes.items()})
 
 
 def find_layer(name: str, layers: OnnxLayers) -> OnnxLayer | None:

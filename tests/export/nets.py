@@ -51,11 +51,11 @@ class Convolutional(nn.Module):
 class Recurrent(nn.Module):
     """Conv, LSTM and a Linear over three axes, as in a text recogniser; two named outputs."""
 
-    def __init__(self) -> None:
+    def __init__(self, hidden: int = 8) -> None:
         super().__init__()
         self.conv = nn.Conv2d(1, 16, 3, padding=1, bias=False)
-        self.rnn = nn.LSTM(16, 8, bidirectional=True, batch_first=True)
-        self.head = nn.Linear(16, 12)
+        self.rnn = nn.LSTM(16, hidden, bidirectional=True, batch_first=True)
+        self.head = nn.Linear(2 * hidden, 12)
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         columns = self.conv(image).mean(2).transpose(1, 2)

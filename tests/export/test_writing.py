@@ -61,6 +61,34 @@ def test_weights_that_the_exporter_computes_keep_their_names(tmp_path: Path) -> 
     assert [output.name for output in graph.output] == ["scores", "best"]
 
 
+def test_large_weights_are_rearranged_once_and_not_at_every_run(tmp_path: Path) -> None:
+    to_onnx(traced(Recurrent(hidden=96)), image(channels=1), tmp_path / "large.onnx")
+    to_onnx(traced(Recurrent()), image(channels=1), tmp_path / "small.onnx")
+    large, small = (onnx.load(tmp_path / f"{name}.onnx").graph for name in ("large", "small"))
+    assert [node.op_type for node in large.node] == [node.op_type for node in small.node]
+    rnn = next(node for node in large.node if node.name == "rnn")
+    assert list(rnn.input[1:4]) == ["rnn.W", "rnn.R", "rnn.B"]
+
+    class Tied(nn.Module):
+        """Two layers over three axes with one large weight."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(128, 128)
+            self.second = nn.Linear(128, 128)
+            self.second.weight = self.first.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(torch.relu(self.first(x)))
+
+    to_onnx(traced(Tied()), torch.randn(1, 4, 128), tmp_path / "tied.onnx")
+    graph = onnx.load(tmp_path / "tied.onnx").graph
+    assert [node.op_type for node in graph.node] == ["MatMul", "Add", "Relu", "MatMul", "Add"]
+    assert (
+        sum(item.dims[0] * (item.dims[1] if len(item.dims) > 1 else 1) for item in graph.initializer) < 17_000
+    )
+
+
 def test_an_aten_graph_gives_the_same_file_structure(tmp_path: Path) -> None:
     net = traced(Convolutional())
     with warnings.catch_warnings():
