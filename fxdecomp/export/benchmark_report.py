@@ -29,6 +29,8 @@ class Timing:
         p95_s: 95th percentile of all runs.
         first_run_s: The first run after loading.
         load_s: Loading and optimising the file.
+        peak_bytes: What loading and one run add to the memory of a fresh process; None if it was not
+            measured.
         problem: Why there are no times; empty where there are.
     """
 
@@ -41,6 +43,7 @@ class Timing:
     p95_s: float = float("nan")
     first_run_s: float = float("nan")
     load_s: float = float("nan")
+    peak_bytes: int | None = None
     problem: str = ""
 
 

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from fxdecomp.errors import BenchmarkError
 from fxdecomp.export.feeds import fixed_batch, make_feed
 from fxdecomp.export.kernels import Kernel, profile_model
+from fxdecomp.export.memory import peak_bytes
 from fxdecomp.export.metadata import read_metadata
-from fxdecomp.export.sessions import CPU, available_providers, open_session
+from fxdecomp.export.sessions import CPU, available_providers, bound_run, open_session
 
 VISIT_S = 0.02
 """A visit runs a model until this time is full."""
@@ -61,6 +62,7 @@ class Runner:
     run: Callable[[], object]
     load_s: float
     first_run_s: float
+    peak_bytes: int | None = None
     kernels: tuple[Kernel, ...] = ()
     rounds_s: list[float] = field(default_factory=list)
     runs_s: list[float] = field(default_factory=list)
@@ -80,7 +82,7 @@ class Runner:
         self.rounds_s.append(statistics.median(taken))
 
 
-def load_runner(name: str, path: Path, setting: Setting, *, profile: bool) -> Runner:
+def load_runner(name: str, path: Path, setting: Setting, *, profile: bool, memory: bool = False) -> Runner:
     """Load a model, run it once and see where its layers ran.
 
     Args:
@@ -88,6 +90,7 @@ def load_runner(name: str, path: Path, setting: Setting, *, profile: bool) -> Ru
         path: The ONNX file.
         setting: How to run it.
         profile: Whether to make the kernel table.
+        memory: Whether to measure the peak of memory.
 
     Raises:
         NotTimed: If the provider is not there or does not run every layer.
@@ -107,11 +110,8 @@ def load_runner(name: str, path: Path, setting: Setting, *, profile: bool) -> Ru
     if setting.provider not in session.get_providers():
         raise NotTimed(f"could not be started; onnxruntime fell back to {', '.join(session.get_providers())}")
     batch, feed = _feed(session.get_inputs(), path, setting)
-
-    def run() -> object:
-        return session.run(None, feed)
-
     try:
+        run = bound_run(session, setting.provider, feed)
         first_run_s = _timed(run)
     except Exception as error:
         raise NotTimed(f"cannot run: {_first_line(error)}") from error
@@ -130,6 +130,8 @@ def load_runner(name: str, path: Path, setting: Setting, *, profile: bool) -> Ru
         if strays:
             raise NotTimed(f"left {len(strays)} layer(s) to another provider: {', '.join(strays[:3])}")
         runner.kernels = found.kernels
+    if memory:
+        runner.peak_bytes = peak_bytes(path, feed, setting.provider, setting.options, setting.threads)
     return runner
 
 

@@ -20,7 +20,7 @@ from fxdecomp.export.benchmark_report import BenchmarkReport, Timing
 from fxdecomp.export.kernels import Kernel
 from fxdecomp.export.loading import VISIT_S, NotTimed, Runner, Setting, load_runner
 from fxdecomp.export.machine import machine
-from fxdecomp.export.sessions import CPU, thread_count
+from fxdecomp.export.sessions import CPU, DEVICES, options_of, thread_count
 
 
 def benchmark(
@@ -34,6 +34,7 @@ def benchmark(
     axes: Mapping[str, int] | None = None,
     provider_options: Mapping[str, Mapping[str, str]] | None = None,
     profile: bool = True,
+    memory: bool = False,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
 ) -> BenchmarkReport:
@@ -53,6 +54,7 @@ def benchmark(
             own example decides.
         provider_options: Options by provider.
         profile: Whether to make the kernel tables.
+        memory: Whether to measure the peak of memory, each model in a process of its own.
         seed: Seed of the random inputs.
         progress: Called with a sentence before every setting.
 
@@ -76,7 +78,7 @@ def benchmark(
     settings = [
         Setting(
             provider,
-            dict((provider_options or {}).get(provider, {})),
+            options_of(provider, (provider_options or {}).get(provider)),
             thread_count(count),
             batch,
             inputs,
@@ -90,7 +92,9 @@ def benchmark(
     for setting in settings:
         if progress:
             progress(f"timing on {setting.provider}, {setting.threads} thread(s), batch {setting.batch or 1}")
-        rows, tables = _time_setting(paths, setting, rounds, set(paths) - set(kernels) if profile else set())
+        rows, tables = _time_setting(
+            paths, setting, rounds, set(paths) - set(kernels) if profile else set(), memory
+        )
         timings += rows
         kernels |= tables
     files = {name: {"path": str(path), "bytes": path.stat().st_size} for name, path in paths.items()}
@@ -105,7 +109,10 @@ def benchmark(
             "inter_op_threads": 1,
             "spinning": "within a run only",
             "graph_optimisation": "all",
-            "provider_options": {name: dict(value) for name, value in (provider_options or {}).items()},
+            "provider_options": {
+                name: options_of(name, (provider_options or {}).get(name)) for name in providers
+            },
+            "io_binding": [name for name in providers if name in DEVICES],
             "files": files,
             "seed": seed,
         },
@@ -113,13 +120,13 @@ def benchmark(
 
 
 def _time_setting(
-    paths: Mapping[str, Path], setting: Setting, rounds: int, profiled: set[str]
+    paths: Mapping[str, Path], setting: Setting, rounds: int, profiled: set[str], memory: bool
 ) -> tuple[list[Timing], dict[str, tuple[Kernel, ...]]]:
     """Time every model in one setting; and the kernel tables of those that are to be profiled."""
     loaded: dict[str, Runner | str] = {}
     for name, path in paths.items():
         try:
-            loaded[name] = load_runner(name, path, setting, profile=name in profiled)
+            loaded[name] = load_runner(name, path, setting, profile=name in profiled, memory=memory)
         except NotTimed as reason:
             loaded[name] = str(reason)
     runners = [runner for runner in loaded.values() if isinstance(runner, Runner)]
@@ -148,4 +155,5 @@ def _timing(runner: Runner, setting: Setting) -> Timing:
         p95_s=float(np.quantile(runner.runs_s, 0.95)),
         first_run_s=runner.first_run_s,
         load_s=runner.load_s,
+        peak_bytes=runner.peak_bytes,
     )

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fxdecomp.errors import BenchmarkError
-from fxdecomp.export import BenchmarkReport, Kernel, Timing, benchmark, kernels, loading, to_onnx
+from fxdecomp.export import BenchmarkReport, Kernel, Timing, benchmark, kernels, loading, sessions, to_onnx
 from fxdecomp.export.benchmark_report import paired_ratio
 from fxdecomp.export.onnx_layers import OnnxLayers
 
@@ -276,3 +276,66 @@ def test_the_runtime_is_needed(files: dict[str, Path], monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(Exception, match=r"install `fxdecomp\[cpu\]`"):
         benchmark({"conv": files["conv"]}, rounds=2)
+
+
+def test_peak_memory_is_that_of_the_model(tmp_path: Path) -> None:
+    large = nn.Sequential(nn.Linear(2048, 2048), nn.Linear(2048, 2048))
+    to_onnx(traced(large), torch.randn(1, 2048), tmp_path / "large.onnx")
+    to_onnx(traced(nn.Sequential(nn.Linear(8, 8))), torch.randn(1, 8), tmp_path / "small.onnx")
+    report = benchmark(
+        {name: tmp_path / f"{name}.onnx" for name in ("large", "small")}, rounds=2, memory=True
+    )
+    peaks = {row.model: row.peak_bytes for row in report.timings}
+    weights = 2 * 2048 * 2048 * 4
+    assert weights < peaks["large"] < 6 * weights
+    assert peaks["small"] < peaks["large"] / 2
+    assert benchmark({"small": tmp_path / "small.onnx"}, rounds=2).timings[0].peak_bytes is None
+
+
+def test_inputs_and_outputs_stay_on_the_device(
+    files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions, "DEVICES", {"CPUExecutionProvider": "cpu"})
+    session = sessions.open_session(files["conv"])
+    feed = {"x": np.random.default_rng(0).standard_normal((2, 3, 16, 16)).astype(np.float32)}
+    binding = sessions.bound_run(session, "CPUExecutionProvider", feed)()
+    np.testing.assert_array_equal(binding.copy_outputs_to_cpu()[0], session.run(None, feed)[0])
+    assert benchmark({"conv": files["conv"]}, rounds=2).problems == ()
+
+
+def test_a_plugin_provider_is_found_and_used(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU, hidden from the list of built-in providers, is still among the registered devices."""
+    runtime = sessions.onnxruntime()
+    monkeypatch.setattr(runtime, "get_available_providers", lambda: ["OtherExecutionProvider"])
+    assert sessions.available_providers() == ("OtherExecutionProvider", "CPUExecutionProvider")
+    report = benchmark({"conv": files["conv"]}, rounds=2)
+    assert report.problems == ()
+    assert report.kernels["conv"][0].provider == "CPUExecutionProvider"
+
+
+def test_options_reach_the_provider_and_the_report(files: dict[str, Path]) -> None:
+    report = benchmark(
+        {"conv": files["conv"]},
+        providers=["CUDAExecutionProvider", "TensorrtExecutionProvider"],
+        provider_options={"TensorrtExecutionProvider": {"trt_fp16_enable": "1"}},
+        rounds=2,
+    )
+    assert report.settings["provider_options"] == {
+        "CUDAExecutionProvider": {"cudnn_conv_algo_search": "EXHAUSTIVE"},
+        "TensorrtExecutionProvider": {"trt_fp16_enable": "1"},
+    }
+    assert report.settings["io_binding"] == ["CUDAExecutionProvider", "TensorrtExecutionProvider"]
+
+
+OTHERS = [name for name in sessions.available_providers() if name != "CPUExecutionProvider"]
+
+
+@pytest.mark.skipif(not OTHERS, reason="onnxruntime has no provider but the CPU here")
+@pytest.mark.parametrize("provider", OTHERS)
+def test_every_other_provider_runs_every_layer_or_says_why_not(files: dict[str, Path], provider: str) -> None:
+    models = {name: files[name] for name in ("big", "small", "residual")}
+    report = benchmark(models, providers=[provider], rounds=3)
+    for row in report.timings:
+        assert (row.median_s > 0) != bool(row.problem)
+    if not report.problems:
+        assert report.ratio("big", "small").value > 1
