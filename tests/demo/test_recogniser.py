@@ -1,8 +1,12 @@
+import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageDraw
 
 from fxdecomp.demo import recogniser as module
-from fxdecomp.demo.recogniser import SYMBOLS, Recogniser, check_sha256, load_recogniser
+from fxdecomp.demo.judging import decode
+from fxdecomp.demo.lines import _font
+from fxdecomp.demo.recogniser import SYMBOLS, check_sha256, load_recogniser
 from fxdecomp.errors import FxdecompError
 
 
@@ -11,16 +15,34 @@ def recogniser():
     return load_recogniser()
 
 
-def test_every_weight_of_the_file_is_loaded(recogniser):
-    fresh = Recogniser().state_dict()
+def test_every_weight_is_that_of_the_file(recogniser):
+    stored = torch.load(module._installed_weights(), map_location="cpu", weights_only=True)
     loaded = recogniser.state_dict()
     assert len(loaded) == 44
-    assert not {key for key in loaded if torch.equal(loaded[key], fresh[key])}
+    for there, here in zip(stored.values(), loaded.values(), strict=True):
+        assert torch.equal(there, here)
     assert not recogniser.training
 
 
 def test_symbols_are_96_and_distinct():
     assert len(SYMBOLS) == len(set(SYMBOLS)) == 96
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "0123456789",
+        "3 + 4 = 7 & 50% (of $20) #1",
+        "Hello, World! 27/11 <ok>?",
+        "A-B:C;D@E [x] {y} ~z",
+    ],
+)
+def test_the_symbols_are_in_the_network_s_order(recogniser, text):
+    page = Image.new("L", (640, 64), 255)
+    ImageDraw.Draw(page).text((8, 10), text, fill=0, font=_font("DejaVuSans", 36))
+    line = torch.from_numpy(np.asarray(page, np.float32) / 127.5 - 1)
+    with torch.inference_mode():
+        assert decode(recogniser(line[None, None])) == [text]
 
 
 @pytest.mark.parametrize(("batch", "width"), [(1, 64), (3, 101)])
