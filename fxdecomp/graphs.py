@@ -14,6 +14,8 @@ from torch.fx.graph_module import _get_attr
 from fxdecomp.layers import LayerSpec, Stage
 from fxdecomp.records import attach_record, record_of
 from fxdecomp.sites import Call, Site
+from fxdecomp.sites.geometry import same_padding
+from fxdecomp.sites.modules import swapped_channels
 
 _CONV: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _CONV_TRANSPOSE: dict[int, Any] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -97,18 +99,13 @@ def stage_module(stage: Stage, *, requires_grad: bool = True, training: bool = F
 
 def stored_layout(weight: Tensor, spec: LayerSpec) -> Tensor:
     """A weight `[out, in // groups, *kernel]` as torch stores it: inputs first, if transposed."""
-    if not spec.transposed:
-        return weight
-    by_group = weight.reshape(spec.groups, -1, *weight.shape[1:])
-    return by_group.transpose(1, 2).flatten(0, 1).contiguous()
+    return swapped_channels(weight, spec.groups).contiguous() if spec.transposed else weight
 
 
 def _torch_padding(spec: LayerSpec) -> tuple[int, ...] | str:
     if all(before == after for before, after in spec.padding):
         return tuple(before for before, _ in spec.padding)
-    totals = [d * (k - 1) for d, k in zip(spec.dilation, spec.kernel, strict=True)]
-    same = tuple((total // 2, total - total // 2) for total in totals)
-    if spec.padding != same or any(s != 1 for s in spec.stride):
+    if spec.padding != same_padding(spec.kernel, spec.dilation) or any(s != 1 for s in spec.stride):
         raise ValueError(f"torch has no convolution with padding {spec.padding}; only 'same' may be uneven")
     return "same"
 

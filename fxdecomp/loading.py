@@ -12,10 +12,11 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from fxdecomp.errors import FxdecompError, PolicyError, TraceError
+from fxdecomp.errors import FxdecompError, PolicyError
 from fxdecomp.inputs import ExampleInputs
 from fxdecomp.policy import Policy
 from fxdecomp.ranks import VBMF, Energy, Fixed, RankRule, Ratio
+from fxdecomp.tracing import load_program
 
 
 class ModelReferenceError(FxdecompError, ValueError):
@@ -166,10 +167,7 @@ def _call(module_name: str, attribute: str, reference: str) -> object:
 def _load_program(path: Path, shapes: tuple[tuple[int, ...], ...]) -> LoadedModel:
     if not path.exists():
         raise ModelReferenceError(f"there is no file {path}")
-    try:
-        program = torch.export.load(path)
-    except Exception as error:
-        raise TraceError(f"{path} is not a readable .pt2 file: {error}") from error
+    program = load_program(path)
     if shapes:
         return LoadedModel(program, _random(shapes))
     args, kwargs = program.example_inputs or ((), {})

@@ -13,7 +13,6 @@ class Reason(StrEnum):
     NOT_TRANSFORMED = "no policy has been applied to this graph"
     NOT_SELECTED = "the policy does not select this layer"
     NO_SAVING = "the chain would not take fewer multiply-accumulates"
-    NO_PARAMETER_SAVING = "the chain would not take fewer parameters"
     UNSUITED = "the method does not suit this geometry"
     DEPTHWISE = "a depthwise layer has no channels to decompose"
     RANK_ZERO = "the rank rule finds no signal above the noise"
@@ -25,9 +24,7 @@ class Reason(StrEnum):
     INSIDE_LEAF = "the layer is inside a module that the graph does not look into"
     HOOKED = "the module carries hooks that a chain would lose"
     UNSUPPORTED_TENSOR = "the weight is not an ordinary dense floating-point tensor"
-    NOT_FASTER = "no candidate was measured faster than the layer itself"
     BUDGET = "the budget is met without this layer"
-    HELD_OUT = "the chain did worse on held-out inputs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +84,26 @@ class Skipped:
     def sentence(self) -> str:
         """Reason and detail in one line."""
         return f"{self.reason}: {self.detail}" if self.detail else str(self.reason)
+
+    @property
+    def macs_before(self) -> int:
+        """As of an `Applied`: a layer that was left alone costs what it did."""
+        return self.macs
+
+    @property
+    def macs_after(self) -> int:
+        """Likewise."""
+        return self.macs
+
+    @property
+    def params_before(self) -> int:
+        """Likewise."""
+        return self.params
+
+    @property
+    def params_after(self) -> int:
+        """Likewise."""
+        return self.params
 
 
 @dataclass(frozen=True, slots=True)

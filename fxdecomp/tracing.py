@@ -50,7 +50,7 @@ def trace(model: nn.Module | ExportedProgram | str | Path, example_inputs: Examp
         ['placeholder', 'get_attr', 'get_attr', 'call_function', 'output']
     """
     if isinstance(model, str | Path):
-        model = _load(Path(model))
+        model = load_program(Path(model))
     if isinstance(model, ExportedProgram):
         return _with_shapes(_unlifted(model), example_inputs, "torch.export")
     if isinstance(model, GraphModule):
@@ -159,7 +159,12 @@ def _unlifted(program: ExportedProgram) -> GraphModule:
     return gm
 
 
-def _load(path: Path) -> ExportedProgram:
+def load_program(path: Path) -> ExportedProgram:
+    """The exported program in a `.pt2` file.
+
+    Raises:
+        TraceError: The file cannot be read.
+    """
     try:
         return torch.export.load(path)
     except Exception as error:

@@ -16,6 +16,9 @@ from fxdecomp.inputs import ExampleInputs, placeholder_values
 
 Batch = ExampleInputs
 
+_LEAST_SAMPLES = 16_384
+_SAMPLES_PER_DIMENSION = 4
+
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
@@ -58,6 +61,14 @@ class Calibration:
     def of(given: Calibration | Iterable[Batch]) -> Calibration:
         """The calibration itself, or one of the default options around batches."""
         return given if isinstance(given, Calibration) else Calibration(given)
+
+    def samples_of(self, size: int) -> int:
+        """How many patches of `size` numbers are taken of a layer."""
+        return self.samples or max(_LEAST_SAMPLES, _SAMPLES_PER_DIMENSION * size)
+
+    def seed_of(self, *place: int) -> int:
+        """The seed of one drawing; of numbers only, whose hash is the same in every process."""
+        return hash((self.seed, *place)) % (1 << 62)
 
     def values(self, gm: GraphModule) -> list[list[Any]]:
         """What each batch gives the placeholders of a graph.

@@ -24,9 +24,6 @@ from fxdecomp.graphs import copy_sharing_tensors
 from fxdecomp.layers import LayerSpec
 from fxdecomp.sites import Site
 
-_LEAST_SAMPLES = 16_384
-_SAMPLES_PER_DIMENSION = 4
-
 
 @dataclass(slots=True)
 class _View:
@@ -75,9 +72,7 @@ def collect(
             for node, source, view in stops:
                 walk.go_before(node.name)
                 x = walk.value_of(source)
-                seed = hash((calibration.seed, view.seed, index)) % (
-                    1 << 62
-                )  # of numbers, the same everywhere
+                seed = calibration.seed_of(view.seed, index)
                 most = _share(view, len(values), calibration)
                 _add(view, x, draw_positions(position_count(x, view.spec), most, seed), index)
         found: dict[str, tuple[Moments, ...]] = {}
@@ -114,8 +109,7 @@ def _groups(views: list[_View], budget_bytes: int) -> list[list[_View]]:
 def _share(view: _View, batches: int, calibration: Calibration) -> int:
     """The number of patches to take at one place of one batch."""
     size = view.spec.in_channels // view.spec.groups * math.prod(view.spec.kernel)
-    samples = calibration.samples or max(_LEAST_SAMPLES, _SAMPLES_PER_DIMENSION * size)
-    return math.ceil(samples / (batches * len(view.places)))
+    return math.ceil(calibration.samples_of(size) / (batches * len(view.places)))
 
 
 def _add(view: _View, x: Tensor, positions: Tensor, index: int) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from fxdecomp.allocation.allocate import allocate
 from fxdecomp.allocation.candidates import Candidate, Question
 from fxdecomp.export.machine import machine
-from fxdecomp.outcomes import Applied, Outcome, Reason
+from fxdecomp.outcomes import Outcome, Reason
 from fxdecomp.passes.factorise import Obstacle, Solution, Task, chain_macs, weight_obstacle
 from fxdecomp.policy import Policy, Selection
 from fxdecomp.ranks import Fixed
@@ -107,12 +107,8 @@ def _other_costs(others: Iterable[Outcome], cost: str) -> tuple[float, float]:
     """What the layers outside the plan cost before any decomposition, and now."""
     before = now = 0.0
     for outcome in others:
-        if isinstance(outcome, Applied):
-            before += outcome.macs_before if cost == "macs" else outcome.params_before
-            now += outcome.macs_after if cost == "macs" else outcome.params_after
-        else:
-            count = outcome.macs if cost == "macs" else outcome.params
-            before, now = before + count, now + count
+        before += outcome.macs_before if cost == "macs" else outcome.params_before
+        now += outcome.macs_after if cost == "macs" else outcome.params_after
     return before, now
 
 

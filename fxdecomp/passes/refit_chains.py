@@ -30,7 +30,6 @@ from fxdecomp.progress import Progress, silent
 from fxdecomp.records import Record
 from fxdecomp.sites import Call, Site, survey
 
-_SAMPLES = 16_384
 _HELD_EVERY = 4
 
 
@@ -96,14 +95,13 @@ class RefitChains(Pass):
         groups = spec.groups
         batches = len(tuple(self.calibration.batches))
         size = spec.in_channels // groups * math.prod(spec.kernel)
-        most = math.ceil((self.calibration.samples or max(_SAMPLES, 4 * size)) / batches)
+        most = math.ceil(self.calibration.samples_of(size) / batches)
         sums: list[dict[bool, JointMoments]] = [{} for _ in range(groups)]
         for index, (x, y) in enumerate(
             lockstep.values_at(chain.first.node, chain.first.source, chain.original)
         ):
             wanted = _rows(y, spec.ndim)
-            seed = hash((self.calibration.seed, number, index)) % (1 << 62)  # of numbers, the same everywhere
-            positions = draw_positions(len(wanted), most, seed)
+            positions = draw_positions(len(wanted), most, self.calibration.seed_of(number, index))
             for held, part in _split(positions, index, batches).items():
                 for z, where in zip(patches_at(x, spec, part), torch.split(part, 4096), strict=True):
                     outputs = wanted[where.to(wanted.device)].reshape(len(z), groups, -1)

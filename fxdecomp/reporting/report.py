@@ -47,22 +47,22 @@ class Report:
     @property
     def macs_before(self) -> int:
         """Multiply-accumulates of all Conv and Linear layers before."""
-        return sum(o.macs_before if isinstance(o, Applied) else o.macs for o in self.outcomes)
+        return sum(o.macs_before for o in self.outcomes)
 
     @property
     def macs_after(self) -> int:
         """Multiply-accumulates of all Conv and Linear layers now."""
-        return sum(o.macs_after if isinstance(o, Applied) else o.macs for o in self.outcomes)
+        return sum(o.macs_after for o in self.outcomes)
 
     @property
     def params_before(self) -> int:
         """Weights and biases of all Conv and Linear layers before."""
-        return sum(o.params_before if isinstance(o, Applied) else o.params for o in self.outcomes)
+        return sum(o.params_before for o in self.outcomes)
 
     @property
     def params_after(self) -> int:
         """Weights and biases of all Conv and Linear layers now."""
-        return sum(o.params_after if isinstance(o, Applied) else o.params for o in self.outcomes)
+        return sum(o.params_after for o in self.outcomes)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON data."""

@@ -14,7 +14,7 @@ from fxdecomp.outcomes import Reason
 from fxdecomp.sites.base import Reading, Refusal
 from fxdecomp.sites.constants import Constant, Constants
 from fxdecomp.sites.geometry import conv_geometry, linear_geometry
-from fxdecomp.sites.modules import ungrouped_transpose
+from fxdecomp.sites.modules import swapped_channels
 
 aten = torch.ops.aten
 
@@ -113,7 +113,7 @@ def _is_plain_product(arguments: dict[str, Any]) -> bool:
 def _canonical(weight: Tensor, *, by_matrix: bool, transposed: bool, groups: int) -> Tensor:
     if by_matrix:
         return weight.T
-    return ungrouped_transpose(weight, groups) if transposed else weight
+    return swapped_channels(weight, groups) if transposed else weight
 
 
 def _geometry(weight: Tensor, arguments: dict[str, Any], *, transposed: bool, groups: int) -> LayerSpec:

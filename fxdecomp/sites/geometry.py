@@ -44,8 +44,7 @@ def conv_geometry(
     ndim = len(kernel)
     dilations = _per_axis(dilation, ndim)
     if padding == "same":
-        totals = [d * (k - 1) for d, k in zip(dilations, kernel, strict=True)]
-        pads = tuple((total // 2, total - total // 2) for total in totals)
+        pads = same_padding(kernel, dilations)
     elif padding == "valid":
         pads = ((0, 0),) * ndim
     else:
@@ -63,6 +62,12 @@ def conv_geometry(
         transposed=transposed,
         output_padding=_per_axis(output_padding, ndim),
     )
+
+
+def same_padding(kernel: Sequence[int], dilation: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """The padding that keeps an input's size at stride 1; the odd element goes behind, as in torch."""
+    totals = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+    return tuple((total // 2, total - total // 2) for total in totals)
 
 
 def _per_axis(value: Sizes, ndim: int) -> tuple[int, ...]:

@@ -54,15 +54,19 @@ def read_module_call(gm: GraphModule, node: Node) -> Reading | Refusal | None:
         name=name,
         source=source,
         geometry=_geometry(module),
-        weight=ungrouped_transpose(weight, _groups(module)) if transposed else weight,
+        weight=swapped_channels(weight, _groups(module)) if transposed else weight,
         bias=bias,
         roots=frozenset(id(parameter) for key, parameter in module.named_parameters() if "bias" not in key),
         key=("module", id(module)),
     )
 
 
-def ungrouped_transpose(weight: Tensor, groups: int) -> Tensor:
-    """A transposed convolution's stored weight `[in, out // groups, *k]` as `[out, in // groups, *k]`."""
+def swapped_channels(weight: Tensor, groups: int) -> Tensor:
+    """A weight with the channel axes of each group exchanged; its own inverse.
+
+    It leads from a transposed convolution's stored weight `[in, out // groups, *k]` to
+    `[out, in // groups, *k]`, and back.
+    """
     by_group = weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
     return by_group.transpose(1, 2).flatten(0, 1)
 
