@@ -16,11 +16,13 @@ from fxdecomp.errors import (
 from fxdecomp.outcomes import Applied, Folded, Outcome, Reason, Skipped
 from fxdecomp.pipeline import transform
 from fxdecomp.plans import Plan
-from fxdecomp.policy import Policy, Rule
+from fxdecomp.policy import Policy
 from fxdecomp.ranks import VBMF, Energy, Fixed, Ratio
 from fxdecomp.recovery import recover
 from fxdecomp.reporting import Report, graph_diff, report
-from fxdecomp.searching import SearchResult, search
+from fxdecomp.rules import Rule
+from fxdecomp.search_trials import SearchResult
+from fxdecomp.searching import search
 from fxdecomp.tracing import trace
 
 __all__ = [

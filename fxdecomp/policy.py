@@ -1,4 +1,4 @@
-"""`Policy` and `Rule`: what the user wants done to which layer. Loads from and saves to TOML."""
+"""`Policy`: what the user wants done to which layer. Loads from and saves to TOML."""
 
 from __future__ import annotations
 
@@ -8,73 +8,16 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from fxdecomp.allocation.budgets import Budget, budget_from_dict
 from fxdecomp.allocation.candidates import AUTO
-from fxdecomp.decompositions import method_named
 from fxdecomp.errors import PolicyError
 from fxdecomp.files import write_text
 from fxdecomp.plans import Plan
 from fxdecomp.policy_text import line_of, to_toml_text
-from fxdecomp.ranks import VBMF, RankRule, rank_from, rule_from_dict, rule_to_dict
-
-Rank: TypeAlias = RankRule | int | float | tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """What a policy wants for one layer.
-
-    Attributes:
-        method: Name of a method, or `auto`.
-        rank: The rank rule, None where the budget decides.
-        floor: Least share of its own cost that the budget must leave to the layer.
-    """
-
-    method: str
-    rank: RankRule | None
-    floor: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """What to do with the layers whose names match a pattern.
-
-    Attributes:
-        pattern: A glob over qualified names, such as `classifier.*`.
-        method: Name of a method, `auto` for the one that a budget finds, or None to leave the layers alone.
-        rank: A rank rule; an int or tuple is `Fixed`, a float is `Ratio`. None leaves it to the budget, and
-            is `VBMF` where there is none.
-        floor: Least share of its own cost that a budget must leave to each of the layers.
-    """
-
-    pattern: str
-    method: str | None = None
-    rank: Rank | None = None
-    floor: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not self.pattern:
-            raise PolicyError("a rule needs a pattern, such as 'classifier.*'")
-        object.__setattr__(self, "rank", _checked(self.method, self.rank, f"rule {self.pattern!r}"))
-        if not 0 <= self.floor <= 1 or (self.floor and (self.method is None or self.rank is not None)):
-            raise PolicyError(
-                f"rule {self.pattern!r} has the floor {self.floor!r}; wanted a share in [0, 1], with a "
-                "method and without a rank, such as Rule('stem', method='auto', floor=0.5)"
-            )
-
-    def matches(self, name: str) -> bool:
-        """Whether the rule is about a layer of this name."""
-        return fnmatch.fnmatchcase(name, self.pattern)
-
-    @property
-    def selection(self) -> Selection | None:
-        """What the rule wants, None to leave the layers alone."""
-        if self.method is None:
-            return None
-        assert self.rank is None or isinstance(self.rank, RankRule)  # made so above; narrows the type
-        return Selection(self.method, self.rank, self.floor)
+from fxdecomp.ranks import VBMF, RankRule
+from fxdecomp.rules import Rank, Rule, Selection, check_keys, checked_rank, plain_choice, rank_of, rule_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +59,7 @@ class Policy:
         object.__setattr__(self, "exclude", tuple(self.exclude))
         if self.budget is not None and self.method is None:
             object.__setattr__(self, "method", AUTO)
-        rank = _checked(self.method, self.rank, "the policy")
+        rank = checked_rank(self.method, self.rank, "the policy")
         if self.budget is None and self.method is not None and rank is None:
             rank = VBMF()
         object.__setattr__(self, "rank", rank)
@@ -164,13 +107,13 @@ class Policy:
             data["budget"] = self.budget.to_dict()
         if self.multiple_of is not None:
             data["multiple_of"] = self.multiple_of
-        data |= _plain(self.method, self.rank)
+        data |= plain_choice(self.method, self.rank)
         if self.exclude:
             data["exclude"] = list(self.exclude)
         if self.rules:
             data["rules"] = [
                 {"pattern": rule.pattern}
-                | _plain(rule.method, rule.rank)
+                | plain_choice(rule.method, rule.rank)
                 | ({"floor": rule.floor} if rule.floor else {})
                 for rule in self.rules
             ]
@@ -186,12 +129,12 @@ class Policy:
         rules = data.get("rules", [])
         if not isinstance(rules, list) or not all(isinstance(item, Mapping) for item in rules):
             raise PolicyError(f"'rules' are tables, each under [[rules]], got {rules!r}")
-        _known_keys(data, set(Policy.__dataclass_fields__), "a policy")
+        check_keys(data, set(Policy.__dataclass_fields__), "a policy")
         budget = data.get("budget")
         return Policy(
             method=data.get("method"),
-            rank=_rank(data.get("rank")),
-            rules=[_rule(item) for item in rules],
+            rank=rank_of(data.get("rank")),
+            rules=[rule_of(item) for item in rules],
             exclude=data.get("exclude", ()),
             require_saving=data.get("require_saving", True),
             budget=None if budget is None else budget_from_dict(budget),
@@ -236,22 +179,6 @@ class Policy:
             raise PolicyError(f"{path}{line_of(text, str(error))}: {error}") from error
 
 
-def _checked(method: str | None, rank: Rank | None, where: str) -> RankRule | None:
-    if method is None:
-        if rank is not None:
-            raise PolicyError(f"{where} has a rank but no method; add method='tucker2', or another")
-        return None
-    if not isinstance(method, str):
-        raise PolicyError(f"{where}: a method is a name such as 'tucker2', got {method!r}")
-    if rank is not None and not isinstance(rank, RankRule | int | float | tuple):
-        raise PolicyError(f"{where}: rank {rank!r} is neither a rank rule, a number nor a tuple of numbers")
-    if method != AUTO:
-        method_named(method)
-    elif rank is not None:
-        raise PolicyError(f"{where} has method 'auto' and a rank; a budget finds both, so leave the rank out")
-    return None if rank is None else rank_from(rank)
-
-
 def _check_budget(policy: Policy) -> None:
     if policy.budget is not None and policy.rank is not None:
         raise PolicyError("the policy has a budget and a rank; the budget finds ranks, so leave the rank out")
@@ -273,40 +200,3 @@ def _check_kinds(policy: Policy) -> None:
             raise PolicyError(f"{name} is a list of {words}, got {value!r}")
     if not isinstance(policy.require_saving, bool):
         raise PolicyError(f"require_saving is true or false, got {policy.require_saving!r}")
-
-
-def _plain(method: str | None, rank: Rank | None) -> dict[str, Any]:
-    if method is None:
-        return {}
-    if rank is None:
-        return {"method": method}
-    assert isinstance(rank, RankRule)
-    return {"method": method, "rank": rule_to_dict(rank)}
-
-
-def _rule(data: Mapping[str, Any]) -> Rule:
-    _known_keys(data, set(Rule.__dataclass_fields__), "a rule")
-    if "pattern" not in data:
-        raise PolicyError("a rule needs the key 'pattern'")
-    return Rule(
-        data["pattern"],
-        method=data.get("method"),
-        rank=_rank(data.get("rank")),
-        floor=data.get("floor", 0.0),
-    )
-
-
-def _rank(value: object) -> Rank | None:
-    if isinstance(value, Mapping):
-        return rule_from_dict(value)
-    if isinstance(value, list):
-        return tuple(value)
-    if value is None or isinstance(value, int | float | RankRule):
-        return value
-    raise PolicyError(f"rank {value!r} is neither a number, a list nor a table such as {{rule = 'vbmf'}}")
-
-
-def _known_keys(data: Mapping[str, Any], known: set[str], what: str) -> None:
-    unknown = sorted(set(data) - known)
-    if unknown:
-        raise PolicyError(f"{what} has no key {unknown[0]!r}; it takes {', '.join(sorted(known))}")

@@ -6,7 +6,7 @@ import pytest
 
 import fxdecomp
 from fxdecomp import VBMF, Energy, Fixed, Policy, PolicyError, Ratio, Rule
-from fxdecomp.policy import Selection
+from fxdecomp.rules import Selection
 
 FULL_POLICY = Policy(
     method="tucker2",

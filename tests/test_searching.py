@@ -9,7 +9,8 @@ from torch.fx import GraphModule
 
 import fxdecomp
 from fxdecomp import Params, Policy, PolicyError
-from fxdecomp.searching import SearchResult, agreement, search
+from fxdecomp.search_trials import SearchResult
+from fxdecomp.searching import agreement, search
 
 
 def network(width: int = 48) -> GraphModule:

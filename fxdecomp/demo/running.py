@@ -23,11 +23,12 @@ from fxdecomp.export import BenchmarkReport, benchmark, to_onnx
 from fxdecomp.export.sessions import thread_count
 from fxdecomp.files import write_json
 from fxdecomp.pipeline import transform
-from fxdecomp.policy import Policy, Rule
+from fxdecomp.policy import Policy
 from fxdecomp.progress import Progress, silent
 from fxdecomp.ranks import Ratio
 from fxdecomp.reporting import Report, report
 from fxdecomp.reporting.report import short
+from fxdecomp.rules import Rule
 from fxdecomp.tracing import trace
 
 DEMO_POLICY = Policy(

@@ -21,7 +21,7 @@ from fxdecomp.decompositions import (
 from fxdecomp.decompositions.calibrated import output_error
 from fxdecomp.layers import LayerSpec
 from fxdecomp.outcomes import Reason
-from fxdecomp.policy import Selection
+from fxdecomp.rules import Selection
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -10,8 +10,9 @@ from fxdecomp.allocation.candidates import Candidate, Question
 from fxdecomp.export.machine import machine
 from fxdecomp.outcomes import Outcome, Reason
 from fxdecomp.passes.factorise import Obstacle, Solution, Task, chain_macs, weight_obstacle
-from fxdecomp.policy import Policy, Selection
+from fxdecomp.policy import Policy
 from fxdecomp.ranks import Fixed
+from fxdecomp.rules import Selection
 from fxdecomp.sites import Site
 
 Answers = Callable[[Mapping[str, Question]], Mapping[str, tuple[Candidate, ...]]]

@@ -7,7 +7,7 @@ from torch.fx import GraphModule
 
 import fxdecomp
 from fxdecomp import Energy, Fixed, MACs, Params, Plan, Policy, PolicyError, Reason, Rule
-from fxdecomp.policy import Selection
+from fxdecomp.rules import Selection
 
 
 def network() -> nn.Module:

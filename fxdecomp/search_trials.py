@@ -1,0 +1,123 @@
+"""`SearchResult`: the networks that a search judged, and the file that it goes on from."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch.fx import GraphModule
+
+from fxdecomp.errors import FxdecompError
+from fxdecomp.files import write_json
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One network that was judged.
+
+    Attributes:
+        share: The budget, as a share of the dense network's multiply-accumulates.
+        macs: What the network takes.
+        params: Its parameters.
+        metric: What the metric said; NaN where no network meets the budget.
+        accepted: Whether the loss is within what the user allows.
+        plan: Methods and ranks, None for the dense network and where there is none.
+        problem: Why there is no network, empty where there is one.
+    """
+
+    share: float
+    macs: int
+    params: int
+    metric: float
+    accepted: bool
+    plan: Mapping[str, Any] | None = None
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SearchResult:
+    """What `search` found.
+
+    Attributes:
+        model: The smallest accepted network; the original's layers, untouched, where none was.
+        trials: All networks judged, the dense one first.
+        best: The trial of `model`.
+        max_drop: The loss that was allowed.
+        speedup: `(value, low, high)`: how many times faster than the dense network `model` was measured, with
+            its 95 % interval; None where nothing was timed.
+        notes: Sentences for the reader.
+    """
+
+    model: GraphModule
+    trials: tuple[Trial, ...]
+    best: Trial
+    max_drop: float
+    speedup: tuple[float, float, float] | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def frontier(self) -> tuple[Trial, ...]:
+        """The trials that no other beats in both cost and metric, the dearest first."""
+        kept: list[Trial] = []
+        for trial in sorted(self.trials, key=lambda t: (t.macs, -t.metric)):
+            if not trial.problem and (not kept or trial.metric > kept[-1].metric):
+                kept.append(trial)
+        return tuple(kept[::-1])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The search as JSON data, without the model: the plans are in the trials."""
+        return {
+            "max_drop": self.max_drop,
+            "best": self.trials.index(self.best),
+            "trials": [_plain(trial) for trial in self.trials],
+            "speedup": self.speedup,
+            "notes": list(self.notes),
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write `to_dict` as JSON, whole or not at all."""
+        write_json(Path(path), self.to_dict())
+
+    def __str__(self) -> str:
+        lines = [f"{'share':>6}  {'MACs':>15}  {'params':>13}  {'metric':>9}"]
+        for trial in self.trials:
+            verdict = trial.problem or ("accepted" if trial.accepted else "rejected")
+            mark = ", taken" if trial is self.best else ""
+            row = f"{trial.share:6.3f}  {trial.macs:15,}  {trial.params:13,}  {trial.metric:9.4f}"
+            lines.append(f"{row}  {verdict}{mark}")
+        return "\n".join([*lines, *self.notes])
+
+
+def _plain(trial: Trial) -> dict[str, Any]:
+    data = asdict(trial)
+    return data | {"metric": None if math.isnan(trial.metric) else trial.metric}
+
+
+def save_state(path: str | Path | None, settings: Mapping[str, Any], trials: list[Trial]) -> None:
+    """Write the trials so far, whole or not at all; nothing where there is no path."""
+    if path is not None:
+        write_json(Path(path), {"settings": settings, "trials": [_plain(trial) for trial in trials]})
+
+
+def restored_trials(path: str | Path | None, settings: Mapping[str, Any]) -> list[Trial]:
+    """The trials of an earlier search of the same settings, none where there is no file.
+
+    Raises:
+        FxdecompError: The file belongs to another search, or is damaged.
+    """
+    if path is None or not Path(path).exists():
+        return []
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        if data["settings"] != settings:
+            raise FxdecompError(f"{path} belongs to another search; give another state file, or delete it")
+        rows = [
+            row | {"metric": math.nan if row["metric"] is None else row["metric"]} for row in data["trials"]
+        ]
+        return [Trial(**row) for row in rows]
+    except (ValueError, KeyError, TypeError) as error:
+        raise FxdecompError(f"{path} holds no state of a search: {error!r}; delete it") from error
