@@ -1,0 +1,49 @@
+"""`fxdecomp bench`: ONNX files timed against each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fxdecomp.cli.options import AsJson
+from fxdecomp.cli.terminal import print_json, print_text
+
+
+def bench(
+    files: Annotated[list[Path], typer.Argument(help="ONNX files; ratios are taken against the first")],
+    provider: Annotated[list[str] | None, typer.Option(help="ONNX Runtime execution provider")] = None,
+    threads: Annotated[int, typer.Option(help="Threads; 0 for all")] = 1,
+    rounds: Annotated[int, typer.Option(help="Timed rounds; every round runs each file once")] = 30,
+    batch: Annotated[int | None, typer.Option(help="Batch size, where the file leaves it open")] = None,
+    axis: Annotated[list[str] | None, typer.Option(help="Length of another open axis: width=400")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time ONNX files against each other, interleaved, and show where the time goes."""
+    from fxdecomp.export import benchmark
+    from fxdecomp.loading import parse_axes
+
+    names = _distinct_names(files)
+    report = benchmark(
+        dict(zip(names, files, strict=True)),
+        providers=tuple(provider or ["CPUExecutionProvider"]),
+        threads=threads,
+        rounds=rounds,
+        batch_sizes=batch,
+        axes=parse_axes(axis or []),
+    )
+    if as_json:
+        print_json(report.to_dict())
+        return
+    tables = [str(report), *(report.kernel_table(name) for name in names)]
+    print_text("\n\n".join(tables))
+
+
+def _distinct_names(files: list[Path]) -> list[str]:
+    """The files' stems, numbered where the same stem comes again."""
+    names: list[str] = []
+    for file in files:
+        earlier = sum(other.stem == file.stem for other in files[: len(names)])
+        names.append(f"{file.stem} ({earlier + 1})" if earlier else file.stem)
+    return names

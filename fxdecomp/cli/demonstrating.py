@@ -1,0 +1,28 @@
+"""`fxdecomp demo`: the main job on a real pretrained network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fxdecomp.cli.options import AsJson, Quiet
+from fxdecomp.cli.terminal import print_json, print_text, progress_bars
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results")] = Path("demo-output"),
+    lines: Annotated[int, typer.Option(help="Lines of text to judge by")] = 500,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compress EasyOCR's English recogniser and read rendered text with it, before and after."""
+    from fxdecomp.demo import run_demo
+
+    with progress_bars(quiet=quiet or as_json) as progress:
+        result = run_demo(out, lines=lines, progress=progress)
+    if as_json:
+        print_json(result.to_dict())
+    else:
+        print_text(str(result))

@@ -1,0 +1,29 @@
+"""The arguments and options that several commands share, and what they stand for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Model = Annotated[str, typer.Argument(help="package.module:callable, or a .pt2 file")]
+Inputs = Annotated[list[str] | None, typer.Option("--input", help="Shape of an example input: 1x3x224x224")]
+Method = Annotated[
+    str | None, typer.Option(help="svd, tucker2, cp, cp3, spatial_svd, channel_svd, tensor_train")
+]
+RankText = Annotated[
+    str | None, typer.Option("--rank", help="vbmf, energy:0.9, a share 0.5, a rank 32, or ranks 64,32")
+]
+PolicyFile = Annotated[Path | None, typer.Option("--policy", help="A policy in TOML")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress")]
+
+
+def traced(reference: str, inputs: list[str] | None) -> Any:
+    """The graph of the model that `reference` names, traced with example inputs of these shapes."""
+    from fxdecomp import trace
+    from fxdecomp.loading import load_model, parse_shape
+
+    loaded = load_model(reference, tuple(map(parse_shape, inputs or ())))
+    return trace(loaded.model, loaded.example_inputs)
