@@ -25,10 +25,11 @@ class ModelReferenceError(FxdecompError, ValueError):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoadedModel:
-    """A model and the inputs to trace it with."""
+    """A model, the inputs to trace it with, and what it was called by."""
 
     model: nn.Module | ExportedProgram
     example_inputs: ExampleInputs
+    name: str = "a network"
 
 
 def load_model(reference: str, shapes: tuple[tuple[int, ...], ...] = ()) -> LoadedModel:
@@ -59,7 +60,7 @@ def load_model(reference: str, shapes: tuple[tuple[int, ...], ...] = ()) -> Load
         raise ModelReferenceError(
             f"{reference} returns a model without example inputs; add --input 1x3x224x224, or return a pair"
         )
-    return LoadedModel(model, inputs)
+    return LoadedModel(model, inputs, reference)
 
 
 def policy_from(method: str | None, rank: str | None, file: Path | None) -> Policy:
@@ -169,11 +170,11 @@ def _load_program(path: Path, shapes: tuple[tuple[int, ...], ...]) -> LoadedMode
         raise ModelReferenceError(f"there is no file {path}")
     program = load_program(path)
     if shapes:
-        return LoadedModel(program, _random(shapes))
+        return LoadedModel(program, _random(shapes), path.name)
     args, kwargs = program.example_inputs or ((), {})
     if not args and not kwargs:
         raise ModelReferenceError(f"{path} carries no example inputs; add --input 1x3x224x224")
-    return LoadedModel(program, kwargs if kwargs and not args else tuple(args))
+    return LoadedModel(program, kwargs if kwargs and not args else tuple(args), path.name)
 
 
 def _random(shapes: tuple[tuple[int, ...], ...]) -> tuple[torch.Tensor, ...]:

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
-from fxdecomp.export import ExportReport, to_onnx
+from fxdecomp.export import ExportReport, benchmark, to_onnx
 from fxdecomp.files import write_json, write_text
 from fxdecomp.inputs import call_arguments
 from fxdecomp.loading import LoadedModel
 from fxdecomp.pipeline import transform
 from fxdecomp.policy import Policy
 from fxdecomp.progress import Progress, silent
-from fxdecomp.reporting import Report, graph_diff, report
+from fxdecomp.reporting import Report, Variant, graph_diff, report
 from fxdecomp.tracing import trace
 
 
@@ -30,28 +30,59 @@ class CompressResult:
 
     def to_dict(self) -> dict[str, Any]:
         """The result as JSON data."""
-        return {"report": self.report.to_dict(), "export": self.exported.to_dict()}
+        timed = self.report.benchmark
+        return {
+            "report": self.report.to_dict(),
+            "export": self.exported.to_dict(),
+            "timings": None if timed is None else timed.to_dict(),
+        }
 
 
 def compress_to(
-    loaded: LoadedModel, policy: Policy, folder: Path, *, progress: Progress = silent
+    loaded: LoadedModel,
+    policy: Policy,
+    folder: Path,
+    *,
+    time: bool = False,
+    command: str = "",
+    progress: Progress = silent,
 ) -> CompressResult:
     """Trace, transform, export and check a network, and write what a user needs into a folder.
 
     Args:
         loaded: The network and its example inputs.
         policy: Methods and ranks.
-        folder: Made if it does not exist; `small.onnx`, `small.pt2`, `report.json`, `policy.toml` and
-            `graph.diff` appear in it, each whole or not at all.
+        folder: Made if it does not exist; `small.onnx`, `small.pt2`, `report.html`, `report.json`,
+            `policy.toml` and `graph.diff` appear in it, each whole or not at all.
+        time: Write `dense.onnx` too, and time both on the CPU with one thread.
+        command: The command that asked for it, for the report.
         progress: Told of every finished layer.
     """
     gm = trace(loaded.model, loaded.example_inputs)
     small = transform(gm, policy, progress=progress)
     folder.mkdir(parents=True, exist_ok=True)
     args, kwargs = call_arguments(loaded.example_inputs)
-    exported = to_onnx(small, (*args, *kwargs.values()), folder / "small.onnx")
+    inputs = (*args, *kwargs.values())
+    exported = to_onnx(small, inputs, folder / "small.onnx")
+    sizes = {"small": exported.size_bytes}
+    times = None
+    if time:
+        sizes["dense"] = to_onnx(gm, inputs, folder / "dense.onnx").size_bytes
+        times = benchmark({name: folder / f"{name}.onnx" for name in ("dense", "small")})
     _save_program(small, args, kwargs, folder / "small.pt2")
-    result = CompressResult(report(small), exported)
+    plain = report(small)
+    told = report(
+        small,
+        before=gm,
+        benchmark=times,
+        variants=(
+            Variant("dense", {}, plain.macs_before, plain.params_before, sizes.get("dense")),
+            Variant("small", {}, plain.macs_after, plain.params_after, sizes["small"]),
+        ),
+        command=command,
+    )
+    result = CompressResult(told, exported)
+    told.to_html(folder / "report.html", title=f"fxdecomp compress: {loaded.name}")
     write_text(folder / "policy.toml", policy.to_toml())
     write_text(folder / "graph.diff", graph_diff(gm, small) + "\n")
     write_json(folder / "report.json", result.to_dict())

@@ -65,7 +65,14 @@ def test_compress_writes_everything_and_the_file_knows_its_history(tmp_path, mon
     )
     result = json.loads(capsys.readouterr().out)
     names = {path.name for path in folder.iterdir()}
-    assert names == {"small.onnx", "small.pt2", "report.json", "policy.toml", "graph.diff"}
+    assert names == {
+        "small.onnx",
+        "small.pt2",
+        "report.html",
+        "report.json",
+        "policy.toml",
+        "graph.diff",
+    }
     assert json.loads((folder / "report.json").read_text()) == result
     applied = [row["site"] for row in result["report"]["outcomes"] if row["outcome"] == "applied"]
     assert "0" in applied
@@ -136,3 +143,20 @@ def test_a_module_runs_the_command_line():
     )
     for command in ("inspect", "compress", "bench", "diff", "demo"):
         assert command in shown.stdout
+
+
+def test_both_networks_are_timed_and_the_page_of_the_files_tells_of_the_layers(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    options = ["--method", "tucker2", "--rank", "0.5", "-o", str(out), "--time", "--quiet"]
+    assert run("compress", NET, *options, monkeypatch=monkeypatch) == 0
+    assert "faster than first" in capsys.readouterr().out
+    assert (out / "dense.onnx").exists()
+    page = (out / "report.html").read_text()
+    assert f"fxdecomp compress {NET} --method tucker2" in page
+    assert '<th scope="col" class="num">ms</th>' in page
+    files = [str(out / "dense.onnx"), str(out / "small.onnx")]
+    target = tmp_path / "bench.html"
+    assert run("bench", *files, "--rounds", "2", "--html", str(target), monkeypatch=monkeypatch) == 0
+    page = target.read_text()
+    assert '<h2 id="layers">' in page
+    assert "Where the time of small goes" in page

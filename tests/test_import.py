@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 
-HEAVY = ("onnxruntime", "matplotlib", "typer", "rich", "onnx", "onnxscript", "pytorchcv", "PIL")
+HEAVY = ("onnxruntime", "matplotlib", "typer", "rich", "onnx", "onnxscript", "pytorchcv", "PIL", "jinja2")
 SCRIPT = f"""
 import json, sys, time
 import torch, torch.fx, torch.export

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fxdecomp.cli.options import AsJson
-from fxdecomp.cli.terminal import print_json, print_text
+from fxdecomp.cli.terminal import print_json, print_text, this_command
 
 
 def bench(
@@ -18,25 +18,29 @@ def bench(
     rounds: Annotated[int, typer.Option(help="Timed rounds; every round runs each file once")] = 30,
     batch: Annotated[int | None, typer.Option(help="Batch size, where the file leaves it open")] = None,
     axis: Annotated[list[str] | None, typer.Option(help="Length of another open axis: width=400")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the report as one HTML page")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Time ONNX files against each other, interleaved, and show where the time goes."""
     from fxdecomp.export import benchmark
     from fxdecomp.loading import parse_axes
+    from fxdecomp.reporting import report_of_files
 
-    names = _distinct_names(files)
+    named = dict(zip(_distinct_names(files), files, strict=True))
     report = benchmark(
-        dict(zip(names, files, strict=True)),
+        named,
         providers=tuple(provider or ["CPUExecutionProvider"]),
         threads=threads,
         rounds=rounds,
         batch_sizes=batch,
         axes=parse_axes(axis or []),
     )
+    if html is not None:
+        report_of_files(named, report, this_command()).to_html(html, title="fxdecomp bench")
     if as_json:
         print_json(report.to_dict())
         return
-    tables = [str(report), *(report.kernel_table(name) for name in names)]
+    tables = [str(report), *(report.kernel_table(name) for name in named)]
     print_text("\n\n".join(tables))
 
 

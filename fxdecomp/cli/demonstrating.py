@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fxdecomp.cli.options import AsJson, Quiet
-from fxdecomp.cli.terminal import print_json, print_text, progress_bars
+from fxdecomp.cli.terminal import print_json, print_text, progress_bars, this_command
 
 
 def demo(
@@ -21,7 +21,7 @@ def demo(
     from fxdecomp.demo import run_demo
 
     with progress_bars(quiet=quiet or as_json) as progress:
-        result = run_demo(out, lines=lines, progress=progress)
+        result = run_demo(out, lines=lines, command=this_command(), progress=progress)
     if as_json:
         print_json(result.to_dict())
     else:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +14,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 console = Console()
 messages = Console(stderr=True)
+
+
+def this_command() -> str:
+    """The command as it was given, to be pasted into a shell."""
+    return shlex.join(["fxdecomp", *sys.argv[1:]])
 
 
 def print_text(text: str) -> None:

@@ -26,8 +26,8 @@ from fxdecomp.pipeline import transform
 from fxdecomp.policy import Policy
 from fxdecomp.progress import Progress, silent
 from fxdecomp.ranks import Ratio
-from fxdecomp.reporting import Report, report
-from fxdecomp.reporting.report import short
+from fxdecomp.reporting import Frontier, FrontierPoint, Report, Variant, report
+from fxdecomp.reporting.text import short
 from fxdecomp.rules import Rule
 from fxdecomp.tracing import trace
 
@@ -62,6 +62,12 @@ class DemoResult:
     layers: Report
     folder: Path
 
+    @property
+    def macs(self) -> dict[str, int]:
+        """Multiply-accumulates of each network's Conv and Linear layers, for one line."""
+        counts = dict.fromkeys(self.readings, self.layers.macs_after)
+        return counts | {"dense": self.layers.macs_before}
+
     def to_dict(self) -> dict[str, Any]:
         """The result as JSON data."""
         return {
@@ -73,11 +79,9 @@ class DemoResult:
         }
 
     def __str__(self) -> str:
-        macs = dict.fromkeys(self.readings, self.layers.macs_after)
-        macs["dense"] = self.layers.macs_before
         rows = [f"{'':12}{'exact lines':>12}{'errors':>8}{'MACs':>9}{'params':>9}{'file':>9}"]
         rows += [
-            f"{name:12}{reading.exact:>12.1%}{reading.cer:>8.2%}{short(macs[name]):>9}"
+            f"{name:12}{reading.exact:>12.1%}{reading.cer:>8.2%}{short(self.macs[name]):>9}"
             f"{short(self.params[name]):>9}{self._size(name):>9}"
             for name, reading in self.readings.items()
         ]
@@ -93,7 +97,7 @@ class DemoResult:
                 ),
                 "\n".join([title, *rows]),
                 str(self.timings),
-                f"written to {self.folder}: dense.onnx, small.onnx, demo.json",
+                f"written to {self.folder}: dense.onnx, small.onnx, demo.json, report.html",
             ]
         )
 
@@ -102,15 +106,22 @@ class DemoResult:
 
 
 def run_demo(
-    folder: Path, *, lines: int = 500, width: int = WIDTH, seed: int = 0, progress: Progress = silent
+    folder: Path,
+    *,
+    lines: int = 500,
+    width: int = WIDTH,
+    seed: int = 0,
+    command: str = "",
+    progress: Progress = silent,
 ) -> DemoResult:
     """Compress the recogniser and measure what it costs and brings.
 
     Args:
-        folder: Made if it does not exist; the ONNX files and `demo.json` appear in it.
+        folder: Made if it does not exist; the ONNX files, `demo.json` and `report.html` appear in it.
         lines: Number of fresh lines to judge by.
         width: Width of a line in pixels.
         seed: Seed of the lines.
+        command: The command that asked for it, for the report.
         progress: Told of every finished step.
 
     Raises:
@@ -136,16 +147,41 @@ def run_demo(
     threads = sorted({1, thread_count(0)})
     timings = benchmark(paths, threads=threads)
     progress("demo", _STEPS, _STEPS)
-    result = DemoResult(
-        readings,
-        sizes,
-        {name: _params(gm) for name, gm in networks.items()},
-        timings,
-        report(small),
-        folder,
-    )
+    params = {name: _params(gm) for name, gm in networks.items()}
+    result = DemoResult(readings, sizes, params, timings, report(small), folder)
     write_json(folder / "demo.json", result.to_dict())
+    _page(result, dense, small, command).to_html(
+        folder / "report.html", title="fxdecomp demo: EasyOCR's English recogniser"
+    )
     return result
+
+
+def _page(result: DemoResult, dense: GraphModule, small: GraphModule, command: str) -> Report:
+    """The report of the demo, with everything that it measured."""
+    macs = result.macs
+    variants = tuple(
+        Variant(
+            name,
+            {"lines read exactly": f"{reading.exact:.1%}", "wrong characters": f"{reading.cer:.2%}"},
+            macs[name],
+            result.params[name],
+            result.sizes_bytes.get(name),
+        )
+        for name, reading in result.readings.items()
+    )
+    points = tuple(
+        FrontierPoint(name, macs[name], reading.exact, chosen=name == "small")
+        for name, reading in result.readings.items()
+    )
+    return Report(
+        result.layers.record,
+        dense,
+        small,
+        result.timings,
+        frontier=Frontier(points, "multiply-accumulates", "lines read exactly"),
+        variants=variants,
+        command=command,
+    )
 
 
 def _params(gm: GraphModule) -> int:

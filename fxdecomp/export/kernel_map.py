@@ -108,9 +108,13 @@ class KernelMap:
         try:
             from matplotlib.figure import Figure
         except ImportError as error:
-            raise BenchmarkError("a plot needs matplotlib; install `fxdecomp[demo]`") from error
+            raise BenchmarkError("a plot needs matplotlib; install `fxdecomp[plots]`") from error
         figure = Figure(figsize=(8, 5), layout="constrained")
-        axes = figure.subplots()
+        self.draw(figure.subplots())
+        figure.savefig(path)
+
+    def draw(self, axes: Any) -> None:
+        """Draw the roofline and the kernels under it on matplotlib axes."""
         ridge = self.peak_gflops / self.bandwidth_gbytes
         spread = [point.intensity for point in self.points] + [ridge]
         ends = [min(spread) / 2, ridge, max(spread) * 2]
@@ -122,4 +126,3 @@ class KernelMap:
         axes.set_ylabel("GFLOP/s")
         axes.set_title(f"{self.provider}, {self.precision}, {self.threads} thread(s)")
         axes.legend()
-        figure.savefig(path)

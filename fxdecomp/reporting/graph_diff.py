@@ -13,7 +13,7 @@ from fxdecomp.sites.modules import Layer
 
 def graph_text(gm: GraphModule) -> list[str]:
     """One line per node: its name, what it calls on what, the layer in words, and the shape of its value."""
-    return [_line(gm, node) for node in gm.graph.nodes]
+    return [node_text(gm, node) for node in gm.graph.nodes]
 
 
 def graph_diff(before: GraphModule, after: GraphModule) -> str:
@@ -30,7 +30,8 @@ def graph_diff(before: GraphModule, after: GraphModule) -> str:
     )
 
 
-def _line(gm: GraphModule, node: Node) -> str:
+def node_text(gm: GraphModule, node: Node) -> str:
+    """One node in a line."""
     shape = shape_of(node)
     sizes = "" if shape is None else f"  [{'x'.join(map(str, shape))}]"
     if node.op == "placeholder":
@@ -43,20 +44,23 @@ def _line(gm: GraphModule, node: Node) -> str:
     if node.op == "get_attr":
         return f"{node.name} = {node.target}{sizes}"
     words = ""
-    target = (
-        node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
-    )
     if node.op == "call_module":
-        words = f"  {_words(gm.get_submodule(str(node.target)))}"
-    return f"{node.name} = {target}({arguments}){words}{sizes}"
+        words = f"  {module_words(gm.get_submodule(str(node.target)))}"
+    return f"{node.name} = {target_text(node)}({arguments}){words}{sizes}"
+
+
+def target_text(node: Node) -> str:
+    """What a node calls, by name."""
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+
+
+def module_words(module: nn.Module) -> str:
+    """A module's class, and the options of a layer."""
+    name = type(module).__name__
+    return f"{name}({module.extra_repr()})" if isinstance(module, Layer) else name
 
 
 def _argument(value: object) -> str:
     if isinstance(value, tuple | list):
         return f"({', '.join(map(_argument, value))})"
     return value.name if isinstance(value, Node) else repr(value)
-
-
-def _words(module: nn.Module) -> str:
-    name = type(module).__name__
-    return f"{name}({module.extra_repr()})" if isinstance(module, Layer) else name

@@ -1,23 +1,62 @@
-"""`report`: what became of every Conv and Linear of a graph."""
+"""`report`: what became of every Conv and Linear of a graph, and what else is known of it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from torch.fx import GraphModule
 
+from fxdecomp.export.benchmark_report import BenchmarkReport
+from fxdecomp.export.kernel_map import KernelMap
+from fxdecomp.files import write_text
 from fxdecomp.outcomes import Applied, Outcome, Reason, Skipped
 from fxdecomp.plans import Plan
 from fxdecomp.records import Record, record_of
+from fxdecomp.reporting.evidence import Frontier, Variant, frontier_of
+from fxdecomp.reporting.page import page_html
+from fxdecomp.reporting.text import change, table_of
 from fxdecomp.sites import survey
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from fxdecomp.search_trials import SearchResult
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Every Conv and Linear of a graph exactly once, with what was done to it or why it was left alone."""
+    """Every Conv and Linear of a graph exactly once, with what was done to it or why it was left alone.
+
+    Attributes:
+        record: The history of the graph.
+        before: The graph before, None where it was not given.
+        after: The graph itself.
+        benchmark: Measured times; the first of its models is the network before.
+        roofline: What the machine's kernels can do.
+        frontier: What a search judged.
+        variants: Quality and size of each network, for the summary.
+        command: The command that made it all.
+
+    Example:
+        >>> import torch, fxdecomp
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(16, 32, 3, padding=1), torch.nn.ReLU())
+        >>> gm = fxdecomp.trace(model, torch.randn(1, 16, 8, 8))
+        >>> told = fxdecomp.report(fxdecomp.transform(gm, fxdecomp.Policy(method="tucker2", rank=(8, 4))))
+        >>> told.macs_before, told.macs_after
+        (294912, 38912)
+    """
 
     record: Record
+    before: GraphModule | None = field(default=None, repr=False, compare=False)
+    after: GraphModule | None = field(default=None, repr=False, compare=False)
+    benchmark: BenchmarkReport | None = field(default=None, repr=False)
+    roofline: KernelMap | None = field(default=None, repr=False)
+    frontier: Frontier | None = field(default=None, repr=False)
+    variants: tuple[Variant, ...] = ()
+    command: str = ""
 
     @property
     def outcomes(self) -> tuple[Outcome, ...]:
@@ -64,6 +103,21 @@ class Report:
         """Weights and biases of all Conv and Linear layers now."""
         return sum(o.params_after for o in self.outcomes)
 
+    @property
+    def summary(self) -> str:
+        """What was done, in one line."""
+        return (
+            f"{len(self.applied)} of {len(self.outcomes)} layers replaced; "
+            f"MACs {change(self.macs_before, self.macs_after)}, "
+            f"params {change(self.params_before, self.params_after)}"
+        )
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """BatchNorms that were left in the graph, and the notes of the passes."""
+        left = (f"{f.norm}: left in the graph, {f.reason}" for f in self.record.folds if f.reason)
+        return (*left, *self.record.notes)
+
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON data."""
         return self.record.to_dict() | {
@@ -73,33 +127,85 @@ class Report:
             "params_after": self.params_after,
         }
 
+    def to_html(self, path: str | Path, *, title: str = "fxdecomp report") -> None:
+        """Write one HTML page that needs no other file and no network, whole or not at all.
+
+        It shows what the report holds: see `report` for what may be given to it.
+
+        Args:
+            path: The file; its folder must exist.
+            title: The page's heading.
+        """
+        write_text(Path(path), page_html(self, title))
+
+    def plot_layers(self, axes: Axes | None = None) -> Axes:
+        """A bar per layer, before and after: times where a benchmark was given, else multiply-accumulates.
+
+        Args:
+            axes: Where to draw; a new figure by default.
+
+        Raises:
+            FxdecompError: matplotlib is not installed, or there is no layer.
+        """
+        from fxdecomp.reporting.plots import plot_layers
+
+        return plot_layers(self, axes)
+
+    def plot_frontier(self, axes: Axes | None = None) -> Axes:
+        """Cost against quality of what a search judged, with the chosen network marked.
+
+        Args:
+            axes: Where to draw; a new figure by default.
+
+        Raises:
+            FxdecompError: matplotlib is not installed, or the report holds no search.
+        """
+        from fxdecomp.reporting.plots import plot_frontier
+
+        return plot_frontier(self, axes)
+
+    def plot_kernels(self, axes: Axes | None = None) -> Axes:
+        """The roofline with the kernels under it, or else where the time of each benchmarked model goes.
+
+        Args:
+            axes: Where to draw; a new figure by default.
+
+        Raises:
+            FxdecompError: matplotlib is not installed, or the report holds neither.
+        """
+        from fxdecomp.reporting.plots import plot_kernels
+
+        return plot_kernels(self, axes)
+
+    def _repr_html_(self) -> str:
+        from fxdecomp.reporting.page import fragment_html
+
+        return fragment_html(self)
+
     def __str__(self) -> str:
-        header = ("layer", "", "method", "rank", "error", "MACs", "params")
-        rows = [header, *(_row(outcome) for outcome in self.outcomes)]
-        columns = len(header)
-        widths = [max(len(row[i]) for row in rows if len(row) == columns) for i in range(columns)]
-        lines = []
-        for row in rows:
-            cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
-            if len(row) < columns:
-                cells[-1] = row[-1]
-            lines.append("  ".join(cells).rstrip())
-        lines.append(
-            f"{len(self.applied)} of {len(self.outcomes)} layers replaced; "
-            f"MACs {_change(self.macs_before, self.macs_after)}, "
-            f"params {_change(self.params_before, self.params_after)}"
-        )
-        lines += [
-            f"{fold.norm}: left in the graph, {fold.reason}" for fold in self.record.folds if fold.reason
-        ]
-        return "\n".join([*lines, *self.record.notes])
+        return "\n".join([*table_of(self.outcomes), self.summary, *self.remarks])
 
 
-def report(gm: GraphModule) -> Report:
+def report(
+    gm: GraphModule,
+    *,
+    before: GraphModule | None = None,
+    benchmark: BenchmarkReport | None = None,
+    roofline: KernelMap | None = None,
+    search: SearchResult | None = None,
+    variants: Sequence[Variant] = (),
+    command: str = "",
+) -> Report:
     """What became of every Conv and Linear of a graph.
 
     Args:
         gm: A graph from `transform`; the layers of one that was only traced are listed as untouched.
+        before: The graph before, for the pictures of both.
+        benchmark: Times of both networks, the one before first.
+        roofline: From `export.bench_kernels`.
+        search: The search that found the graph.
+        variants: Quality and size of each network, for the summary.
+        command: The command that made it all.
 
     Example:
         >>> import torch, fxdecomp
@@ -108,37 +214,18 @@ def report(gm: GraphModule) -> Report:
         Linear 4->2
     """
     record = record_of(gm) or Record()
-    if record.policy is not None:
-        return Report(record)
-    found = survey(gm)
-    untouched = tuple(site.skipped(Reason.NOT_TRANSFORMED) for site in found.sites)
-    return Report(Record(record.traced_with, (*untouched, *found.skipped), record.folds, None, record.notes))
-
-
-def _row(outcome: Outcome) -> tuple[str, ...]:
-    if isinstance(outcome, Skipped):
-        return outcome.site, outcome.layer, f"left alone: {outcome.sentence}"
-    return (
-        outcome.site,
-        outcome.layer,
-        outcome.method,
-        "x".join(map(str, outcome.rank)),
-        f"{outcome.relative_error:.1%}",
-        _change(outcome.macs_before, outcome.macs_after),
-        _change(outcome.params_before, outcome.params_after),
+    if record.policy is None:
+        found = survey(gm)
+        untouched = tuple(site.skipped(Reason.NOT_TRANSFORMED) for site in found.sites)
+        outcomes = (*untouched, *found.skipped)
+        record = Record(record.traced_with, outcomes, record.folds, None, record.notes)
+    return Report(
+        record,
+        before,
+        gm,
+        benchmark,
+        roofline,
+        None if search is None else frontier_of(search),
+        tuple(variants),
+        command,
     )
-
-
-def _change(before: int, after: int) -> str:
-    factor = f" (/{before / after:.2f})" if after and after != before else ""
-    return f"{short(before)} -> {short(after)}{factor}"
-
-
-def short(count: int) -> str:
-    """A count in three digits, such as `1.24 M`."""
-    value, unit = float(count), ""
-    for unit in ("", " k", " M", " G", " T"):  # noqa: B007 - the unit that is reached is used below
-        if value < 999.5:
-            break
-        value /= 1000
-    return f"{value:.3g}{unit}"

@@ -1,0 +1,144 @@
+"""Charts as data: places in a 640 x 360 picture, which the page draws as inline SVG."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fxdecomp.export.kernel_map import KernelMap
+from fxdecomp.reporting.evidence import Frontier
+from fxdecomp.reporting.text import short
+
+WIDTH, HEIGHT = 640, 360
+_LEFT, _RIGHT, _TOP, _BOTTOM = 72, 24, 16, 48
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """One point: where it stands, its label for the reader, and its class for the style sheet."""
+
+    x: float
+    y: float
+    label: str
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """One tick of an axis: where it stands, and its text."""
+
+    at: float
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """A picture of points and one line.
+
+    Attributes:
+        marks: The points.
+        line: Corners of the line.
+        x_ticks: Ticks along the bottom.
+        y_ticks: Ticks along the left.
+        x_name: What the bottom axis counts.
+        y_name: What the left axis counts.
+        kinds: Classes of the points that the legend names, in order.
+    """
+
+    marks: tuple[Mark, ...]
+    line: tuple[tuple[float, float], ...]
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    x_name: str
+    y_name: str
+    kinds: tuple[str, ...] = ()
+
+
+def frontier_chart(frontier: Frontier) -> Chart:
+    """Cost to the right, quality upwards, a step line along the points that none beats."""
+    x = _Scale([0.0, *(p.cost for p in frontier.points)], _LEFT, WIDTH - _RIGHT)
+    y = _Scale([p.quality for p in frontier.points], HEIGHT - _BOTTOM, _TOP)
+    line: list[tuple[float, float]] = []
+    for point in frontier.best:
+        if line:
+            line.append((x(point.cost), line[-1][1]))
+        line.append((x(point.cost), y(point.quality)))
+    marks = tuple(
+        Mark(
+            x(p.cost),
+            y(p.quality),
+            f"{p.name}: {short(p.cost)} {frontier.cost_name}, {frontier.quality_name} {p.quality:.4g}"
+            + (", chosen" if p.chosen else ""),
+            "chosen" if p.chosen else "accepted" if p.accepted else "rejected",
+        )
+        for p in frontier.points
+    )
+    kinds = tuple(kind for kind in ("chosen", "accepted", "rejected") if any(m.kind == kind for m in marks))
+    return Chart(marks, tuple(line), x.ticks(), y.ticks(), frontier.cost_name, frontier.quality_name, kinds)
+
+
+def roofline_chart(roofline: KernelMap) -> Chart:
+    """Operations a byte to the right, GFLOP/s upwards, both in decades; the line is what can be reached."""
+    ridge = roofline.peak_gflops / roofline.bandwidth_gbytes
+    intensities = [point.intensity for point in roofline.points] + [ridge]
+    ends = (min(intensities) / 2, ridge, max(intensities) * 2)
+    bounds = [min(roofline.peak_gflops, roofline.bandwidth_gbytes * each) for each in ends]
+    x = _Scale(list(ends), _LEFT, WIDTH - _RIGHT, log=True)
+    y = _Scale([*bounds, *(point.gflops for point in roofline.points)], HEIGHT - _BOTTOM, _TOP, log=True)
+    kinds = tuple(dict.fromkeys(point.kind for point in roofline.points))
+    marks = tuple(
+        Mark(
+            x(p.intensity),
+            y(p.gflops),
+            f"{p.kind}, {p.channels} channels, {p.size}x{p.size}: {p.gflops:.3g} GFLOP/s, "
+            f"{p.reached:.0%} of the roofline",
+            f"series-{kinds.index(p.kind)}",
+        )
+        for p in roofline.points
+    )
+    line = tuple((x(a), y(b)) for a, b in zip(ends, bounds, strict=True))
+    return Chart(marks, line, x.ticks(), y.ticks(), "operations a byte", "GFLOP/s", kinds)
+
+
+class _Scale:
+    """Values to places along one axis, with round ticks."""
+
+    def __init__(self, values: Sequence[float], start: float, end: float, *, log: bool = False) -> None:
+        self._log = log
+        low, high = (math.log10(v) if log else v for v in (min(values), max(values)))
+        self._step = _round_step((high - low) or abs(high) or 1.0)
+        if log:
+            self._low, self._high = low, high if high > low else low + 1
+        else:
+            self._low = math.floor(low / self._step + 1e-9) * self._step
+            self._high = max(math.ceil(high / self._step - 1e-9) * self._step, self._low + self._step)
+        self._start, self._end = start, end
+
+    def __call__(self, value: float) -> float:
+        part = ((math.log10(value) if self._log else value) - self._low) / (self._high - self._low)
+        return round(self._start + part * (self._end - self._start), 1)
+
+    def ticks(self) -> tuple[Tick, ...]:
+        """Whole decades, or multiples of a round step."""
+        if self._log:
+            values = [10.0**k for k in range(math.ceil(self._low), math.floor(self._high) + 1)]
+        else:
+            count = round((self._high - self._low) / self._step)
+            values = [self._low + index * self._step for index in range(count + 1)]
+        step = 0.0 if self._log else self._step
+        return tuple(Tick(self(value), _tick_text(value, step)) for value in values)
+
+
+def _round_step(span: float) -> float:
+    """1, 2 or 5 times a power of ten, some four to a span."""
+    power = 10.0 ** math.floor(math.log10(span / 4))
+    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= span / 4 * 0.999)
+
+
+def _tick_text(value: float, step: float) -> str:
+    if abs(value) >= 1000:
+        return short(value)
+    if not step or not value:
+        return f"{value:g}"
+    return f"{value:.{max(0, -math.floor(math.log10(step) + 1e-9))}f}"

@@ -1,0 +1,98 @@
+"""What a report may hold beside the layers: quality and size of each network, and what a search judged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fxdecomp.search_trials import SearchResult
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One network of the summary.
+
+    Attributes:
+        name: As in the benchmark, where it was timed.
+        quality: What was measured of its quality, in words: `{"lines read": "95.8 %"}`.
+        macs: Multiply-accumulates of Conv and Linear, None where unknown.
+        params: Parameters, None where unknown.
+        size_bytes: Size of its file, None where there is none.
+
+    Example:
+        >>> Variant("small", quality={"accuracy": "95.8 %"}).quality["accuracy"]
+        '95.8 %'
+    """
+
+    name: str
+    quality: Mapping[str, str] = field(default_factory=dict)
+    macs: int | None = None
+    params: int | None = None
+    size_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FrontierPoint:
+    """One network that was judged.
+
+    Attributes:
+        name: What it is, in words.
+        cost: What it costs, in the frontier's unit.
+        quality: How good it is; higher is better.
+        accepted: Whether its loss of quality is allowed.
+        chosen: Whether it is the one that was taken.
+    """
+
+    name: str
+    cost: float
+    quality: float
+    accepted: bool = True
+    chosen: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Frontier:
+    """Cost against quality.
+
+    Attributes:
+        points: The networks, in any order.
+        cost_name: What the cost is, with its unit.
+        quality_name: What the quality is.
+    """
+
+    points: tuple[FrontierPoint, ...]
+    cost_name: str
+    quality_name: str = "quality"
+
+    @property
+    def best(self) -> tuple[FrontierPoint, ...]:
+        """The points that no other beats in both cost and quality, the cheapest first.
+
+        Example:
+            >>> a, b, c = FrontierPoint("a", 1, 0.5), FrontierPoint("b", 2, 0.9), FrontierPoint("c", 3, 0.8)
+            >>> [point.name for point in Frontier((a, b, c), "ms").best]
+            ['a', 'b']
+        """
+        kept: list[FrontierPoint] = []
+        for point in sorted(self.points, key=lambda p: (p.cost, -p.quality)):
+            if not kept or point.quality > kept[-1].quality:
+                kept.append(point)
+        return tuple(kept)
+
+
+def frontier_of(search: SearchResult) -> Frontier:
+    """The networks that a search judged, by their multiply-accumulates."""
+    points = tuple(
+        FrontierPoint(
+            "dense" if index == 0 else f"{trial.share:.3g} of the MACs",
+            trial.macs,
+            trial.metric,
+            trial.accepted,
+            trial is search.best,
+        )
+        for index, trial in enumerate(search.trials)
+        if not trial.problem
+    )
+    return Frontier(points, "multiply-accumulates")

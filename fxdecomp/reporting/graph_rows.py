@@ -1,0 +1,132 @@
+"""Two graphs side by side: which node became what, each chain as one row that opens."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch.fx import GraphModule, Node
+
+from fxdecomp.outcomes import Applied, Outcome
+from fxdecomp.reporting.graph_diff import module_words, target_text
+from fxdecomp.sites import survey
+from fxdecomp.sites.base import shape_of
+
+
+@dataclass(frozen=True, slots=True)
+class NodeLine:
+    """One node for the reader.
+
+    Attributes:
+        calls: What it calls, by name.
+        words: The layer in words and the shape of the value.
+        inputs: The nodes it takes, where they are not just the one before it.
+    """
+
+    calls: str
+    words: str
+    inputs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GraphRow:
+    """One node before, and what stands in its place.
+
+    Attributes:
+        state: `same`, `changed` (a layer and its chain), `removed` or `added`.
+        before: The node, None where there was none.
+        after: The nodes: one, the stages of a chain, or none.
+        site: The layer that was replaced, empty elsewhere.
+    """
+
+    state: str
+    before: NodeLine | None
+    after: tuple[NodeLine, ...]
+    site: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Unit:
+    """A node, or all the stages of one chain; units with equal keys stand for the same thing."""
+
+    key: str
+    lines: tuple[NodeLine, ...]
+    site: str = ""
+
+
+def graph_rows(
+    before: GraphModule, after: GraphModule, outcomes: tuple[Outcome, ...]
+) -> tuple[GraphRow, ...]:
+    """Align two graphs by what their nodes call.
+
+    Args:
+        before: The graph before `transform`.
+        after: The graph after it.
+        outcomes: What became of the layers.
+    """
+    applied = {o.site: o for o in outcomes if isinstance(o, Applied)}
+    left, right = _units_before(before, applied), _units_after(after, applied)
+    matcher = difflib.SequenceMatcher(None, [u.key for u in left], [u.key for u in right], autojunk=False)
+    rows: list[GraphRow] = []
+    for tag, i, i_end, j, j_end in matcher.get_opcodes():
+        if tag == "equal":
+            rows += map(_pair, left[i:i_end], right[j:j_end])
+            continue
+        rows += [GraphRow("removed", unit.lines[0], ()) for unit in left[i:i_end]]
+        rows += [GraphRow("added", None, unit.lines, unit.site) for unit in right[j:j_end]]
+    return tuple(rows)
+
+
+def _pair(left: _Unit, right: _Unit) -> GraphRow:
+    return GraphRow("changed" if right.site else "same", left.lines[0], right.lines, right.site)
+
+
+def _units_before(gm: GraphModule, applied: dict[str, Applied]) -> list[_Unit]:
+    replaced = {
+        call.node: site.name for site in survey(gm).sites if site.name in applied for call in site.calls
+    }
+    return [
+        _Unit(f"chain {replaced[node]}", (_line(gm, node),), replaced[node])
+        if node in replaced
+        else _plain(gm, node)
+        for node in gm.graph.nodes
+    ]
+
+
+def _units_after(gm: GraphModule, applied: dict[str, Applied]) -> list[_Unit]:
+    owners = {f"{site}.{stage}": (site, stage) for site, o in applied.items() for stage in o.stages}
+    units: list[_Unit] = []
+    for node in gm.graph.nodes:
+        site, stage = owners.get(str(node.target), ("", ""))
+        if node.op != "call_module" or not site:
+            units.append(_plain(gm, node))
+        elif stage != applied[site].stages[0] and units and units[-1].site == site:
+            units[-1] = _Unit(units[-1].key, (*units[-1].lines, _line(gm, node)), site)
+        else:
+            units.append(_Unit(f"chain {site}", (_line(gm, node),), site))
+    return units
+
+
+def _plain(gm: GraphModule, node: Node) -> _Unit:
+    return _Unit(f"{node.op} {node.target}", (_line(gm, node),))
+
+
+def _line(gm: GraphModule, node: Node) -> NodeLine:
+    shape = shape_of(node)
+    sizes = "" if shape is None else f"[{'x'.join(map(str, shape))}]"
+    words = module_words(gm.get_submodule(str(node.target))) if node.op == "call_module" else ""
+    inputs = [each.name for each in node.all_input_nodes]
+    calls = node.name if node.op in ("placeholder", "get_attr") else target_text(node)
+    return NodeLine(calls, f"{words} {sizes}".strip(), () if inputs == [node.prev.name] else tuple(inputs))
+
+
+def runs_of(rows: Sequence[GraphRow]) -> list[tuple[str, tuple[GraphRow, ...]]]:
+    """The rows in runs of `same` and of `different` ones."""
+    runs: list[tuple[str, list[GraphRow]]] = []
+    for row in rows:
+        kind = "same" if row.state == "same" else "different"
+        if not runs or runs[-1][0] != kind:
+            runs.append((kind, []))
+        runs[-1][1].append(row)
+    return [(kind, tuple(members)) for kind, members in runs]

@@ -1,0 +1,41 @@
+"""A report of ONNX files that were timed: what they say of their own making, beside their times."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from fxdecomp.export.benchmark_report import BenchmarkReport
+from fxdecomp.export.metadata import read_metadata
+from fxdecomp.records import Record
+from fxdecomp.reporting.evidence import Variant
+from fxdecomp.reporting.report import Report
+
+
+def report_of_files(files: Mapping[str, Path], benchmark: BenchmarkReport, command: str = "") -> Report:
+    """The times of some files, with the layers of the first of them that was decomposed.
+
+    Args:
+        files: The files by the names that they have in the benchmark.
+        benchmark: Their times.
+        command: The command that timed them.
+
+    Raises:
+        ExportError: A file is no ONNX model, or its record was altered.
+    """
+    told: dict[str, Report] = {}
+    for name, path in files.items():
+        metadata = read_metadata(path)
+        record = None if metadata is None else metadata.record
+        told[name] = Report(record or Record())
+    variants = tuple(
+        Variant(
+            name,
+            macs=one.macs_after if one.outcomes else None,
+            params=one.params_after if one.outcomes else None,
+            size_bytes=path.stat().st_size,
+        )
+        for (name, path), one in zip(files.items(), told.values(), strict=True)
+    )
+    chosen = next((one.record for one in told.values() if one.applied), Record())
+    return Report(chosen, benchmark=benchmark, variants=variants, command=command)

@@ -1,0 +1,60 @@
+"""Numbers and layers in words, the same in the terminal and on the page."""
+
+from __future__ import annotations
+
+from fxdecomp.outcomes import Outcome, Skipped
+
+
+def short(count: float) -> str:
+    """A count in three digits, such as `1.24 M`.
+
+    Example:
+        >>> short(1_236_000)
+        '1.24 M'
+    """
+    value, unit = float(count), ""
+    for unit in ("", " k", " M", " G", " T"):  # noqa: B007 - the unit that is reached is used below
+        if value < 999.5:
+            break
+        value /= 1000
+    return f"{value:.3g}{unit}"
+
+
+def change(before: int, after: int) -> str:
+    """A count before and after, with the factor between them where there is one."""
+    factor = f" (/{before / after:.2f})" if after and after != before else ""
+    return f"{short(before)} -> {short(after)}{factor}"
+
+
+def rank_text(rank: tuple[int, ...]) -> str:
+    """`64x32`."""
+    return "x".join(map(str, rank))
+
+
+def table_of(outcomes: tuple[Outcome, ...]) -> list[str]:
+    """One line per layer under a header, in columns as wide as they need to be."""
+    header = ("layer", "", "method", "rank", "error", "MACs", "params")
+    rows = [header, *map(_row, outcomes)]
+    columns = len(header)
+    widths = [max(len(row[i]) for row in rows if len(row) == columns) for i in range(columns)]
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+        if len(row) < columns:
+            cells[-1] = row[-1]
+        lines.append("  ".join(cells).rstrip())
+    return lines
+
+
+def _row(outcome: Outcome) -> tuple[str, ...]:
+    if isinstance(outcome, Skipped):
+        return outcome.site, outcome.layer, f"left alone: {outcome.sentence}"
+    return (
+        outcome.site,
+        outcome.layer,
+        outcome.method,
+        rank_text(outcome.rank),
+        f"{outcome.relative_error:.1%}",
+        change(outcome.macs_before, outcome.macs_after),
+        change(outcome.params_before, outcome.params_after),
+    )

@@ -1,0 +1,130 @@
+"""The page in a real Chromium: no errors, and everything that a reader can do with it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.reporting.pages import full_report
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium; apt-get install chromium")
+
+
+@pytest.fixture(scope="module")
+def report_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("browser") / "report.html"
+    full_report().to_html(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser: Any, report_file: Path) -> Iterator[Any]:
+    opened = browser.new_page()
+    heard: list[str] = []
+    opened.on("console", lambda message: heard.append(message.text))
+    opened.on("pageerror", lambda error: heard.append(str(error)))
+    opened.on("request", lambda request: heard.append(request.url))
+    opened.goto(report_file.as_uri())
+    yield opened
+    assert heard == [report_file.as_uri()], "a message, an error, or a request for another file"
+    opened.close()
+
+
+def column(page: Any, section: str, index: int) -> list[str]:
+    cells = page.locator(f"section[aria-labelledby={section}] tbody tr:visible > :nth-child({index})")
+    return [text.split("\n")[0].strip() for text in cells.all_inner_texts()]
+
+
+def test_it_opens_and_a_hostile_name_does_nothing(page: Any) -> None:
+    assert page.locator("section[aria-labelledby=layers]").get_by_text("<script>").is_visible()
+
+
+def test_tables_sort_both_ways_and_say_so(page: Any) -> None:
+    head = page.locator("section[aria-labelledby=layers] thead th", has_text="MACs")
+    head.get_by_role("button").click()
+    assert head.get_attribute("aria-sort") == "ascending"
+    first = column(page, "layers", 1)
+    assert first[0] == "depthwise"
+    head.get_by_role("button").press("Enter")
+    assert head.get_attribute("aria-sort") == "descending"
+    assert column(page, "layers", 1)[-1] == "depthwise"
+    name = page.locator("section[aria-labelledby=layers] thead th", has_text="layer")
+    name.get_by_role("button").click()
+    assert head.get_attribute("aria-sort") is None
+    assert column(page, "layers", 1) == sorted(first)
+
+
+def test_tables_filter_by_words_and_tell_how_many_are_left(page: Any) -> None:
+    box = page.locator("section[aria-labelledby=layers]").get_by_label("Filter")
+    box.fill("block TUCKER2")
+    assert column(page, "layers", 1) == [f"block{index}.0" for index in range(9)]
+    assert page.locator("section[aria-labelledby=layers] output").inner_text() == "9 of 12 rows"
+    box.fill("")
+    assert len(column(page, "layers", 1)) == 12
+
+
+def test_a_chain_opens_and_shows_its_stages(page: Any) -> None:
+    chain = page.locator("#graph ~ ol.diff details", has_text="block3").first
+    stage = chain.get_by_text("block3.0.core")
+    assert not stage.is_visible()
+    chain.locator("summary").click()
+    assert stage.is_visible()
+
+
+def test_everything_opens_for_print(page: Any) -> None:
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.locator("details:not([open])").count() == 0
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_only_tables_scroll_sideways(page: Any, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out_from_its_ground(page: Any, scheme: str) -> None:
+    """The contrast that WCAG 2.1 AA asks for, 4.5, for the text colours on both grounds."""
+    page.emulate_media(color_scheme=scheme)
+    names = ("ink", "quiet", "link", "page", "card", "minus", "plus")
+    colours = page.evaluate(
+        "names => names.map(n => { const e = document.createElement('i'); e.style.color = `var(--${n})`;"
+        "document.body.append(e); const c = getComputedStyle(e).color; e.remove();"
+        "return c.match(/[0-9]+/g).slice(0, 3).map(Number); })",
+        list(names),
+    )
+    light = {name: _luminance(colour) for name, colour in zip(names, colours, strict=True)}
+    pairs = [(text, ground) for text in ("ink", "quiet") for ground in ("page", "card", "minus", "plus")]
+    for text, ground in [*pairs, ("link", "page")]:
+        high, low = sorted((light[text], light[ground]), reverse=True)
+        assert (high + 0.05) / (low + 0.05) >= 4.5, (text, ground)
+
+
+def _luminance(colour: list[int]) -> float:
+    parts = [c / 255 for c in colour]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_it_is_readable_without_script(browser: Any, report_file: Path) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(report_file.as_uri())
+    assert len(column(page, "layers", 1)) == 12
+    assert page.locator("button").count() == 0
+    context.close()
