@@ -1,12 +1,14 @@
 """Static int8 by ONNX Runtime's own quantiser (QDQ, per channel); stages that cannot bear it stay in fp32.
 
 The ranges of the activations come from calibration batches; the error is measured at the output of the
-network, on batches that the ranges were not taken from.
+network, on batches that the ranges were not taken from. There is no static form of an LSTM: its weights are
+int8, and its input and state are quantised as it runs (ONNX Runtime's DynamicQuantizeLSTM).
 """
 
 from __future__ import annotations
 
 import platform
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +23,7 @@ from fxdecomp.progress import Progress, silent
 
 # What ONNX Runtime's CPU provider runs in int8, and what passes it through. ConvTranspose has no such kernel.
 _LAYERS = ("Conv", "Gemm", "MatMul")
+_RECURRENT = "LSTM"
 _OTHERS = ("Add", "AveragePool", "Clip", "Concat", "GlobalAveragePool", "LeakyRelu", "MaxPool", "Relu")
 
 
@@ -33,11 +36,14 @@ class Int8:
         weight_bits: 8, or 7 for processors whose int8 products saturate (x86 without VNNI); by default as
             this machine needs it.
         balance: Whether to balance the scales between neighbouring linear stages first.
+        recurrent: Whether LSTMs are quantised too. The operator that they become is ONNX Runtime's own, and
+            only its CPU provider has it: False keeps the file for other providers.
     """
 
     max_error: float = 0.1
     weight_bits: int | None = None
     balance: bool = True
+    recurrent: bool = True
 
     def __post_init__(self) -> None:
         if not self.max_error > 0:
@@ -64,7 +70,7 @@ def quantize_int8(
     Raises:
         ExportError: If no stage can be quantised within the error.
     """
-    stages = [name for name, layer in OnnxLayers(source).by_name.items() if layer.op in _LAYERS]
+    stages = _stages(source, recurrent=options.recurrent)
     if not stages:
         raise ExportError("there is nothing to quantise: the model has no Conv, Gemm or MatMul with a weight")
     calibration, held_out = split_batches(feeds)
@@ -78,6 +84,23 @@ def quantize_int8(
 
     found = lower_precision("int8", stages, error_of, options.max_error, progress)
     return replace(found, weight_bits=bits)
+
+
+def _stages(source: Path, *, recurrent: bool) -> list[str]:
+    """Names of the layers that can be quantised.
+
+    ONNX Runtime's quantiser replaces the weights of an LSTM: one that shares them stays as it is.
+    """
+    import onnx
+
+    nodes = onnx.load(str(source), load_external_data=False).graph.node
+    reads = Counter(name for node in nodes for name in node.input)
+    sole = {node.name for node in nodes if node.op_type == _RECURRENT and reads[node.input[1]] == 1}
+    return [
+        name
+        for name, layer in OnnxLayers(source).by_name.items()
+        if layer.op in _LAYERS or (recurrent and name in sole)
+    ]
 
 
 def _saturates() -> bool:
@@ -113,9 +136,8 @@ class _Writer:
         from onnxruntime.quantization import QuantType
         from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
-        model = self._onnx.ModelProto()
-        model.CopyFrom(self._model)
         chosen = set(quantised)
+        model = self._with_lstms(chosen)
         excluded = [node.name for node in model.graph.node if self._is_excluded(node, chosen)]
         signed = platform.machine().lower() in ("aarch64", "arm64")
         quantizer = QDQQuantizer(
@@ -138,6 +160,36 @@ class _Writer:
         quantizer.quantize_model()
         _read_shapes_unquantised(quantizer.model.model.graph)
         quantizer.model.save_model_to_file(str(self._target), False)
+
+    def _with_lstms(self, chosen: set[str]) -> Any:
+        """A copy of the model, the chosen ones among its LSTMs in int8."""
+        from onnxruntime.quantization import QuantType
+        from onnxruntime.quantization.onnx_quantizer import ONNXQuantizer
+        from onnxruntime.quantization.quant_utils import QuantizationMode
+
+        model = self._onnx.ModelProto()
+        model.CopyFrom(self._model)
+        lstms = [node.name for node in model.graph.node if node.op_type == _RECURRENT and node.name in chosen]
+        if not lstms:
+            return model
+        quantizer = ONNXQuantizer(
+            model,
+            per_channel=True,
+            reduce_range=self._bits == 7,
+            mode=QuantizationMode.IntegerOps,
+            static=False,
+            weight_qType=QuantType.QInt8,
+            activation_qType=QuantType.QUInt8,
+            tensors_range=None,
+            nodes_to_quantize=lstms,
+            nodes_to_exclude=[],
+            op_types_to_quantize=[_RECURRENT],
+        )
+        quantizer.quantize_model()
+        for node in quantizer.model.model.graph.node:
+            if node.op_type == f"DynamicQuantize{_RECURRENT}":
+                node.name = node.name.removesuffix("_quant")
+        return quantizer.model.model
 
     def _is_excluded(self, node: Any, chosen: set[str]) -> bool:
         if node.op_type in _LAYERS:

@@ -16,6 +16,9 @@ from fxdecomp.outcomes import Applied
 KINDS = ("dense", "pointwise", "depthwise", "core", "linear", "other")
 """`core` is the spatial stage of a chain that is not depthwise; `dense` a spatial layer outside any chain."""
 
+_RECURRENT = ("LSTM", "GRU", "RNN", "DynamicQuantizeLSTM")
+"""The last is what ONNX Runtime makes of an LSTM in int8."""
+
 _TRANSPARENT = ("DequantizeLinear", "QuantizeLinear", "Transpose", "Cast", "Identity", "Reshape")
 _ELEMENTWISE = (
     *("Add", "BatchNormalization", "Clip", "HardSigmoid", "HardSwish", "LeakyRelu", "Mul", "PRelu", "Relu"),
@@ -68,7 +71,7 @@ class OnnxLayer:
             return self.params * math.prod(output_shape) // (channels if last else output_shape[1])
         if self.op == "ConvTranspose":
             return self.params * input_shape[0] * math.prod(input_shape[2:])
-        if self.op in ("LSTM", "GRU", "RNN"):
+        if self.op in _RECURRENT:
             return self.params * math.prod(input_shape[:2])
         return self.params * math.prod(output_shape[:-1])
 
@@ -95,7 +98,7 @@ class OnnxLayers:
         self.by_name: dict[str, OnnxLayer] = {}
         self._names: dict[str, str] = {}
         for node in graph.node:
-            layer = self._layer(node, cores) if node.op_type in LAYERS else None
+            layer = self._layer(node, cores) if node.op_type in (*LAYERS, *_RECURRENT) else None
             if layer is not None:
                 self.by_name[layer.name] = layer
                 self._names.update(dict.fromkeys(node.output, layer.name))
@@ -123,7 +126,7 @@ class OnnxLayers:
             return None
         shape = shapes[0]
         name = node.name or node.output[0]
-        if node.op_type in ("LSTM", "GRU", "RNN"):
+        if node.op_type in _RECURRENT:
             params = math.prod(shape) + math.prod(self._weight_shape(node.input[2]) or (0,))
             return OnnxLayer(name, node.op_type, "other", shape, params)
         groups = next((item.i for item in node.attribute if item.name == "group"), 1)

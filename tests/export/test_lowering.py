@@ -290,3 +290,43 @@ def test_wrong_arguments_are_named(tmp_path: Path) -> None:
             calibration=[example],
         )
     assert list(tmp_path.iterdir()) == []
+
+
+def recurrent_cells(path: Path) -> list[tuple[str, str]]:
+    return [(node.name, node.op_type) for node in onnx.load(path).graph.node if "LSTM" in node.op_type]
+
+
+def test_an_lstm_is_quantised_as_it_runs_unless_the_file_is_for_other_providers(tmp_path: Path) -> None:
+    gm, data = traced(Recurrent(hidden=64)), batches(8, 4, 1, 16, 24)
+    found = {}
+    for recurrent in (True, False):
+        path = tmp_path / f"{recurrent}.onnx"
+        options = Int8(recurrent=recurrent)
+        report = to_onnx(gm, data[0], path, quantize=options, calibration=data)
+        assert report.quantization.kept == ()
+        found[recurrent] = report
+    assert recurrent_cells(tmp_path / "True.onnx") == [("rnn", "DynamicQuantizeLSTM")]
+    assert recurrent_cells(tmp_path / "False.onnx") == [("rnn", "LSTM")]
+    weights = {item.name: item for item in onnx.load(tmp_path / "True.onnx").graph.initializer}
+    assert weights["rnn.R_quantized"].data_type == onnx.TensorProto.INT8
+    assert list(weights["rnn.R_scale"].dims) == [2, 4 * 64]  # one for each direction and gate
+    assert "rnn.R" not in weights
+    assert found[False].quantization.error < found[True].quantization.error < 0.03
+    assert found[True].size_bytes < 0.5 * found[False].size_bytes
+    rows = benchmark({"a": tmp_path / "True.onnx"}, rounds=2).kernels["a"]
+    assert {row.name: row.macs for row in rows}["rnn"] == 4 * 24 * 2 * 4 * 64 * (16 + 64) // 4
+
+
+def test_lstms_that_share_a_weight_stay_in_fp32(tmp_path: Path) -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = nn.LSTM(8, 8, batch_first=True)
+            self.head = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.rnn(self.rnn(x)[0])[0])
+
+    data = batches(4, 2, 5, 8)
+    to_onnx(traced(Twice()), data[0], tmp_path / "a.onnx", quantize="int8", calibration=data)
+    assert [op for _, op in recurrent_cells(tmp_path / "a.onnx")] == ["LSTM", "LSTM"]
