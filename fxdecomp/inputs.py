@@ -1,8 +1,9 @@
-"""Example inputs in the forms that users have them: a tensor, a tuple, a dict."""
+"""Example inputs in the forms that users have them: a tensor, a tuple, a dict, or arguments of both kinds."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch.utils._pytree as pytree
@@ -12,11 +13,22 @@ from torch.fx.graph import _PyTreeCodeGen
 
 from fxdecomp.errors import TraceError
 
-ExampleInputs = Tensor | Sequence[Any] | Mapping[str, Any]
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Arguments:
+    """Arguments of a call that takes both kinds."""
+
+    positional: tuple[Any, ...]
+    keyword: Mapping[str, Any]
+
+
+ExampleInputs = Tensor | Sequence[Any] | Mapping[str, Any] | Arguments
 
 
 def call_arguments(inputs: ExampleInputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional and keyword arguments of a call: a tensor is one argument, a dict holds keywords."""
+    if isinstance(inputs, Arguments):
+        return inputs.positional, dict(inputs.keyword)
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
     return ((inputs,), {}) if isinstance(inputs, Tensor) else (tuple(inputs), {})

@@ -13,7 +13,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from fxdecomp.errors import FxdecompError, PolicyError
-from fxdecomp.inputs import ExampleInputs
+from fxdecomp.inputs import Arguments, ExampleInputs
 from fxdecomp.policy import Policy
 from fxdecomp.ranks import VBMF, Energy, Fixed, RankRule, Ratio
 from fxdecomp.tracing import load_program
@@ -25,11 +25,21 @@ class ModelReferenceError(FxdecompError, ValueError):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoadedModel:
-    """A model, the inputs to trace it with, and what it was called by."""
+    """A model, the inputs to trace it with, and what it was called by.
+
+    Attributes:
+        model: The model.
+        example_inputs: Its example inputs.
+        name: What it was called by.
+        input_names: Names of its inputs where it came from a file that has names for them, else None.
+        output_names: Likewise.
+    """
 
     model: nn.Module | ExportedProgram
     example_inputs: ExampleInputs
     name: str = "a network"
+    input_names: tuple[str, ...] | None = None
+    output_names: tuple[str, ...] | None = None
 
 
 def load_model(reference: str, shapes: tuple[tuple[int, ...], ...] = ()) -> LoadedModel:
@@ -37,18 +47,22 @@ def load_model(reference: str, shapes: tuple[tuple[int, ...], ...] = ()) -> Load
 
     Args:
         reference: `package.module:callable`, where the callable returns a module or a pair of a module and
-            its example inputs; or the path of a `.pt2` file, which carries its own example inputs.
+            its example inputs; or the path of a `.pt2` file, which carries its own example inputs; or of an
+            `.onnx` file.
         shapes: Shapes of random example inputs, where the reference brings none.
 
     Raises:
         ModelReferenceError: The reference leads nowhere, or no example inputs are known; says what to do.
+        FxdecompError: An ONNX file cannot be converted, or the conversion computes something else.
     """
+    if reference.endswith(".onnx"):
+        return _load_onnx(Path(reference), shapes)
     if reference.endswith(".pt2"):
         return _load_program(Path(reference), shapes)
     module_name, _, attribute = reference.partition(":")
     if not attribute:
         raise ModelReferenceError(
-            f"{reference!r} is neither a .pt2 file nor of the form package.module:callable"
+            f"{reference!r} is neither a .pt2 or .onnx file nor of the form package.module:callable"
         )
     made = _call(module_name, attribute, reference)
     model, inputs = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
@@ -174,7 +188,18 @@ def _load_program(path: Path, shapes: tuple[tuple[int, ...], ...]) -> LoadedMode
     args, kwargs = program.example_inputs or ((), {})
     if not args and not kwargs:
         raise ModelReferenceError(f"{path} carries no example inputs; add --input 1x3x224x224")
-    return LoadedModel(program, kwargs if kwargs and not args else tuple(args), path.name)
+    return LoadedModel(program, Arguments(tuple(args), kwargs), path.name)
+
+
+def _load_onnx(path: Path, shapes: tuple[tuple[int, ...], ...]) -> LoadedModel:
+    from fxdecomp.importing import from_onnx
+
+    if not path.exists():
+        raise ModelReferenceError(f"there is no file {path}")
+    imported = from_onnx(path, shapes=shapes)
+    return LoadedModel(
+        imported.gm, imported.example_inputs, path.name, imported.input_names, imported.output_names
+    )
 
 
 def _random(shapes: tuple[tuple[int, ...], ...]) -> tuple[torch.Tensor, ...]:

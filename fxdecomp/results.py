@@ -62,12 +62,11 @@ def compress_to(
     small = transform(gm, policy, progress=progress)
     folder.mkdir(parents=True, exist_ok=True)
     args, kwargs = call_arguments(loaded.example_inputs)
-    inputs = (*args, *kwargs.values())
-    exported = to_onnx(small, inputs, folder / "small.onnx")
+    exported = _export(loaded, small, folder / "small.onnx")
     sizes = {"small": exported.size_bytes}
     times = None
     if time:
-        sizes["dense"] = to_onnx(gm, inputs, folder / "dense.onnx").size_bytes
+        sizes["dense"] = _export(loaded, gm, folder / "dense.onnx").size_bytes
         times = benchmark({name: folder / f"{name}.onnx" for name in ("dense", "small")})
     _save_program(small, args, kwargs, folder / "small.pt2")
     plain = report(small)
@@ -87,6 +86,17 @@ def compress_to(
     write_text(folder / "graph.diff", graph_diff(gm, small) + "\n")
     write_json(folder / "report.json", result.to_dict())
     return result
+
+
+def _export(loaded: LoadedModel, gm: GraphModule, path: Path) -> ExportReport:
+    """Write a network of the command line; a file that came in as ONNX keeps the names of its ends."""
+    return to_onnx(
+        gm,
+        loaded.example_inputs,
+        path,
+        input_names=loaded.input_names,
+        output_names=loaded.output_names,
+    )
 
 
 def _save_program(gm: GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any], path: Path) -> None:

@@ -89,7 +89,7 @@ def test_compress_writes_everything_and_the_file_knows_its_history(tmp_path, mon
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["inspect", "nonsense"], 2, "neither a .pt2 file nor of the form package.module:callable"),
+        (["inspect", "nonsense"], 2, "neither a .pt2 or .onnx file nor of the form package.module:callable"),
         (["inspect", "no.such.module:net"], 2, "No module named 'no'"),
         (["inspect", "tests.cli_models:absent"], 2, "has no attribute 'absent'"),
         (["inspect", "tests.cli_models:without_inputs"], 2, "add --input 1x3x224x224"),

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-Model = Annotated[str, typer.Argument(help="package.module:callable, or a .pt2 file")]
+Model = Annotated[str, typer.Argument(help="package.module:callable, or a .pt2 or .onnx file")]
 Inputs = Annotated[list[str] | None, typer.Option("--input", help="Shape of an example input: 1x3x224x224")]
 Method = Annotated[
     str | None, typer.Option(help="svd, tucker2, cp, cp3, spatial_svd, channel_svd, tensor_train")

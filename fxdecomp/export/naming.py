@@ -8,7 +8,10 @@ constant; the computed value is named before that, so that the constant is `clas
 from __future__ import annotations
 
 import ast
+from collections.abc import Sequence
 from typing import Any
+
+from fxdecomp.errors import ExportError
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")
 """Operators that hold weights; each of their nodes is named after its site."""
@@ -58,6 +61,34 @@ def name_after_sites(model: Any) -> None:
     for value in model.graph.initializers.values():
         value.metadata_props.clear()
     model.graph.metadata_props.clear()
+
+
+def name_ends(model: Any, inputs: Sequence[str] | None, outputs: Sequence[str] | None) -> None:
+    """Give a model's inputs and outputs other names, such as those of the file that it replaces.
+
+    Args:
+        model: An `onnx_ir.Model`, changed in place.
+        inputs: Names in order, None to leave them.
+        outputs: Likewise.
+
+    Raises:
+        ExportError: If there are more or fewer than the model has, or one comes twice.
+    """
+    ends = [(model.graph.inputs, inputs, "inputs"), (model.graph.outputs, outputs, "outputs")]
+    wanted: dict[str, Any] = {}
+    for values, names, kind in ends:
+        if names is not None and len(names) != len(values):
+            raise ExportError(f"the model has {len(values)} {kind}, {len(names)} names were given: {names}")
+        for value, name in zip(values, names or (), strict=False):
+            if name in wanted:
+                raise ExportError(f"two inputs or outputs are to be named {name!r}")
+            wanted[name] = value
+    taken = _value_names(model.graph)
+    for value in [*model.graph.inputs, *(output for node in model.graph for output in node.outputs)]:
+        if value.name in wanted and wanted[value.name] is not value:
+            value.name = _unique(f"{value.name}_1", taken | set(wanted))
+    for name, value in wanted.items():
+        value.name = name
 
 
 def weight_site(name: str) -> str:

@@ -20,6 +20,7 @@ from fxdecomp.export.examples import as_inputs, flat_graph
 from fxdecomp.export.export_report import ExportReport
 from fxdecomp.export.lowering import Precision, balance_model, chosen_precision, lower
 from fxdecomp.export.metadata import describe_quantization, metadata_props
+from fxdecomp.export.naming import name_ends
 from fxdecomp.export.parity import check_parity, to_numpy
 from fxdecomp.export.sessions import onnxruntime
 from fxdecomp.inputs import ExampleInputs
@@ -38,6 +39,8 @@ def to_onnx(
     dynamic_batch: bool | None = None,
     dynamic_axes: Sequence[int] = (),
     opset: int | None = None,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
     quantize: Precision | None = None,
     calibration: Calibration | Iterable[Batch] | None = None,
     seed: int = 0,
@@ -58,6 +61,9 @@ def to_onnx(
             it is dynamic wherever the graph allows it, and the report says where it does not.
         dynamic_axes: Further axes of the inputs whose length is free, such as `(2, 3)` for images.
         opset: ONNX operator set, None for the exporter's own choice.
+        input_names: Names of the file's inputs; by default those of the graph's placeholders.
+        output_names: Names of its outputs; by default `output`, the keys of a dictionary, or `output_0` and
+            so on.
         quantize: `"int8"` or `"fp16"`, or `Int8` / `Fp16` with options.
         calibration: Unlabelled inputs for the quantisation. int8 needs them; fp16 takes the example without.
         seed: Seed of the random inputs.
@@ -82,6 +88,8 @@ def to_onnx(
     axes = {axis: axis_name(axis, inputs) for axis in dynamic_axes}
     captured = capture(gm, inputs, dynamic_batch=dynamic_batch, axes=axes, opset=opset)
     model = captured.model
+    name_ends(model, input_names, output_names)
+    names = tuple(input_names or names)
     version = int(model.opset_imports[""])
     model.metadata_props.update(metadata_props(record, dict(zip(names, inputs, strict=True)), version))
     tests = check_inputs(inputs, captured.dynamic_batch, tuple(axes), seed)

@@ -308,3 +308,22 @@ def test_the_runtime_is_imported_only_when_it_is_needed() -> None:
         "assert not {'onnxruntime', 'onnx', 'matplotlib', 'typer', 'rich'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True, env=os.environ)
+
+
+def test_inputs_and_outputs_can_be_named(tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    report = to_onnx(
+        traced(Recurrent()),
+        image(channels=1),
+        path,
+        input_names=["input.1"],
+        output_names=["conv2d", "image"],
+    )
+    assert (report.inputs, report.outputs) == (("input.1",), ("conv2d", "image"))
+    graph = onnx.load(path).graph
+    assert [value.name for value in [*graph.input, *graph.output]] == ["input.1", "conv2d", "image"]
+    assert read_metadata(path).inputs == {"input.1": (1, 1, 16, 16)}
+    with pytest.raises(ExportError, match=r"the model has 2 outputs, 1 names were given: \['a'\]"):
+        to_onnx(traced(Recurrent()), image(channels=1), path, output_names=["a"])
+    with pytest.raises(ExportError, match="two inputs or outputs are to be named 'a'"):
+        to_onnx(traced(Recurrent()), image(channels=1), path, output_names=["a", "a"])

@@ -1,0 +1,5 @@
+"""ONNX files as torch.fx graphs: for those who have only the file."""
+
+from fxdecomp.importing.onnx_file import ImportedModel, from_onnx
+
+__all__ = ["ImportedModel", "from_onnx"]

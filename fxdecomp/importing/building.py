@@ -1,0 +1,141 @@
+"""The graph while it is built: what each value of the ONNX file has become.
+
+A value is a node of the graph, a constant array, or `Sizes`: a list of whole numbers some of which are nodes.
+ONNX computes shapes with tensors (Shape, Gather, Concat, Reshape); PyTorch computes them with numbers. Kept
+apart, `Reshape(x, Concat(Gather(Shape(x), 0), [-1]))` becomes `x.reshape(x.size(0), -1)`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.fx import Graph, GraphModule, Node
+
+Number: TypeAlias = int | Node
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Whole numbers that depend on shapes: a list of one axis, or (`scalar`) a single one."""
+
+    items: tuple[Number, ...]
+    scalar: bool = False
+
+
+Value: TypeAlias = Node | Sizes | NDArray[Any]
+
+
+class Unconvertible(Exception):  # noqa: N818 - becomes part of one error about the whole file
+    """Why a node has no counterpart; the reason in words."""
+
+
+class Builder:
+    """A GraphModule in the making.
+
+    Attributes:
+        values: What the values of the file have become, by name.
+        zeros: Nodes that are known to be all zero.
+    """
+
+    def __init__(self) -> None:
+        self.values: dict[str, Value] = {}
+        self.zeros: set[Node] = set()
+        self._root = nn.Module()
+        self._graph = Graph()
+        self._names: set[str] = set()
+        self._constants: dict[int, Node] = {}
+        self._modules: dict[Any, str] = {}
+
+    def placeholder(self, name: str) -> None:
+        """Add an input."""
+        self.values[name] = self._graph.placeholder(identifier(name))
+
+    def call(self, function: Any, *args: Any, **kwargs: Any) -> Node:
+        """Call a function, such as `torch.relu`."""
+        return self._graph.call_function(function, args, kwargs)
+
+    def method(self, name: str, *args: Any, **kwargs: Any) -> Node:
+        """Call a method of a tensor."""
+        return self._graph.call_method(name, args, kwargs)
+
+    def module(self, name: str, key: Any, module: nn.Module, *args: Any) -> Node:
+        """Call a module; one that was added under the same key is used again."""
+        if key not in self._modules:
+            path = self._free(".".join(part for part in re.sub(r"[^\w.]", "_", name).split(".") if part))
+            _add(self._root, path, module)
+            self._modules[key] = path
+        return self._graph.call_module(self._modules[key], args)
+
+    def tensor(self, value: Value) -> Node:
+        """A value as a tensor of the graph."""
+        if isinstance(value, Node):
+            return value
+        if isinstance(value, Sizes):
+            items = value.items[0] if value.scalar else list(value.items)
+            if any(isinstance(item, Node) for item in value.items):
+                raise Unconvertible("it computes with a shape as with data")
+            value = np.asarray(items, np.int64)
+        if id(value) not in self._constants:
+            name = self._free(f"constant_{len(self._constants)}")
+            self._root.register_buffer(name, as_tensor(value))
+            self._constants[id(value)] = self._graph.get_attr(name)
+        return self._constants[id(value)]
+
+    def finish(self, outputs: Sequence[str]) -> GraphModule:
+        """The module: one output as it is, several as a dictionary."""
+        nodes = {name: self.tensor(self.values[name]) for name in outputs}
+        self._graph.output(next(iter(nodes.values())) if len(nodes) == 1 else nodes)
+        gm = GraphModule(self._root, self._graph)
+        gm.graph.eliminate_dead_code()
+        gm.delete_all_unused_submodules()
+        gm.recompile()
+        return gm.eval()
+
+    def _free(self, name: str) -> str:
+        """The name, numbered where it is taken."""
+        found, count = name, 0
+        while found in self._names:
+            count += 1
+            found = f"{name}_{count}"
+        self._names.add(found)
+        return found
+
+
+def _add(root: nn.Module, path: str, module: nn.Module) -> None:
+    *parents, leaf = path.split(".")
+    for parent in parents:
+        if parent not in dict(root.named_children()):
+            root.add_module(parent, nn.Module())
+        root = root.get_submodule(parent)
+    root.add_module(leaf, module)
+
+
+def identifier(name: str) -> str:
+    """A name that Python takes."""
+    word = re.sub(r"\W", "_", name) or "input"
+    return f"_{word}" if word[0].isdigit() else word
+
+
+def as_tensor(array: NDArray[Any]) -> Tensor:
+    """A copy of an array, scalars included."""
+    return torch.from_numpy(np.array(array))
+
+
+def numbers(value: Value) -> tuple[Number, ...]:
+    """A value as whole numbers.
+
+    Raises:
+        Unconvertible: If it is computed from data.
+    """
+    if isinstance(value, Sizes):
+        return value.items
+    if isinstance(value, Node):
+        raise Unconvertible("a shape or an index is computed from data")
+    return tuple(int(item) for item in np.atleast_1d(value))

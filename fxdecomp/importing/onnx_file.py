@@ -1,0 +1,178 @@
+"""`from_onnx`: an ONNX file as a torch.fx graph, compared with the file before anybody changes it.
+
+The file is brought to one operator set and its constants are folded; then each node becomes a module or a
+call. Convolutions, Linears, normalisations and recurrent layers become PyTorch's own modules under the names
+of their weights, so that everything else of this package meets what it knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from fxdecomp.errors import ExportError, ParityError
+from fxdecomp.export.examples import drawn_like
+from fxdecomp.export.feeds import make_feed
+from fxdecomp.export.metadata import read_metadata
+from fxdecomp.export.parity import Agreement, check_parity
+from fxdecomp.export.sessions import open_session
+from fxdecomp.importing.arranging import ARRANGING
+from fxdecomp.importing.building import Builder, Unconvertible
+from fxdecomp.importing.elementwise import ELEMENTWISE
+from fxdecomp.importing.layers import LAYERS, Handler
+from fxdecomp.importing.operands import Operands
+
+_OPSET = 13
+"""Older files are brought to this operator set first."""
+
+_HANDLERS: Mapping[str, Handler] = {**LAYERS, **ELEMENTWISE, **ARRANGING}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ImportedModel:
+    """A file as a graph.
+
+    Attributes:
+        gm: The graph; one output as it is, several as a dictionary by their names in the file.
+        example_inputs: Random inputs that it was compared with, in the order of the file.
+        input_names: Names of the file's inputs.
+        output_names: Names of its outputs.
+        parity: How well graph and file agree.
+    """
+
+    gm: GraphModule
+    example_inputs: tuple[Tensor, ...]
+    input_names: tuple[str, ...]
+    output_names: tuple[str, ...]
+    parity: tuple[Agreement, ...]
+
+
+def from_onnx(path: Path | str, *, shapes: Sequence[tuple[int, ...]] = (), seed: int = 0) -> ImportedModel:
+    """Convert an ONNX file, and compare the result with the file under ONNX Runtime.
+
+    Args:
+        path: The file.
+        shapes: Shapes of the example inputs, in the order of the file's inputs. By default the shapes that
+            the file fixes, or was made with; 1 for a batch that it leaves open.
+        seed: Seed of the example inputs.
+
+    Raises:
+        ExportError: If the file is no model, or holds operators that cannot be converted; names them.
+        ParityError: If the graph computes something else than the file.
+        BenchmarkError: If the length of an input's axis is not known.
+    """
+    path = Path(path)
+    model = _prepared(path)
+    gm = _converted(model, path)
+    session = open_session(path)
+    inputs = _examples(session, path, shapes, seed)
+    tests = [inputs, drawn_like(inputs, seed + 1), drawn_like(inputs, seed + 2)]
+    try:
+        parity = check_parity(gm, path, tests)
+    except ParityError as error:
+        raise ParityError(
+            f"{path} was converted to PyTorch, and computes something else there: {error}"
+        ) from error
+    names = [tuple(item.name for item in items) for items in (session.get_inputs(), session.get_outputs())]
+    return ImportedModel(gm, inputs, names[0], names[1], parity)
+
+
+def _prepared(path: Path) -> Any:
+    """The file as an `onnx_ir.Model`, constants folded, in a recent operator set, with shapes."""
+    import onnx
+    import onnx_ir
+    from onnx import version_converter
+    from onnxscript import optimizer
+
+    try:
+        proto = onnx.load(str(path))
+    except Exception as error:
+        raise ExportError(f"{path} cannot be read as an ONNX model: {error}") from error
+    opset = next((item.version for item in proto.opset_import if item.domain in ("", "ai.onnx")), _OPSET)
+    if opset < _OPSET:
+        try:
+            proto = version_converter.convert_version(proto, _OPSET)
+        except Exception as error:
+            raise ExportError(
+                f"{path} is of operator set {opset} and cannot be brought to {_OPSET}: {error}"
+            ) from error
+    if proto.ByteSize() < onnx.checker.MAXIMUM_PROTOBUF:
+        proto = onnx.shape_inference.infer_shapes(proto)
+    model = onnx_ir.from_proto(proto)
+    optimizer.fold_constants(model)
+    optimizer.remove_unused_nodes(model)
+    return model
+
+
+def _converted(model: Any, path: Path) -> GraphModule:
+    kinds = {
+        f"{node.domain}.{node.op_type}".strip(".")
+        for node in model.graph
+        if node.op_type != "Constant"
+        and (node.domain not in ("", "ai.onnx") or node.op_type not in _HANDLERS)
+    }
+    if kinds:
+        raise ExportError(
+            f"{path} holds operators that cannot be converted to PyTorch: {', '.join(sorted(kinds))}; "
+            "give the PyTorch model instead, as package.module:callable"
+        )
+    builder = Builder()
+    for name, value in model.graph.initializers.items():
+        builder.values[name] = np.asarray(value.const_value.numpy())
+    for value in model.graph.inputs:
+        if value.name not in builder.values:  # older files list their weights among the inputs
+            builder.placeholder(value.name)
+    merged: dict[Any, str] = {}
+    for node in model.graph:
+        try:
+            _convert(builder, node, merged)
+        except Unconvertible as reason:
+            raise ExportError(
+                f"{path}: node {node.name or node.outputs[0].name!r} ({node.op_type}) cannot be converted to "
+                f"PyTorch: {reason}; give the PyTorch model instead, as package.module:callable"
+            ) from reason
+    return builder.finish([value.name for value in model.graph.outputs])
+
+
+def _convert(builder: Builder, node: Any, merged: dict[Any, str]) -> None:
+    if node in merged:
+        builder.values[node.outputs[0].name] = builder.values[merged[node]]
+        return
+    if node.op_type == "Constant":
+        builder.values[node.outputs[0].name] = _constant(node)
+        return
+    found = _HANDLERS[node.op_type](builder, Operands(node, builder.values, merged))
+    values = found if isinstance(found, tuple) else (found,)
+    for output, value in zip(node.outputs, values, strict=False):
+        builder.values[output.name] = value
+
+
+def _constant(node: Any) -> Any:
+    for name, attribute in node.attributes.items():
+        if name == "value":
+            return np.asarray(attribute.value.numpy())
+        if name in ("value_int", "value_ints"):
+            return np.asarray(attribute.value, np.int64)
+        if name in ("value_float", "value_floats"):
+            return np.asarray(attribute.value, np.float32)
+    raise Unconvertible("its value is neither a tensor nor a number")
+
+
+def _examples(session: Any, path: Path, shapes: Sequence[tuple[int, ...]], seed: int) -> tuple[Tensor, ...]:
+    declared = session.get_inputs()
+    if shapes and len(shapes) != len(declared):
+        raise ExportError(f"{path} takes {len(declared)} inputs, {len(shapes)} shapes were given")
+    metadata = read_metadata(path)
+    known = metadata.inputs if metadata else {}
+    if shapes:
+        known = {item.name: shape for item, shape in zip(declared, shapes, strict=True)}
+    batch = next((shape[0] for shape in known.values() if shape), 1)
+    feed = make_feed(declared, batch=batch, axes={}, example_shapes=known, seed=seed)
+    return tuple(torch.from_numpy(feed[item.name]) for item in declared)
