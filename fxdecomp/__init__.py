@@ -1,7 +1,7 @@
 """Low-rank decomposition of PyTorch networks as a torch.fx graph transformation."""
 
 from fxdecomp import export
-from fxdecomp.allocation import MACs, Params
+from fxdecomp.allocation import Latency, MACs, Params
 from fxdecomp.errors import (
     BenchmarkError,
     CalibrationError,
@@ -35,6 +35,7 @@ __all__ = [
     "Fixed",
     "Folded",
     "FxdecompError",
+    "Latency",
     "MACs",
     "Outcome",
     "Params",

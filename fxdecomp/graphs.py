@@ -98,8 +98,13 @@ def stage_module(stage: Stage, *, requires_grad: bool = True, training: bool = F
 
 
 def stored_layout(weight: Tensor, spec: LayerSpec) -> Tensor:
-    """A weight `[out, in // groups, *kernel]` as torch stores it: inputs first, if transposed."""
-    return swapped_channels(weight, spec.groups).contiguous() if spec.transposed else weight
+    """A weight `[out, in // groups, *kernel]` as torch stores it: inputs first, if transposed.
+
+    Its strides are the plain ones along axes of length 1 too: others make torch give the layer's output
+    channels last, which a later `view` cannot bear.
+    """
+    stored = swapped_channels(weight, spec.groups) if spec.transposed else weight
+    return stored.clone(memory_format=torch.contiguous_format)
 
 
 def _torch_padding(spec: LayerSpec) -> tuple[int, ...] | str:

@@ -25,6 +25,7 @@ class Reason(StrEnum):
     HOOKED = "the module carries hooks that a chain would lose"
     UNSUPPORTED_TENSOR = "the weight is not an ordinary dense floating-point tensor"
     BUDGET = "the budget is met without this layer"
+    NOT_FASTER = "no choice of chains was measured to be faster than the dense network"
 
 
 @dataclass(frozen=True, slots=True)

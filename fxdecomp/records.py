@@ -29,6 +29,7 @@ class Record:
         policy: The policy as JSON data, None before the first transform.
         notes: Sentences for the reader of the report.
         plan: Method and rank of every layer as JSON data, None before the first transform.
+        latency: What a budget of time predicted and measured, attempt by attempt, None without one.
     """
 
     traced_with: str = "given"
@@ -37,6 +38,7 @@ class Record:
     policy: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = ()
     plan: Mapping[str, Any] | None = None
+    latency: Mapping[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The record as JSON data."""
@@ -47,6 +49,7 @@ class Record:
             "policy": None if self.policy is None else dict(self.policy),
             "notes": list(self.notes),
             "plan": None if self.plan is None else dict(self.plan),
+            "latency": None if self.latency is None else dict(self.latency),
         }
 
     @staticmethod
@@ -59,6 +62,7 @@ class Record:
             policy=data["policy"],
             notes=tuple(data["notes"]),
             plan=data.get("plan"),
+            latency=data.get("latency"),
         )
 
 

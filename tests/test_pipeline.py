@@ -202,3 +202,20 @@ def test_methods_do_not_know_each_other() -> None:
         "fc": "Linear 32->10",
     }
     assert by_site["fc"].reason is fxdecomp.Reason.NOT_SELECTED
+
+
+class Viewing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 32, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return y.view(y.shape[0], -1)
+
+
+def test_a_stage_of_rank_1_gives_its_output_in_the_layout_that_a_view_needs() -> None:
+    """Strides along axes of length 1 once made torch take the weight for one with channels last."""
+    gm = fxdecomp.trace(drawn(Viewing()), X)
+    small = fxdecomp.transform(gm, fxdecomp.Policy(method="spatial_svd", rank=1))
+    assert small(X).shape == gm(X).shape

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fxdecomp.allocation.budgets import Budget
+from fxdecomp.allocation.budgets import Budget, Latency
 from fxdecomp.allocation.candidates import Candidate, cost_of
 from fxdecomp.allocation.solver import Menu, least_cost, solve
 from fxdecomp.errors import PolicyError
@@ -51,41 +51,51 @@ def allocate(
     *,
     fixed: float = 0.0,
     dense: float,
+    limit: float | None = None,
     sensitivity: Mapping[str, float] | None = None,
 ) -> Allocation:
     """Choose a candidate for every layer: the least predicted damage within the budget.
 
     Args:
         menus: The candidates of each layer, the dense one first.
-        budget: MACs or parameters.
+        budget: What is counted, and how much of it there may be.
         fixed: What all other layers cost.
         dense: What the dense network costs.
+        limit: Another limit than the budget's own, where measurements have corrected it.
         sensitivity: Damage at the network's output per unit of squared error, by layer; None for all alike.
 
     Raises:
         PolicyError: No choice meets the budget.
     """
-    limit = budget.limit(dense)
+    limit = budget.limit(dense) if limit is None else limit
     table = [_menu(name, options, budget.name, sensitivity) for name, options in menus.items()]
     chosen = solve(table, limit - fixed)
     if chosen is None:
         least = fixed + least_cost(table)
         raise PolicyError(
-            f"{budget} cannot be met: the smallest candidates of all layers together take {least:,.0f} of "
-            f"{dense:,.0f} ({least / dense:.1%}); raise the budget, or let more layers and methods take part"
+            f"{budget} cannot be met: the smallest candidates of all layers together take "
+            f"{_amount(least, budget)} of {_amount(dense, budget)} ({least / dense:.1%}); raise the budget, "
+            "or let more layers and methods take part"
         )
     cost = fixed + chosen.cost
     picks = {
         name: options[index] for (name, options), index in zip(menus.items(), chosen.options, strict=True)
     }
-    note = f"budget {budget}: {cost:,.0f} of {dense:,.0f} {_UNITS[budget.name]} ({cost / dense:.2%})"
+    note = (
+        f"budget {budget}: {_amount(cost, budget)} of {_amount(dense, budget)} {_UNITS[budget.name]} "
+        f"({cost / dense:.2%})"
+    )
     near = cost >= limit * (1 - WITHIN) or not any(pick.method for pick in picks.values())
     if not near:
-        note += f"; the ranks considered come no nearer to {limit:,.0f} without more damage"
+        note += f"; the ranks considered come no nearer to {_amount(limit, budget)} without more damage"
     return Allocation(picks, cost, dense, near, (note,))
 
 
-_UNITS = {"macs": "multiply-accumulates", "params": "parameters"}
+_UNITS = {"macs": "multiply-accumulates", "params": "parameters", "latency": "predicted"}
+
+
+def _amount(value: float, budget: Budget) -> str:
+    return f"{value * 1e3:.3f} ms" if isinstance(budget, Latency) else f"{value:,.0f}"
 
 
 def _menu(

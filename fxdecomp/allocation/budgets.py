@@ -83,7 +83,56 @@ class Params(Budget):
         return "a whole number of parameters"
 
 
-BUDGETS: tuple[type[Budget], ...] = (MACs, Params)
+@final
+@dataclass(frozen=True, slots=True)
+class Latency(Budget):
+    """Measured time of one run of the whole network in ONNX Runtime, on inputs like those it was traced with.
+
+    Attributes:
+        target: A share of what the dense network takes, in (0, 1]; None where `seconds` are given.
+        provider: The execution provider that is measured.
+        threads: Its intra-op threads; 0 for every core of this process.
+        seconds: An absolute time instead.
+
+    Example:
+        >>> Latency(0.5).limit(0.030), Latency(seconds=0.010).limit(0.030)
+        (0.015, 0.01)
+    """
+
+    name: ClassVar[str] = "latency"
+    target: float | int | None = None  # type: ignore[assignment]  # seconds are the other way to say it
+    provider: str = "CPUExecutionProvider"
+    threads: int = 1
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.target is None) == (self.seconds is None):
+            raise PolicyError(
+                "Latency takes a share, such as Latency(0.5), or seconds, such as Latency(seconds=0.01)"
+            )
+        if not isinstance(self.threads, int) or self.threads < 0 or not isinstance(self.provider, str):
+            raise PolicyError(
+                f"Latency: provider {self.provider!r} and threads {self.threads!r}; wanted a name such as "
+                "'CPUExecutionProvider' and a whole number"
+            )
+        if self.target is not None:
+            if isinstance(self.target, int) and not isinstance(self.target, bool):
+                object.__setattr__(self, "target", float(self.target))
+            Budget.__post_init__(self)
+        elif not isinstance(self.seconds, int | float) or not 0 < self.seconds < math.inf:
+            raise PolicyError(f"Latency: seconds {self.seconds!r}; wanted a positive number")
+
+    @property
+    def absolute(self) -> str:
+        """Seconds are said by name."""
+        return "seconds=0.01"
+
+    def limit(self, dense: float) -> float:
+        """The most that a network may take whose dense form takes `dense` seconds."""
+        return dense * self.target if self.target is not None else float(self.seconds or 0.0)
+
+
+BUDGETS: tuple[type[Budget], ...] = (MACs, Params, Latency)
 
 
 def budget_from_dict(data: Mapping[str, Any]) -> Budget:
@@ -97,7 +146,7 @@ def budget_from_dict(data: Mapping[str, Any]) -> Budget:
         if kind.name == data.get("budget"):
             if unknown := sorted(set(fields) - set(kind.__dataclass_fields__)):
                 raise PolicyError(f"a budget of {kind.name!r} has no key {unknown[0]!r}")
-            if "target" not in fields:
+            if not {"target", "seconds"} & set(fields):
                 raise PolicyError(f"a budget of {kind.name!r} needs the key 'target'")
             return kind(**fields)
     names = ", ".join(repr(kind.name) for kind in BUDGETS)

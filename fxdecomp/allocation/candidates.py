@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fxdecomp.allocation.estimates import estimate
+from fxdecomp.allocation.budgets import Latency, MACs
+from fxdecomp.allocation.estimates import COARSE, FINE, estimate
 from fxdecomp.calibration.moments import Moments
 from fxdecomp.decompositions import (
     METHODS,
@@ -39,6 +42,7 @@ class Candidate:
         error: Expected squared error relative to the layer's weight, or to its output under calibration.
         macs: Multiply-accumulates over all calls.
         params: Weights and biases.
+        time_s: Measured time over all calls in seconds, None where none was asked for.
     """
 
     method: str | None
@@ -46,6 +50,7 @@ class Candidate:
     error: float
     macs: int
     params: int
+    time_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,7 +64,8 @@ class Question:
         bias: Number of biases.
         method: Name of the one method to consider, or `auto`.
         multiple_of: What ranks are multiples of.
-        cost: `macs` or `params`: what the frontier is about.
+        cost: What the frontier is about, `macs`, `params` or `latency`: for the last, every method's own
+            frontier of multiply-accumulates on a coarse grid, whose times are still to be measured.
         require_saving: Whether a candidate must take fewer multiply-accumulates than the layer.
         floor: Least share of the layer's own cost that a candidate may have.
         moments: One per group, None for errors of the weight.
@@ -92,12 +98,14 @@ def candidates(question: Question) -> tuple[Candidate, ...]:
         question.weight.numel() + question.bias,
     )
     problems = problems_of(question.weight, spec, question.moments)
-    found = []
+    found: list[list[Candidate]] = []
     for method in _methods(question.method, spec):
         large = method.name in ITERATED and question.weight.numel() > _MOST_ITERATED
         if method.refusal(spec.per_group) is not None or (large and question.method == AUTO):
             continue
-        for guess in estimate(method, spec, problems, question.multiple_of):
+        points = COARSE if question.cost == Latency.name else FINE
+        of_method = []
+        for guess in estimate(method, spec, problems, question.multiple_of, points):
             macs = sum(
                 stage.spec.macs
                 for each in question.specs
@@ -105,20 +113,27 @@ def candidates(question: Question) -> tuple[Candidate, ...]:
             )
             stages = grouped_stage_specs(method, spec, guess.rank)
             params = sum(stage.spec.params for stage in stages) + question.bias
-            found.append(Candidate(guess.method, guess.rank, guess.error, macs, params))
-    whole = cost_of(dense, question.cost)
-    useful = [
-        each
-        for each in found
-        if question.floor * whole <= cost_of(each, question.cost) < whole
-        and not (question.require_saving and each.macs >= dense.macs)
-    ]
-    return (dense, *_frontier(useful, question.cost))
+            of_method.append(Candidate(guess.method, guess.rank, guess.error, macs, params))
+        found.append([each for each in of_method if not question.require_saving or each.macs < dense.macs])
+    if question.cost == Latency.name:
+        return (dense, *(each for of_method in found for each in frontier(of_method, MACs.name)))
+    return selected(question, (dense, *itertools.chain.from_iterable(found)), question.cost)
 
 
-def cost_of(candidate: Candidate, cost: str) -> int:
-    """The candidate's multiply-accumulates or parameters."""
-    return candidate.macs if cost == "macs" else candidate.params
+def selected(question: Question, options: Sequence[Candidate], cost: str) -> tuple[Candidate, ...]:
+    """The dense layer, the first of the options, and the frontier of those between it and the floor."""
+    dense, *others = options
+    whole = cost_of(dense, cost)
+    useful = [each for each in others if question.floor * whole <= cost_of(each, cost) < whole]
+    return (dense, *frontier(useful, cost))
+
+
+def cost_of(candidate: Candidate, cost: str) -> float:
+    """The candidate's multiply-accumulates, parameters or seconds."""
+    if cost == Latency.name:
+        assert candidate.time_s is not None  # priced by now
+        return candidate.time_s
+    return candidate.macs if cost == MACs.name else candidate.params
 
 
 def _methods(name: str, spec: LayerSpec) -> list[Decomposition]:
@@ -126,7 +141,7 @@ def _methods(name: str, spec: LayerSpec) -> list[Decomposition]:
     return list({method.name: method for method in (method_for(m, spec.per_group) for m in wanted)}.values())
 
 
-def _frontier(found: list[Candidate], cost: str) -> list[Candidate]:
+def frontier(found: Sequence[Candidate], cost: str) -> list[Candidate]:
     """Those that no other beats in both error and cost, the dearest first."""
     kept: list[Candidate] = []
     for each in sorted(found, key=lambda c: (cost_of(c, cost), c.error)):

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -31,7 +31,12 @@ from fxdecomp.layers import LayerSpec
 
 Rank = tuple[int, ...]
 
-_POINTS = {1: 40, 2: 16}
+FINE: Mapping[int, int] = {1: 40, 2: 16}
+"""How many ranks of a method of one and of two ranks are considered, at most, along each rank."""
+
+COARSE: Mapping[int, int] = {1: 10, 2: 7}
+"""The same where every candidate has to be timed."""
+
 _POLYADIC_SHARES = (0.25, 0.5, 1.0, 1.5)
 _POLYADIC_ITERATIONS = 15
 _TRAIN_ERRORS = tuple(0.9**i for i in range(2, 42, 2))
@@ -47,7 +52,11 @@ class Estimate:
 
 
 def estimate(
-    method: Decomposition, spec: LayerSpec, problems: Sequence[Problem], multiple_of: int
+    method: Decomposition,
+    spec: LayerSpec,
+    problems: Sequence[Problem],
+    multiple_of: int,
+    points: Mapping[int, int] = FINE,
 ) -> list[Estimate]:
     """Errors of a method at a grid of ranks.
 
@@ -56,18 +65,19 @@ def estimate(
         spec: The whole layer, with its groups.
         problems: One per group.
         multiple_of: Ranks are multiples of it, where the layer is large enough.
+        points: `FINE` or `COARSE`.
 
     Cost: the spectra, which all methods share; for `cp` and `cp3` a few short iterations.
     """
     errors: dict[Rank, float]
     if isinstance(method, Tucker2):
-        errors = _tucker2(method, spec, problems, multiple_of)
+        errors = _tucker2(method, spec, problems, multiple_of, points[2])
     elif isinstance(method, TensorTrain):
         errors = _tensor_train(method, spec, problems, multiple_of)
     elif isinstance(method, CanonicalPolyadic):
         errors = _polyadic(method, spec, problems, multiple_of)
     else:
-        errors = _truncated(method, spec, problems, multiple_of)
+        errors = _truncated(method, spec, problems, multiple_of, points[1])
     return [Estimate(method.name, rank, max(error, 0.0)) for rank, error in errors.items()]
 
 
@@ -84,21 +94,20 @@ def rank_grid(limit: int, multiple_of: int, points: int) -> list[int]:
 
 
 def _truncated(
-    method: Decomposition, spec: LayerSpec, problems: Sequence[Problem], multiple_of: int
+    method: Decomposition, spec: LayerSpec, problems: Sequence[Problem], multiple_of: int, points: int
 ) -> dict[Rank, float]:
     (limit,) = method.rank_limits(spec.per_group)
     tails = _relative_tails([method.spectra(p)[0].singular_values for p in problems])
-    grid = rank_grid(limit, multiple_of, _POINTS[1])
+    grid = rank_grid(limit, multiple_of, points)
     return {(rank,): float(tails[min(rank, len(tails) - 1)]) for rank in grid}
 
 
 def _tucker2(
-    method: Tucker2, spec: LayerSpec, problems: Sequence[Problem], multiple_of: int
+    method: Tucker2, spec: LayerSpec, problems: Sequence[Problem], multiple_of: int, points: int
 ) -> dict[Rank, float]:
     out_limit, in_limit = method.rank_limits(spec.per_group)
     kept, total = _core_energies(problems)
     errors: dict[Rank, float] = {}
-    points = _POINTS[2]
     outs = [*rank_grid(out_limit, multiple_of, points), out_limit]
     ins = [*rank_grid(in_limit, multiple_of, points), in_limit]
     for p, q in itertools.product(outs, ins):

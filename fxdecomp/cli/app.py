@@ -7,6 +7,7 @@ import sys
 import typer
 
 from fxdecomp.cli.benching import bench
+from fxdecomp.cli.caching import cache
 from fxdecomp.cli.compressing import compress
 from fxdecomp.cli.demonstrating import demo
 from fxdecomp.cli.diffing import diff
@@ -20,7 +21,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (inspect, compress, bench, diff, demo):
+for command in (inspect, compress, bench, diff, demo, cache):
     app.command()(command)
 
 

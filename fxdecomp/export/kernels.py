@@ -13,7 +13,7 @@ import statistics
 import tempfile
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,23 @@ def profile_model(
     Returns:
         The kernels and what ran where.
     """
+    events = profile_events(
+        path, feed, provider=provider, provider_options=provider_options, threads=threads, runs=runs + 2
+    )
+    return _read(events, OnnxLayers(path), warmup=2)
+
+
+def profile_events(
+    path: Path,
+    feed: Mapping[str, NDArray[Any]],
+    *,
+    provider: str,
+    provider_options: Mapping[str, str] | None = None,
+    threads: int = 1,
+    runs: int,
+    before_run: Callable[[], object] = lambda: None,
+) -> list[dict[str, Any]]:
+    """What ONNX Runtime's profiler writes down of some runs, `before_run` called before each."""
     with tempfile.TemporaryDirectory() as folder:
         session = open_session(
             path,
@@ -94,10 +111,11 @@ def profile_model(
             threads=threads,
             profile_prefix=Path(folder) / "profile",
         )
-        for _ in range(runs + 2):
+        for _ in range(runs):
+            before_run()
             session.run(None, dict(feed))
-        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    return _read(events, OnnxLayers(path), warmup=2)
+        events: list[dict[str, Any]] = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    return events
 
 
 def _read(events: list[dict[str, Any]], layers: OnnxLayers, *, warmup: int) -> Profile:

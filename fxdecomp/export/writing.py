@@ -99,10 +99,10 @@ def to_onnx(
     quantization = None
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         draft = Path(folder) / path.name
-        _save(model, draft)
+        save_model(model, draft)
         balanced = balance_model(model, draft, feeds, precision)
         if balanced:
-            _save(model, draft)
+            save_model(model, draft)
         _check(draft)
         parity = check_parity(gm, draft, tests)
         if precision is not None:
@@ -127,7 +127,8 @@ def to_onnx(
     )
 
 
-def _save(model: Any, path: Path) -> None:
+def save_model(model: Any, path: Path) -> None:
+    """Write an `onnx_ir.Model` unchecked, its weights in a second file where one cannot hold them."""
     import onnx_ir
 
     weights = sum(value.const_value.nbytes for value in model.graph.initializers.values())

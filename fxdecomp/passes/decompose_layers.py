@@ -25,7 +25,7 @@ from fxdecomp.layers import Stage
 from fxdecomp.outcomes import Applied, Outcome, Reason
 from fxdecomp.passes.base import Pass
 from fxdecomp.passes.factorise import Obstacle, Solution, Task, factorise
-from fxdecomp.passes.planning import plan_budget
+from fxdecomp.passes.planning import Situation, plan_budget
 from fxdecomp.passes.site_work import SiteWork
 from fxdecomp.plans import Choice, Plan
 from fxdecomp.policy import Policy
@@ -73,18 +73,20 @@ class DecomposeLayers(Pass):
         open_ = {name: task for name, task in tasks.items() if task.selection.rank is None}
         given = {name: task for name, task in tasks.items() if name not in open_}
         notes: tuple[str, ...] = ()
+        latency = record.latency
         results = work.each("decompose", factorise, given)
         if open_:
-            planned = plan_budget(
-                self.policy,
-                open_,
-                sites=sites,
-                settled=results,
-                others=list(outcomes.values()),
-                answer=lambda questions: work.each("candidates", candidates, questions),
+            situation = Situation(
+                gm,
+                sites,
+                results,
+                list(outcomes.values()),
+                lambda questions: work.each("candidates", candidates, questions),
+                self.progress,
             )
+            planned = plan_budget(self.policy, open_, situation)
             results |= {**planned.left, **work.each("decompose", factorise, planned.tasks)}
-            notes = planned.notes
+            notes, latency = planned.notes, planned.latency
         if self.calibration is not None:
             notes += (
                 f"the activations' moments took {work.runs} forward passes over the calibration batches",
@@ -105,6 +107,7 @@ class DecomposeLayers(Pass):
             policy=self.policy.to_dict(),
             plan=_plan(record, sites, results),
             notes=record.notes + notes,
+            latency=latency,
         )
 
 

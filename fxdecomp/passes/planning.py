@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
+
+from torch.fx import GraphModule
 
 from fxdecomp.allocation.allocate import allocate
+from fxdecomp.allocation.budgets import Latency, MACs
 from fxdecomp.allocation.candidates import Candidate, Question
+from fxdecomp.allocation.pricing import price
+from fxdecomp.errors import PolicyError
 from fxdecomp.export.machine import machine
 from fxdecomp.outcomes import Outcome, Reason
 from fxdecomp.passes.factorise import Obstacle, Solution, Task, chain_macs, weight_obstacle
+from fxdecomp.passes.latency_planning import ABOVE, LatencyPlanner, best_attempt
 from fxdecomp.policy import Policy
+from fxdecomp.progress import Progress
 from fxdecomp.ranks import Fixed
 from fxdecomp.rules import Selection
 from fxdecomp.sites import Site
@@ -26,62 +34,140 @@ class Planned:
         tasks: The layers that are decomposed, with the rank that was chosen.
         left: Why the others are left alone.
         notes: Sentences for the reader of the report.
+        latency: What was predicted and measured under a budget of time.
     """
 
     tasks: Mapping[str, Task]
     left: Mapping[str, Obstacle]
     notes: tuple[str, ...]
+    latency: Mapping[str, Any] | None = None
 
 
-def plan_budget(
-    policy: Policy,
-    tasks: Mapping[str, Task],
-    *,
-    sites: Sequence[Site],
-    settled: Mapping[str, Solution | Obstacle],
-    others: Iterable[Outcome],
-    answer: Answers,
-) -> Planned:
+@dataclass(frozen=True, slots=True, eq=False)
+class Situation:
+    """The network that a budget is for.
+
+    Attributes:
+        gm: The graph before any decomposition.
+        sites: All layers that could be decomposed.
+        settled: What became of the layers whose rank the policy gives.
+        others: All other layers of the network.
+        answer: Finds the candidates of many layers.
+        progress: Told of every timed candidate.
+    """
+
+    gm: GraphModule
+    sites: Sequence[Site]
+    settled: Mapping[str, Solution | Obstacle]
+    others: Sequence[Outcome]
+    answer: Answers
+    progress: Progress
+
+
+def plan_budget(policy: Policy, tasks: Mapping[str, Task], situation: Situation) -> Planned:
     """Choose methods and ranks within a policy's budget.
 
     Args:
         policy: With a budget.
         tasks: The layers that are left to the budget.
-        sites: All layers that could be decomposed, `tasks` among them.
-        settled: What became of the layers whose rank the policy gives.
-        others: All other layers of the network.
-        answer: Finds the candidates of many layers.
+        situation: The network.
 
     Raises:
         PolicyError: The budget cannot be met.
     """
-    assert policy.budget is not None
-    cost = policy.budget.name
     left: dict[str, Obstacle] = {}
     for name, task in tasks.items():
         if (obstacle := weight_obstacle(task.weight, task.specs[0])) is not None:
             left[name] = obstacle
     open_ = {name: task for name, task in tasks.items() if name not in left}
-    dense, fixed = _other_costs(others, cost)
-    for site in sites:
-        dense += site.macs if cost == "macs" else site.params
+    if isinstance(policy.budget, Latency):
+        choice = _timed_choice(policy, policy.budget, open_, situation)
+    else:
+        choice = _counted_choice(policy, open_, situation)
+    chosen: dict[str, Task] = {}
+    for name, task in open_.items():
+        pick = choice.picks.get(name)
+        if pick is None or pick.method is None:
+            left[name] = Obstacle(choice.reason if choice.sizes[name] > 1 else Reason.NO_SAVING)
+        else:
+            chosen[name] = replace(task, selection=Selection(pick.method, Fixed(pick.rank)))
+    return Planned(chosen, left, choice.notes, choice.latency)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Choice:
+    """A candidate at every layer, the number of candidates there were, and why layers were left."""
+
+    picks: Mapping[str, Candidate]
+    sizes: Mapping[str, int]
+    notes: tuple[str, ...]
+    reason: Reason = Reason.BUDGET
+    latency: Mapping[str, Any] | None = None
+
+
+def _counted_choice(policy: Policy, open_: Mapping[str, Task], situation: Situation) -> _Choice:
+    assert policy.budget is not None
+    cost = policy.budget.name
+    dense, fixed = _other_costs(situation.others, cost)
+    for site in situation.sites:
+        dense += site.macs if cost == MACs.name else site.params
         if site.name not in open_:
-            fixed += _settled_cost(site, settled.get(site.name), cost)
+            fixed += _settled_cost(site, situation.settled.get(site.name), cost)
     step = policy.multiple_of or rank_step()
     while True:
-        menus = answer({name: _question(task, step, cost) for name, task in open_.items()})
-        found = allocate(menus, policy.budget, fixed=fixed, dense=dense)
-        if found.is_near or step == 1 or policy.multiple_of:
-            break
-        step //= 2
-    chosen: dict[str, Task] = {}
-    for name, pick in found.chosen.items():
-        if pick.method is None:
-            left[name] = Obstacle(Reason.BUDGET if len(menus[name]) > 1 else Reason.NO_SAVING)
+        menus = situation.answer({name: _question(task, step, cost) for name, task in open_.items()})
+        finest = step == 1 or policy.multiple_of is not None
+        try:
+            found = allocate(menus, policy.budget, fixed=fixed, dense=dense)
+        except PolicyError:
+            if finest:
+                raise
         else:
-            selection = Selection(pick.method, Fixed(pick.rank))
-            chosen[name] = replace(open_[name], selection=selection)
-    return Planned(chosen, left, found.notes)
+            if found.is_near or finest:
+                break
+        step //= 2
+    return _Choice(found.chosen, {name: len(menu) for name, menu in menus.items()}, found.notes)
+
+
+def _timed_choice(
+    policy: Policy, budget: Latency, open_: Mapping[str, Task], situation: Situation
+) -> _Choice:
+    given = {
+        name: (result.method, result.rank)
+        for name, result in situation.settled.items()
+        if isinstance(result, Solution)
+    }
+    with LatencyPlanner(situation.gm, situation.sites, budget, given) as planner:
+        step = policy.multiple_of or planner.times.good_block()
+        questions = {name: _question(task, step, budget.name) for name, task in open_.items()}
+        menus = price(questions, situation.answer(questions), planner.times, situation.progress)
+        fixed = planner.fixed_s({name: menu[0].time_s or 0.0 for name, menu in menus.items()})
+        attempts = planner.attempts(menus, fixed)
+        target = planner.target
+    best = best_attempt(attempts, target)
+    sizes = {name: len(menu) for name, menu in menus.items()}
+    tried = [each.to_dict() for each in attempts]
+    if best is None:
+        note = f"budget {budget}: nothing worth changing, "
+        note += (
+            f"what was assembled ran at {attempts[0].speedup} of the dense network's speed, not faster "
+            "beyond the noise"
+            if attempts
+            else "no choice of layers was predicted to be faster"
+        )
+        return _Choice({}, sizes, (note,), Reason.NOT_FASTER, {"attempts": tried, "taken": None})
+    repaired = f", after {len(attempts)} attempts" if len(attempts) > 1 else ""
+    missed = "; the budget is missed" if best.share > target * (1 + ABOVE) else ""
+    note = (
+        f"measured {best.measured_s * 1e3:.3f} ms against {best.dense_s * 1e3:.3f} ms of the dense network "
+        f"on {budget.provider}, {budget.threads} thread(s): {best.speedup}{repaired}{missed}"
+    )
+    return _Choice(
+        best.allocation.chosen,
+        sizes,
+        (*best.allocation.notes, note),
+        latency={"attempts": tried, "taken": attempts.index(best)},
+    )
 
 
 def rank_step() -> int:
