@@ -117,6 +117,27 @@ def architectures() -> dict[str, Callable[[], tuple[nn.Module, Tensor]]]:
             ).get_encoder(),
             torch.randn(2, 16, 40),
         ),
+        "DETR": lambda: (
+            t.DetrModel(
+                t.DetrConfig(
+                    use_timm_backbone=False,
+                    use_pretrained_backbone=False,
+                    backbone=None,
+                    backbone_config=t.ResNetConfig(
+                        embedding_size=16, hidden_sizes=[16, 32], depths=[1, 1], out_features=["stage2"]
+                    ),
+                    d_model=32,
+                    encoder_layers=1,
+                    decoder_layers=1,
+                    encoder_attention_heads=4,
+                    decoder_attention_heads=4,
+                    encoder_ffn_dim=64,
+                    decoder_ffn_dim=64,
+                    num_queries=5,
+                )
+            ),
+            image(),
+        ),
         "ResNet (hybrid's stem)": lambda: (
             t.ResNetModel(t.ResNetConfig(embedding_size=16, hidden_sizes=[16, 32], depths=[1, 1])),
             image(),
