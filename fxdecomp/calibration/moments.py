@@ -27,6 +27,22 @@ class Moments:
     mean: Float[Tensor, " d"]
     count: int
 
+    @staticmethod
+    def of_root(root: Float[Tensor, "n d"], mean: Float[Tensor, " d"], count: int) -> Moments:
+        """The moments whose covariance is `root^T root`, which is multiplied out unless that is larger."""
+        return Moments(root if root.shape[0] < root.shape[1] else root.T @ root, mean, count)
+
+    def __add__(self, other: Moments) -> Moments:
+        """The moments of both sets of patches together."""
+        count = self.count + other.count
+        left, right = self.count / count, other.count / count
+        gap = (self.mean - other.mean) * (left * right) ** 0.5
+        mean = left * self.mean + right * other.mean
+        if self.is_root and other.is_root:
+            roots = (self.covariance * left**0.5, other.covariance * right**0.5, gap[None])
+            return Moments.of_root(torch.cat(roots), mean, count)
+        return Moments(left * self.dense() + right * other.dense() + torch.outer(gap, gap), mean, count)
+
     @property
     def is_root(self) -> bool:
         """Whether `covariance` holds a root."""
@@ -44,6 +60,12 @@ class Moments:
             projected = wide @ known.T
             return projected @ projected.T
         return wide @ known @ wide.T
+
+    def output_variance(self, matrix: Float[Tensor, "rows d"]) -> float:
+        """`tr A Sigma A^T` in float64."""
+        wide = matrix.double()
+        projected = wide @ self.covariance.double().T
+        return float((projected.square() if self.is_root else projected * wide).sum())
 
 
 class MomentsSum:

@@ -43,5 +43,5 @@ def output_error(problem: Problem, composed: Tensor) -> tuple[float, float]:
     """The error of the output and its power, `tr (W - W') Sigma (W - W')^T` and `tr W Sigma W^T`."""
     assert problem.moments is not None
     rest = (problem.weight - composed).flatten(1)
-    lost = float(problem.moments.output_covariance(rest).trace())
-    return max(lost, 0.0), float(problem.moments.output_covariance(problem.weight.flatten(1)).trace())
+    lost = problem.moments.output_variance(rest)
+    return max(lost, 0.0), problem.moments.output_variance(problem.weight.flatten(1))

@@ -119,7 +119,7 @@ def tail_length(stages: tuple[StageSpec, ...]) -> int:
     return 2 if joint and stages[-2].spec.groups == 1 and not stages[-2].name.startswith("depthwise") else 1
 
 
-def _basis(weights: tuple[Tensor, ...], stages: tuple[StageSpec, ...], index: int) -> Tensor:
+def basis_of(weights: tuple[Tensor, ...], stages: tuple[StageSpec, ...], index: int) -> Tensor:
     """What stage `index` looks at, as a kernel: `[in * taps, S, *kernel so far]`."""
     spec = stages[index].spec
     count = spec.in_channels * math.prod(spec.kernel)
@@ -136,7 +136,7 @@ def _with_tail(
     """The last one or two stages in closed form."""
     head = weights[: len(weights) - tail]
     first = stages[len(head)]
-    B = _basis(weights, stages, len(head)).flatten(1)
+    B = basis_of(weights, stages, len(head)).flatten(1)
     seen = B @ metric.covariance
     C, K = (seen @ B.T).double(), (metric.weight.flatten(1) @ seen.T).double()
     lower = cholesky(C)
@@ -218,7 +218,7 @@ def _preconditioner(
         after = _dense_after(weights, stages, index)
         rows = after.transpose(0, 1).flatten(1)
     outer = (rows @ rows.T).double()
-    basis = _basis(weights, stages, index)
+    basis = basis_of(weights, stages, index)
     marginal = marginal_covariance(metric.covariance, metric.weight.shape[1:], tuple(basis.shape[2:]))
     flat = basis.flatten(1)
     inner = (flat @ marginal @ flat.T).double()

@@ -116,7 +116,7 @@ def factorise(task: Task) -> Solution | Obstacle:
         rank,
         tuple(stage.name for stage in chain.stages),
         weights,
-        _relative_error(task.weight, composed),
+        relative_error(task.weight, composed),
         _output_error(problems, composed) if task.moments else None,
         _shifted_bias(task, problems, composed) if task.moments else task.bias,
     )
@@ -165,8 +165,8 @@ def _shifted_bias(task: Task, problems: tuple[Problem, ...], composed: Tensor) -
     return whole.to(task.weight.dtype)
 
 
-def _relative_error(weight: Tensor, composed: Tensor) -> float:
-    """Scaled by the largest weight first, so that tiny and huge weights neither vanish nor overflow."""
+def relative_error(weight: Tensor, composed: Tensor) -> float:
+    """`||W - W'|| / ||W||`, scaled by the largest weight: tiny and huge ones neither vanish nor overflow."""
     working = torch.promote_types(weight.dtype, torch.float32)
     scale = weight.abs().max().to(working)
     wanted = weight.to(working) / scale

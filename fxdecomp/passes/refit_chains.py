@@ -1,12 +1,10 @@
-"""Fit the end of every chain once more, to what the original network computes there.
+"""Fit every chain once more, to what the original network computes there.
 
     before   x' -> chain -> y'        x' comes from layers that are already decomposed
     after    x' -> chain -> y''       E ||y - y''||^2 is least, y from the original network
 
 In graph order, so that a chain makes up for the errors of those before it (asymmetric reconstruction, Zhang
-et al. 2015, arXiv 1505.06798, section 3.3). What is fitted is the last stage and its bias, or the last two
-stages where the last is pointwise, whichever does better on held-out samples; a chain where neither does
-stays.
+et al. 2015, arXiv 1505.06798, section 3.3). A chain whose fit does not hold on held-out samples stays.
 """
 
 from __future__ import annotations
@@ -21,36 +19,45 @@ from torch.fx import GraphModule
 
 from fxdecomp.calibration import Calibration
 from fxdecomp.calibration.lockstep import Lockstep
+from fxdecomp.calibration.moments import MomentsSum
 from fxdecomp.calibration.patches import draw_positions, patches_at
-from fxdecomp.calibration.regression import JointMoments, Tail, refit
+from fxdecomp.decompositions import method_named
+from fxdecomp.decompositions.refitting import GroupChain, JointMoments, refit
 from fxdecomp.graphs import copy_sharing_tensors, stored_layout
-from fxdecomp.outcomes import Applied
+from fxdecomp.outcomes import Applied, Outcome
 from fxdecomp.passes.base import Pass
+from fxdecomp.passes.factorise import relative_error
 from fxdecomp.progress import Progress, silent
 from fxdecomp.records import Record
-from fxdecomp.sites import Call, Site, survey
+from fxdecomp.sites import Site, survey
 
 _HELD_EVERY = 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Chain:
-    """The end of a chain: its last stage, perhaps the one before it, and the node that it stands for."""
+    """A chain's stages in the graph, and the layer of the original graph that it stands for."""
 
-    site: str
-    last: Site
-    inner: Site | None
-    original: str
+    outcome: Applied
+    stages: tuple[Site, ...]
+    layer: Site
 
-    @property
-    def first(self) -> Call:
-        return (self.inner or self.last).calls[0]
+    def by_group(self) -> list[GroupChain]:
+        """What is to be fitted, group by group, in at least float32."""
+        spec, outcome = self.layer.spec, self.outcome
+        specs = method_named(outcome.method).stage_specs(spec.per_group, outcome.rank)
+        weights = zip(*(_wide(stage.weight).chunk(spec.groups) for stage in self.stages), strict=True)
+        layers = _wide(self.layer.weight).chunk(spec.groups)
+        last = self.stages[-1]
+        bias = last.weight.new_zeros(spec.out_channels) if last.bias is None else last.bias
+        biases = bias.double().chunk(spec.groups)
+        return [GroupChain(*parts, specs) for parts in zip(layers, weights, biases, strict=True)]
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class RefitChains(Pass):
-    """Refits the chains of a graph in graph order; records how many were changed.
+    """Refits the chains of a graph in graph order; records how many were changed, and their errors.
 
     Attributes:
         original: The graph before `DecomposeLayers`.
@@ -65,51 +72,52 @@ class RefitChains(Pass):
 
     @torch.no_grad()
     def call(self, gm: GraphModule, record: Record) -> Record:
-        """Replace the last stages' weights and biases where that pays on held-out samples."""
-        chains = _chains(gm, self.original, record)
-        if not chains:
-            return record
+        """Replace the stages' weights and the bias where that pays on held-out samples."""
+        chains, shared = _chains(gm, self.original, record)
         runner = copy_sharing_tensors(gm).eval()
         original = copy_sharing_tensors(self.original).eval()
         pairs = list(zip(self.calibration.values(runner), self.calibration.values(original), strict=True))
         lockstep = Lockstep(runner, original, pairs, self.calibration.budget_bytes)
+        outcomes: dict[str, Outcome] = {outcome.site: outcome for outcome in record.outcomes}
         changed = 0
         for number, chain in enumerate(chains):
             sums = self._sums(lockstep, chain, number)
-            now = _tails(chain)
-            found = [refit(fit, held, tail) for (fit, held), tail in zip(sums, now, strict=True)]
-            if any(found):
+            before = chain.by_group()
+            after = [refit(*known, group) for known, group in zip(sums, before, strict=True)]
+            if after != before:
                 changed += 1
-                tails = [new or old for new, old in zip(found, now, strict=True)]
                 for each in (gm, runner):
-                    _store(each, chain, tails)
+                    _store(each, chain, after)
+            outcomes[chain.outcome.site] = _measured(chain, after, sums)
             self.progress("refit", number + 1, len(chains))
-        note = f"{changed} of {len(chains)} chains were refitted to the original network's outputs"
-        return replace(record, notes=(*record.notes, note))
+        notes = [f"{changed} of {len(chains)} chains were refitted to the original network's outputs"]
+        if shared:
+            notes.append(f"chains that are applied at several places are not refitted: {', '.join(shared)}")
+        return replace(record, outcomes=tuple(outcomes.values()), notes=(*record.notes, *notes))
 
     def _sums(
         self, lockstep: Lockstep, chain: _Chain, number: int
     ) -> list[tuple[JointMoments, JointMoments]]:
         """For each group, the sums to fit to and those that are held out."""
-        spec = chain.first.spec
+        spec = chain.layer.spec
         groups = spec.groups
         batches = len(tuple(self.calibration.batches))
         size = spec.in_channels // groups * math.prod(spec.kernel)
         most = math.ceil(self.calibration.samples_of(size) / batches)
-        sums: list[dict[bool, JointMoments]] = [{} for _ in range(groups)]
-        for index, (x, y) in enumerate(
-            lockstep.values_at(chain.first.node, chain.first.source, chain.original)
-        ):
+        sums = [{held: MomentsSum() for held in (False, True)} for _ in range(groups)]
+        first = chain.stages[0].calls[0]
+        values = lockstep.values_at(first.node, first.source, chain.layer.calls[0].node.name)
+        for index, (x, y) in enumerate(values):
             wanted = _rows(y, spec.ndim)
             positions = draw_positions(len(wanted), most, self.calibration.seed_of(number, index))
             for held, part in _split(positions, index, batches).items():
                 for z, where in zip(patches_at(x, spec, part), torch.split(part, 4096), strict=True):
-                    outputs = wanted[where.to(wanted.device)].reshape(len(z), groups, -1)
-                    inputs = z.reshape(len(z), groups, -1)
+                    outputs = wanted[where.to(wanted.device)].reshape(len(z), groups, -1).to(z.dtype)
+                    rows = torch.cat((z.reshape(len(z), groups, -1), outputs), dim=2)
                     for group, total in enumerate(sums):
-                        sample = JointMoments.of(inputs[:, group], outputs[:, group])
-                        total[held] = total[held] + sample if held in total else sample
-        return [(total[False], total[True]) for total in sums]
+                        total[held].add(rows[:, group])
+        moments = [[JointMoments(each.moments(), size) for each in total.values()] for total in sums]
+        return [(fit, held) for fit, held in moments]
 
 
 def _split(positions: Tensor, index: int, batches: int) -> dict[bool, Tensor]:
@@ -120,32 +128,26 @@ def _split(positions: Tensor, index: int, batches: int) -> dict[bool, Tensor]:
     return {False: positions[:cut], True: positions[cut:]} if cut else {False: positions, True: positions}
 
 
-def _chains(gm: GraphModule, original: GraphModule, record: Record) -> list[_Chain]:
+def _chains(gm: GraphModule, original: GraphModule, record: Record) -> tuple[list[_Chain], list[str]]:
+    """The chains in graph order, and the names of those that are applied at several places."""
     stages = {site.name: site for site in survey(gm).sites}
     sites = {site.name: site for site in survey(original).sites}
-    found = []
+    found, shared = [], []
     for outcome in record.outcomes:
         if not isinstance(outcome, Applied):
             continue
         name = outcome.site
         while name not in sites and name.endswith("_chain"):
             name = name.removesuffix("_chain")
-        parts = [stages.get(f"{outcome.site}.{stage}") for stage in outcome.stages]
-        if name not in sites or any(part is None or len(part.calls) != 1 for part in parts):
-            continue  # a chain of an earlier run, or one that is applied at several places
-        known = [part for part in parts if part is not None]
-        found.append(_Chain(outcome.site, known[-1], _inner(known), sites[name].calls[0].node.name))
+        parts = [stages[part] for part in outcome.stage_names if part in stages]
+        if name not in sites or len(parts) < len(outcome.stages):
+            continue  # a chain of an earlier run
+        if any(len(part.calls) > 1 for part in parts):
+            shared.append(outcome.site)
+        else:
+            found.append(_Chain(outcome, tuple(parts), sites[name]))
     order = {node: index for index, node in enumerate(gm.graph.nodes)}
-    return sorted(found, key=lambda chain: order[chain.last.calls[0].node])
-
-
-def _inner(stages: list[Site]) -> Site | None:
-    """The stage before the last, where both can be fitted as one."""
-    last, before = stages[-1].spec, stages[-2].spec
-    plain = last.is_pointwise and not last.transposed and all(s == 1 for s in last.stride)
-    same = last.groups == before.groups and stages[-2].bias is None
-    depthwise = stages[-2].name.rpartition(".")[2].startswith("depthwise")
-    return stages[-2] if plain and same and not depthwise else None
+    return sorted(found, key=lambda chain: order[chain.stages[-1].calls[0].node]), shared
 
 
 def _rows(y: Any, ndim: int) -> Tensor:
@@ -155,28 +157,34 @@ def _rows(y: Any, ndim: int) -> Tensor:
     return flat
 
 
-def _tails(chain: _Chain) -> list[Tail]:
-    """The chain's end, group by group."""
-    groups = chain.last.spec.groups
-    outer = chain.last.weight.flatten(1).double()
-    bias = outer.new_zeros(len(outer)) if chain.last.bias is None else chain.last.bias.double()
-    inner = [None] * groups if chain.inner is None else chain.inner.weight.flatten(1).double().chunk(groups)
-    return [Tail(*parts) for parts in zip(outer.chunk(groups), bias.chunk(groups), inner, strict=True)]
+def _wide(weight: Tensor) -> Tensor:
+    return weight.to(torch.promote_types(weight.dtype, torch.float32))
 
 
-def _store(gm: GraphModule, chain: _Chain, tails: list[Tail]) -> None:
-    _set(gm, chain.last, torch.cat([tail.outer for tail in tails]), torch.cat([tail.bias for tail in tails]))
-    inner = [tail.inner for tail in tails if tail.inner is not None]
-    if chain.inner is not None:
-        _set(gm, chain.inner, torch.cat(inner), None)
+def _measured(
+    chain: _Chain, groups: list[GroupChain], sums: list[tuple[JointMoments, JointMoments]]
+) -> Applied:
+    """The outcome with the errors of the chain as it is now, over all samples."""
+    known = [fit + held for fit, held in sums]
+    lost = sum(each.error(group.composed, group.bias) for each, group in zip(known, groups, strict=True))
+    power = sum(each.variance for each in known)
+    composed = torch.cat([group.composed for group in groups]).reshape(chain.layer.weight.shape)
+    return replace(
+        chain.outcome,
+        relative_error=relative_error(chain.layer.weight, composed),
+        output_error=lost / power if power > 0 else 0.0,
+    )
 
 
-def _set(gm: GraphModule, stage: Site, matrix: Tensor, bias: Tensor | None) -> None:
-    """Give a stage new tensors; the old ones belong to the pass's input."""
-    module = gm.get_submodule(str(stage.calls[0].node.target))
-    old = module.weight
-    assert isinstance(old, nn.Parameter)  # made by `stage_module`; narrows the type
-    weight = matrix.reshape(stage.spec.weight_shape).to(old.dtype)
-    module.weight = nn.Parameter(stored_layout(weight, stage.spec), requires_grad=old.requires_grad)
-    if bias is not None:
-        module.bias = nn.Parameter(bias.to(old.dtype), requires_grad=old.requires_grad)
+def _store(gm: GraphModule, chain: _Chain, groups: list[GroupChain]) -> None:
+    """Give the stages new tensors; the old ones belong to the pass's input."""
+    bias = torch.cat([group.bias for group in groups])
+    by_stage = zip(*(group.weights for group in groups), strict=True)
+    for stage, weights in zip(chain.stages, by_stage, strict=True):
+        module = gm.get_submodule(str(stage.calls[0].node.target))
+        old = module.weight
+        assert isinstance(old, nn.Parameter)  # made by `stage_module`; narrows the type
+        weight = torch.cat(weights).reshape(stage.spec.weight_shape).to(old.dtype)
+        module.weight = nn.Parameter(stored_layout(weight, stage.spec), requires_grad=old.requires_grad)
+        if stage is chain.stages[-1]:
+            module.bias = nn.Parameter(bias.to(old.dtype), requires_grad=old.requires_grad)

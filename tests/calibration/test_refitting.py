@@ -1,11 +1,11 @@
 import pytest
 import torch
+from fxdecomp.decompositions.refitting import GroupChain, JointMoments, refit
 from torch import nn
 
 import fxdecomp
 from fxdecomp import Policy
 from fxdecomp.calibration import Calibration
-from fxdecomp.calibration.regression import JointMoments, Tail, refit
 from fxdecomp.passes import DecomposeLayers, FoldBatchNorm, RefitChains
 from fxdecomp.records import record_of
 
