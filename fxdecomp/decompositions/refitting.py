@@ -5,8 +5,8 @@ dense layer that would do best, shrunk towards the original one W,
 
     H = W + (K - W C)(C + lambda tr(C) / d)^-1,    C = Cov z,  K = Cov(y, z)
 
-is what the chain's stages are then fitted to, in the metric of z (`refine`); the bias keeps the mean. With
-fewer samples than dimensions only the last stage is fitted, shrunk towards what it is. The strength lambda,
+is what the chain's stages are then fitted to (`refine`), in the metric of C plus a little of the identity, so
+that the chain stays close to H where the samples show nothing. The bias keeps the mean. With fewer samples than dimensions only the last stage is fitted, shrunk towards what it is. The strength lambda,
 and whether anything is changed at all, are decided on samples that were held out.
 
 Source: Zhang et al. 2015, arXiv 1505.06798, section 3.3 (asymmetric reconstruction); the shrinkage towards
@@ -26,6 +26,8 @@ from fxdecomp.decompositions.weighted import Metric, basis_of, cholesky, compose
 from fxdecomp.layers import StageSpec
 
 RIDGES = (1.0, 1e-1, 1e-2, 1e-3)
+_FLOOR = 1e-2
+"""Weight of the directions that the samples do not show, as a share of their mean variance."""
 _GAIN = 1e-3
 """Share of the held-out error that a change must take away."""
 
@@ -46,12 +48,17 @@ class JointMoments:
         return JointMoments(self.moments + other.moments, self.inputs)
 
     @property
-    def of_inputs(self) -> Moments:
-        """The moments of z alone."""
+    def of_inputs(self) -> Float[Tensor, "d d"]:
+        """`Cov z`."""
         known, d = self.moments, self.inputs
-        if known.is_root:
-            return Moments.of_root(known.covariance[:, :d], known.mean[:d], known.count)
-        return Moments(known.covariance[:d, :d], known.mean[:d], known.count)
+        part = known.covariance[:, :d]
+        return part.T @ part if known.is_root else part[:d]
+
+    def metric(self, target: Float[Tensor, "out in *kernel"]) -> Metric:
+        """The error of a chain that stands for `target`, on z and a little on everything else."""
+        C = self.of_inputs
+        covariance = C + _FLOOR * C.diagonal().mean() * torch.eye(len(C), dtype=C.dtype, device=C.device)
+        return Metric.of(target, Moments(covariance, self.moments.mean[: self.inputs], self.moments.count))
 
     @property
     def variance(self) -> float:
@@ -138,7 +145,7 @@ def _fitted(fit: JointMoments, held: JointMoments, chain: GroupChain) -> GroupCh
 
     def refined(known: JointMoments, weights: tuple[Tensor, ...]) -> GroupChain:
         target = known.regressed(start, ridge).reshape(chain.layer.shape).to(chain.layer.dtype)
-        return replace(chain, weights=refine(Metric.of(target, known.of_inputs), chain.stages, (weights,)))
+        return replace(chain, weights=refine(known.metric(target), chain.stages, (weights,)))
 
     ridge = min(RIDGES, key=lambda strength: judged(fit.regressed(start, strength)))
     new = refined(fit, chain.weights)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,9 @@ from fxdecomp.decompositions.calibrated import output_error
 from fxdecomp.layers import LayerSpec
 from fxdecomp.outcomes import Reason
 from fxdecomp.rules import Selection
+
+_ROWS = 256
+"""Output channels that are compared at one time, so that a large layer is not copied whole."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -167,9 +171,10 @@ def _shifted_bias(task: Task, problems: tuple[Problem, ...], composed: Tensor) -
 
 def relative_error(weight: Tensor, composed: Tensor) -> float:
     """`||W - W'|| / ||W||`, scaled by the largest weight: tiny and huge ones neither vanish nor overflow."""
-    working = torch.promote_types(weight.dtype, torch.float32)
-    scale = weight.abs().max().to(working)
-    wanted = weight.to(working) / scale
-    return float(
-        torch.linalg.vector_norm(wanted - composed.to(working) / scale) / torch.linalg.vector_norm(wanted)
-    )
+    scale = torch.linalg.vector_norm(weight.flatten(), math.inf).double()
+    lost = power = 0.0
+    for wanted, got in zip(torch.split(weight, _ROWS), torch.split(composed, _ROWS), strict=True):
+        unit = wanted.double() / scale
+        lost += float((unit - got.double() / scale).square().sum())
+        power += float(unit.square().sum())
+    return math.sqrt(lost / power)

@@ -1,6 +1,5 @@
 import pytest
 import torch
-from fxdecomp.decompositions.refitting import GroupChain, JointMoments, refit
 from torch import nn
 
 import fxdecomp
@@ -8,43 +7,6 @@ from fxdecomp import Policy
 from fxdecomp.calibration import Calibration
 from fxdecomp.passes import DecomposeLayers, FoldBatchNorm, RefitChains
 from fxdecomp.records import record_of
-
-
-def normal(*shape: int, seed: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def joint(z: torch.Tensor, y: torch.Tensor) -> JointMoments:
-    return JointMoments.of(z[:50], y[:50]) + JointMoments.of(z[50:], y[50:])
-
-
-def test_error_of_the_sums_is_the_error_of_the_samples():
-    z, y = normal(200, 6, seed=0) + 2, normal(200, 4, seed=1) - 1
-    tail = Tail(normal(4, 3, seed=2), normal(4, seed=3), normal(3, 6, seed=4))
-    wanted = (y - z @ tail.whole.T - tail.bias).square().sum(1).mean()
-    assert joint(z, y).error(tail) == pytest.approx(float(wanted), rel=1e-10)
-    assert torch.allclose(joint(z, y).covariance, torch.cov(z.T, correction=0), atol=1e-12)
-
-
-def test_a_linear_truth_is_found():
-    truth = Tail(normal(5, 2, seed=0), normal(5, seed=1), normal(2, 6, seed=2))
-    z = normal(4000, 6, seed=3) + 1
-    y = z @ truth.whole.T + truth.bias
-    now = Tail(truth.outer + normal(5, 2, seed=4), truth.bias + 1, truth.inner + normal(2, 6, seed=5))
-    found = refit(joint(z[:3000], y[:3000]), joint(z[3000:], y[3000:]), now)
-    assert found is not None
-    assert found.outer.shape == (5, 2)
-    assert torch.allclose(found.whole, truth.whole, atol=1e-3)
-    assert torch.allclose(found.bias, truth.bias, atol=1e-2)
-
-
-def test_noise_that_does_not_generalise_changes_nothing():
-    now = Tail(normal(4, 30, seed=0), torch.zeros(4, dtype=torch.float64))
-    z = normal(2040, 30, seed=1)
-    y = z @ now.outer.T + 5 * normal(2040, 4, seed=2)
-    y = y - y[:40].mean(0)
-    now = Tail(now.outer, -(z @ now.outer.T - y)[40:].mean(0))
-    assert refit(joint(z[:40], y[:40]), joint(z[40:], y[40:]), now) is None
 
 
 class Net(nn.Module):
@@ -95,3 +57,38 @@ def test_budget_and_input_are_respected_and_the_result_repeats():
     assert all(torch.equal(before[name], tensor) for name, tensor in small.state_dict().items())
     assert not torch.equal(refitted[0](data[0]), small(data[0]))
     assert torch.equal(refitted[0](data[0]), refitted[1](data[0]))
+
+
+def test_the_report_tells_the_errors_after_the_refit():
+    torch.manual_seed(0)
+    net = Net().eval()
+    data = smooth(4, 0)
+    gm = fxdecomp.trace(net, data[0])
+    policy = Policy(method="tucker2", rank=0.4, exclude=["head"], require_saving=False)
+    small = fxdecomp.transform(gm, policy, calibration=Calibration(data, samples=100_000))
+    three = next(outcome for outcome in fxdecomp.report(small).applied if outcome.site == "three")
+    seen: dict[str, torch.Tensor] = {}
+    for name, module in (("wanted", net.three), ("got", small.get_submodule("three.pointwise_out"))):
+        module.register_forward_hook(lambda m, i, o, name=name: seen.__setitem__(name, o.clone()))
+    with torch.no_grad():
+        net(torch.cat(data)), small(torch.cat(data))
+    wanted, got = (seen[name].movedim(1, -1).flatten(0, -2) for name in ("wanted", "got"))
+    lost = (wanted - got).square().sum() / (wanted - wanted.mean(0)).square().sum()
+    assert three.output_error == pytest.approx(float(lost), rel=1e-3)
+    assert 0 < three.relative_error < 1
+
+
+def test_a_chain_at_several_places_is_named_as_not_refitted():
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(6, 6, 3, padding=1)
+
+        def forward(self, x):
+            return self.conv(self.conv(x).relu())
+
+    torch.manual_seed(0)
+    data = smooth(4, 0)
+    gm = fxdecomp.trace(Twice().eval(), data[0])
+    small = fxdecomp.transform(gm, Policy(method="tucker2", rank=0.5, require_saving=False), calibration=data)
+    assert any("several places are not refitted: conv" in note for note in record_of(small).notes)
