@@ -110,8 +110,8 @@ def main() -> None:
         more = peak - before
         print(
             f"VGG-16: weights {weights / 1e6:.0f} MB, largest layer {largest / 1e6:.0f} MB; at its peak the "
-            f"process holds {more / 1e6:.0f} MB more than before the network was built: twice the weights and "
-            f"{(more - 2 * weights) / largest:.2f} times the largest layer"
+            f"process holds {more / 1e6:.0f} MB more than before the network was built: twice the weights "
+            f"and {(more - 2 * weights) / largest:.2f} times the largest layer"
         )
 
 

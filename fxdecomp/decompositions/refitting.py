@@ -6,8 +6,9 @@ dense layer that would do best, shrunk towards the original one W,
     H = W + (K - W C)(C + lambda tr(C) / d)^-1,    C = Cov z,  K = Cov(y, z)
 
 is what the chain's stages are then fitted to (`refine`), in the metric of C plus a little of the identity, so
-that the chain stays close to H where the samples show nothing. The bias keeps the mean. With fewer samples than dimensions only the last stage is fitted, shrunk towards what it is. The strength lambda,
-and whether anything is changed at all, are decided on samples that were held out.
+that the chain stays close to H where the samples show nothing. The bias keeps the mean. With fewer samples
+than dimensions only the last stage is fitted, shrunk towards what it is. The strength lambda, and whether
+anything is changed at all, are decided on samples that were held out.
 
 Source: Zhang et al. 2015, arXiv 1505.06798, section 3.3 (asymmetric reconstruction); the shrinkage towards
 the original, and fitting all stages, are our own.

@@ -92,3 +92,16 @@ def test_a_chain_at_several_places_is_named_as_not_refitted():
     gm = fxdecomp.trace(Twice().eval(), data[0])
     small = fxdecomp.transform(gm, Policy(method="tucker2", rank=0.5, require_saving=False), calibration=data)
     assert any("several places are not refitted: conv" in note for note in record_of(small).notes)
+
+
+@pytest.mark.parametrize("method", ["cp", "tensor_train", "spatial_svd"])
+def test_weights_stay_small_in_directions_that_smooth_images_do_not_show(method):
+    torch.manual_seed(0)
+    convs = [nn.Conv2d(channels, 24, 3, padding=1) for channels in (3, 24, 24)]
+    net = nn.Sequential(convs[0], nn.ReLU(), convs[1], nn.ReLU(), convs[2]).eval()
+    generator = torch.Generator().manual_seed(0)
+    noise = [torch.randn(8, 3, 24, 24, generator=generator) for _ in range(4)]
+    data = [torch.nn.functional.avg_pool2d(each, 9, 1) for each in noise]
+    policy = Policy(method=method, rank=0.3, require_saving=False)
+    small = fxdecomp.transform(fxdecomp.trace(net, data[0]), policy, calibration=data)
+    assert max(outcome.relative_error for outcome in fxdecomp.report(small).applied) < 1.1
