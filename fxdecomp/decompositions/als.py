@@ -32,7 +32,9 @@ Factors = tuple[Float[Tensor, "_ r"], ...]
 
 _MOMENTUM, _MOST, _GROWTH, _CUT = 0.7, 0.98, 1.05, 0.7
 _PATIENCE = 5
-_FLOOR = 1e-12
+_FLOOR = {torch.float32: 0.05, torch.float64: 1e-12}
+"""The errors below which a type hides what a sweep gains; squared, the first is 2e4 of its roundings."""
+_RIDGE = 1e-12
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,19 +58,27 @@ class Point:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Descent:
-    """The last point of an iteration, and the objective after every sweep that was kept."""
+    """The last point of an iteration, the objective after every sweep that was kept, and mu at the end."""
 
     point: Point
     objectives: tuple[float, ...]
+    mu: float
 
 
 class Kernel:
-    """A kernel, its spatial axes grouped, and the products with it that a sweep needs."""
+    """A kernel, its spatial axes grouped, and the products with it that a sweep needs.
+
+    Attributes:
+        tensor: float32 or float64.
+        square: Its squared norm.
+        floor: The least relative error that its type is good for.
+    """
 
     def __init__(self, tensor: Float[Tensor, "t s *k"]) -> None:
         self.tensor = tensor
         self.matrix = tensor.flatten(1)
         rows = torch.split(self.matrix, 64)
+        self.floor = _FLOOR[tensor.dtype]
         self.square: float = math.fsum(float(torch.linalg.vector_norm(part.double())) ** 2 for part in rows)
 
     def sweep(self, factors: Factors, damping: float) -> Point:
@@ -82,34 +92,42 @@ class Kernel:
         """
         A, B, *spatial = factors
         rank, sizes = A.shape[1], self.tensor.shape[2:]
-        gram_a, gram_b, *grams = (gram(factor) for factor in factors)
+        gram_a, *grams = (gram(factor) for factor in (A, *spatial))
         Y = (A.T @ self.matrix).reshape(rank, B.shape[0], -1)
-        E = khatri_rao(spatial)
-        B = solve(torch.bmm(Y, E.T[:, :, None])[:, :, 0].T, hadamard([gram_a, *grams]), damping)
+        seen = torch.bmm(Y, _products(spatial)[:, :, None])[:, :, 0]
+        B = solve(seen.T, hadamard([gram_a, *grams]), damping)
         gram_b = gram(B)
-        seen = torch.bmm(B.T[:, None], Y)[:, 0].reshape(rank, *sizes)
+        Y = (Y * B.T[:, :, None]).sum(1).reshape(rank, *sizes)
         for index in range(len(spatial)):
             others = [*range(index), *range(index + 1, len(spatial))]
-            rest = seen
+            rest = Y
             for other in reversed(others):
                 rest = (rest.movedim(1 + other, -1) * _along(spatial[other], rest.ndim)).sum(-1)
             normal = hadamard([gram_a, gram_b, *(grams[other] for other in others)])
             spatial[index] = solve(rest.T, normal, damping)
             grams[index] = gram(spatial[index])
-        product = self.matrix @ khatri_rao([B, *spatial])
+        product = self.matrix @ _products([B, *spatial]).T
         normal = hadamard([gram_b, *grams])
         A = solve(product, normal, damping)
-        return self._point(product, (A, B, *spatial), normal)
-
-    def _point(self, product: Tensor, factors: Factors, normal: Tensor) -> Point:
-        fitted = float((product.double() * factors[0].double()).sum())
-        whole = gram(factors[0]) * normal
+        gram_a = gram(A)
+        fitted = float((product * A).sum(dtype=torch.float64))
+        whole = gram_a * normal
         square = max(self.square - 2 * fitted + float(whole.sum()), 0.0) / self.square
-        return Point(even_norms(factors), math.sqrt(square), float(whole.trace()) / self.square)
+        norms = torch.stack([each.diagonal() for each in (gram_a, gram_b, *grams)]).sqrt()
+        even = _scaled((A, B, *spatial), norms)
+        return Point(even, math.sqrt(square), float(whole.trace()) / self.square)
 
 
-def descend(kernel: Kernel, factors: Factors, damping: float, tolerance: float, sweeps: int) -> Descent:
-    """Sweep until it no longer pays.
+def descend(
+    kernel: Kernel,
+    factors: Factors,
+    damping: float,
+    tolerance: float,
+    sweeps: int,
+    *,
+    mu: float | None = None,
+) -> Descent:
+    """Sweep until it no longer pays, or until the kernel's type no longer shows what it pays.
 
     Args:
         kernel: What to approximate.
@@ -117,13 +135,14 @@ def descend(kernel: Kernel, factors: Factors, damping: float, tolerance: float, 
         damping: mu as a share of the squared error reached so far.
         tolerance: Stop when sweeps lower the objective by less than this share of it, on average over a few.
         sweeps: The most sweeps.
+        mu: Where it starts from, and what it never exceeds; None where nothing is known of the start.
     """
-    best = kernel.sweep(even_norms(factors), 0.0)
-    mu = damping * best.error**2
+    best = kernel.sweep(even_norms(factors), mu or 0.0)
+    mu = damping * best.error**2 if mu is None else mu
     trace = [best.objective(mu)]
     momentum, velocity = _MOMENTUM, None
     tried = 1
-    while tried < sweeps and best.error > _FLOOR:
+    while tried < sweeps and best.error > kernel.floor:
         point = best.factors
         if velocity is not None:
             point = tuple(x + momentum * v for x, v in zip(point, velocity, strict=True))
@@ -140,7 +159,7 @@ def descend(kernel: Kernel, factors: Factors, damping: float, tolerance: float, 
             break
         else:
             momentum, velocity = momentum * _CUT, None
-    return Descent(best, tuple(trace))
+    return Descent(best, tuple(trace), mu)
 
 
 def _stalled(trace: list[float], tolerance: float) -> bool:
@@ -150,22 +169,34 @@ def _stalled(trace: list[float], tolerance: float) -> bool:
 
 def khatri_rao(factors: list[Tensor] | Factors) -> Float[Tensor, "rows r"]:
     """Column-wise Kronecker product, the first factor's index running slowest."""
-    return reduce(lambda left, right: (left[:, None] * right[None]).flatten(0, 1), factors)
+    return _products(factors).T
+
+
+def _products(factors: list[Tensor] | Factors) -> Float[Tensor, "r rows"]:
+    """The Khatri-Rao product, one term a row: written that way it runs along memory."""
+    return reduce(lambda left, right: (left[:, :, None] * right[:, None]).flatten(1), (f.T for f in factors))
 
 
 def even_norms(factors: Factors) -> Factors:
     """Share each term's norm evenly between its vectors."""
-    norms = torch.stack([torch.linalg.vector_norm(factor, dim=0, dtype=torch.float64) for factor in factors])
+    return _scaled(factors, torch.stack([_norms(factor) for factor in factors]))
+
+
+def _norms(factor: Float[Tensor, "n r"]) -> Float[Tensor, " r"]:
+    return torch.linalg.vector_norm(factor, dim=0, dtype=torch.float64)
+
+
+def _scaled(factors: Factors, norms: Float[Tensor, "modes r"]) -> Factors:
+    """Factors of even norms from those of the norms given."""
     alive = (norms > 0).all(0)
     share = norms.clamp_min(torch.finfo(torch.float64).tiny).log().mean(0).exp()
     weights = torch.where(alive, share / norms.where(alive, torch.ones_like(norms)), 0.0)
-    return tuple((factor * w).to(factor.dtype) for factor, w in zip(factors, weights, strict=True))
+    return tuple(factor * w for factor, w in zip(factors, weights.to(factors[0].dtype), strict=True))
 
 
 def gram(factor: Float[Tensor, "n r"]) -> Float[Tensor, "r r"]:
-    """`F^T F` in float64."""
-    wide = factor.double()
-    return wide.T @ wide
+    """`F^T F`, handed on in float64."""
+    return (factor.T @ factor).double()
 
 
 def hadamard(grams: list[Tensor]) -> Float[Tensor, "r r"]:
@@ -185,11 +216,14 @@ def solve(
     diagonal = normal.diagonal()
     scale = torch.where(diagonal > 0, diagonal.clamp_min(torch.finfo(torch.float64).tiny).rsqrt(), 0.0)
     unit = normal * scale * scale[:, None]
-    ridge = max(damping, _FLOOR)
+    ridge = max(damping, _RIDGE)
     lower, failed = torch.linalg.cholesky_ex(unit + torch.diag(ridge + (diagonal <= 0).double()))
     while int(failed):
         ridge *= 100
         lower, failed = torch.linalg.cholesky_ex(unit + torch.diag(ridge + (diagonal <= 0).double()))
+    if 2 * len(product) < len(normal):
+        solution = torch.cholesky_solve((product.double() * scale).T, lower).T * scale
+        return solution.to(product.dtype)
     inverse = torch.cholesky_inverse(lower) * scale * scale[:, None]
     return product @ inverse.to(product.dtype)
 

@@ -78,8 +78,8 @@ class CanonicalPolyadic(Decomposition):
         steps = self.steps(spec)
         axes = [2 + axis for step in steps for axis in step.axes]
         tensor = problem.weight.permute(0, 1, *axes).reshape(self._sizes(spec))
-        bases = problem.left_svd(0)[0], problem.left_svd(1)[0]
-        fit = fit_polyadic(tensor, bases, rank[0], Effort(self.tolerance, self.iterations))
+        effort = Effort(self.tolerance, self.iterations)
+        fit = fit_polyadic(tensor, lambda mode: problem.left_svd(mode)[0], rank[0], effort)
         A, B, *spatial = fit.factors
         ones = (1,) * spec.ndim
         depthwise = (

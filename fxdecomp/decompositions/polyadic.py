@@ -11,7 +11,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -28,9 +29,8 @@ ROUNDING = 3e-3
 """A relative change of the vectors that terms must bear: it costs its square times the energy."""
 
 _ROOM = 1.5
-_WORTH = 0.5
-_DOUBLE_BELOW = 0.05
-_CURE_SWEEPS = 20
+_WORTH = 0.25
+_KEPT = 0.35
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class PolyadicFit:
 
 def fit_polyadic(
     tensor: Float[Tensor, "t s *k"],
-    bases: tuple[Float[Tensor, "t n"], Float[Tensor, "s m"]],
+    basis: Callable[[int], Tensor],
     rank: int,
     effort: Effort,
 ) -> PolyadicFit:
@@ -73,7 +73,7 @@ def fit_polyadic(
 
     Args:
         tensor: The kernel, its spatial axes grouped; float32 or float64.
-        bases: Left singular vectors of its output and of its input unfolding.
+        basis: Gives the left singular vectors of its output (0) and of its input unfolding (1).
         rank: Number of terms.
         effort: How far to go.
 
@@ -82,14 +82,8 @@ def fit_polyadic(
     scale = float(torch.linalg.vector_norm(tensor, math.inf))
     if scale == 0:
         return PolyadicFit(tuple(tensor.new_zeros(n, rank) for n in tensor.shape), 0.0, 0.0, (0.0,))
-    kernel = Kernel(tensor / scale)
-    descent = descend(
-        kernel, _start(kernel.tensor, bases, rank, effort), DAMPING, effort.tolerance, effort.sweeps
-    )
-    if descent.point.error < _DOUBLE_BELOW and tensor.dtype == torch.float32:
-        kernel = Kernel(tensor.double() / scale)
-        more = descend(kernel, _double(descent.point.factors), DAMPING, effort.tolerance, effort.sweeps)
-        descent = Descent(more.point, descent.objectives + more.objectives)
+    unit = tensor / scale
+    kernel, descent = _settled(unit, _start(unit, basis, rank, effort), effort)
     point = _cured(kernel, descent.point, effort)
     share = scale ** (1 / tensor.ndim)
     factors = tuple((factor * share).to(tensor.dtype) for factor in point.factors)
@@ -97,35 +91,40 @@ def fit_polyadic(
 
 
 def _start(
-    tensor: Float[Tensor, "t s *k"],
-    bases: tuple[Float[Tensor, "t n"], Float[Tensor, "s m"]],
-    rank: int,
-    effort: Effort,
+    tensor: Float[Tensor, "t s *k"], basis: Callable[[int], Tensor], rank: int, effort: Effort
 ) -> Factors:
-    """Terms fitted to the compressed kernel, or the plain start where compression would save little."""
-    sizes = [min(basis.shape[1], math.ceil(_ROOM * rank)) for basis in bases]
+    """Terms fitted to the compressed kernel, or the plain start where compression would not pay."""
+    size = math.ceil(_ROOM * rank)
+    sizes = [min(n, size) for n in tensor.shape[:2]]
     if math.prod(sizes) > _WORTH * math.prod(tensor.shape[:2]):
-        return separable_terms(tensor, bases[0], rank)
-    U, V = (basis[:, :size] for basis, size in zip(bases, sizes, strict=True))
-    half = (U.T @ tensor.flatten(1)).reshape(sizes[0], tensor.shape[1], -1)
-    core = torch.matmul(V.T, half).reshape(*sizes, *tensor.shape[2:])
-    identity = torch.eye(sizes[0], dtype=core.dtype, device=core.device)
-    start = separable_terms(core, identity, rank)
-    A, B, *spatial = descend(Kernel(core), start, DAMPING, effort.tolerance, effort.sweeps).point.factors
+        return separable_terms(tensor, basis(0), rank)
+    U, V = (basis(mode)[:, :size] for mode in (0, 1))
+    half = (U.T @ tensor.flatten(1)).reshape(U.shape[1], tensor.shape[1], -1)
+    core = torch.matmul(V.T, half).reshape(U.shape[1], V.shape[1], *tensor.shape[2:])
+    if float(core.square().sum()) < _KEPT * float(tensor.square().sum()):
+        return separable_terms(tensor, basis(0), rank)
+    start = separable_terms(core, torch.eye(U.shape[1]).to(core), rank)
+    found = _settled(core, start, effort)[1].point.factors
+    A, B, *spatial = (factor.to(core.dtype) for factor in found)
     return (U @ A, V @ B, *spatial)
 
 
+def _settled(tensor: Float[Tensor, "t s *k"], start: Factors, effort: Effort) -> tuple[Kernel, Descent]:
+    """The outcome of a descent, and the kernel in the type that it ended in."""
+    kernel = Kernel(tensor)
+    descent = descend(kernel, start, DAMPING, effort.tolerance, effort.sweeps)
+    if tensor.dtype == torch.float64 or descent.point.error > kernel.floor:
+        return kernel, descent
+    kernel = Kernel(tensor.double())
+    wide = tuple(factor.double() for factor in descent.point.factors)
+    more = descend(kernel, wide, DAMPING, effort.tolerance, effort.sweeps, mu=descent.mu)
+    return kernel, replace(more, objectives=descent.objectives + more.objectives)
+
+
 def _cured(kernel: Kernel, point: Point, effort: Effort) -> Point:
-    """A point of less energy, where that is worth its error."""
-    damping = DAMPING
-    while point.energy > ENERGY:
-        damping *= 10
-        found = descend(kernel, point.factors, damping, effort.tolerance, _CURE_SWEEPS).point
-        if found.objective(ROUNDING**2) >= point.objective(ROUNDING**2):
-            break
-        point = found
-    return point
-
-
-def _double(factors: Factors) -> Factors:
-    return tuple(factor.double() for factor in factors)
+    """A point of less energy, where that is worth its error: what is weighed up is also what is minimised."""
+    if point.energy <= ENERGY:
+        return point
+    weight = ROUNDING**2
+    found = descend(kernel, point.factors, math.inf, effort.tolerance, effort.sweeps, mu=weight).point
+    return min(point, found, key=lambda each: each.objective(weight))

@@ -35,8 +35,10 @@ def composed(factors: tuple[Tensor, ...]) -> Tensor:
 
 
 def fitted(tensor: Tensor, rank: int, *, sweeps: int = 100, tolerance: float = 2e-5) -> PolyadicFit:
-    bases = left_svd(tensor.flatten(1))[0], left_svd(tensor.transpose(0, 1).flatten(1))[0]
-    return fit_polyadic(tensor, bases, rank, Effort(tolerance, sweeps))
+    def basis(mode: int) -> Tensor:
+        return left_svd(tensor.movedim(mode, 0).flatten(1))[0]
+
+    return fit_polyadic(tensor, basis, rank, Effort(tolerance, sweeps))
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
