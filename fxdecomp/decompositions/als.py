@@ -179,11 +179,8 @@ def _products(factors: list[Tensor] | Factors) -> Float[Tensor, "r rows"]:
 
 def even_norms(factors: Factors) -> Factors:
     """Share each term's norm evenly between its vectors."""
-    return _scaled(factors, torch.stack([_norms(factor) for factor in factors]))
-
-
-def _norms(factor: Float[Tensor, "n r"]) -> Float[Tensor, " r"]:
-    return torch.linalg.vector_norm(factor, dim=0, dtype=torch.float64)
+    norms = [torch.linalg.vector_norm(factor, dim=0, dtype=torch.float64) for factor in factors]
+    return _scaled(factors, torch.stack(norms))
 
 
 def _scaled(factors: Factors, norms: Float[Tensor, "modes r"]) -> Factors:
@@ -196,7 +193,7 @@ def _scaled(factors: Factors, norms: Float[Tensor, "modes r"]) -> Factors:
 
 def gram(factor: Float[Tensor, "n r"]) -> Float[Tensor, "r r"]:
     """`F^T F`, handed on in float64."""
-    return (factor.T @ factor).double()
+    return torch.mm(factor.T, factor).double()
 
 
 def hadamard(grams: list[Tensor]) -> Float[Tensor, "r r"]:

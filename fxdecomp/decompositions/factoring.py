@@ -10,12 +10,16 @@ true SVD otherwise. A tall matrix is first reduced to its triangular factor.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 GRAM_CONDITION = 1e3
 """Ratio of the extreme singular values up to which a float64 Gram matrix keeps ten digits of each."""
+
+_BLOCKED = 512
 
 
 def left_svd(matrix: Float[Tensor, "rows columns"]) -> tuple[Float[Tensor, "rows n"], Float[Tensor, " n"]]:
@@ -38,18 +42,45 @@ def left_svd(matrix: Float[Tensor, "rows columns"]) -> tuple[Float[Tensor, "rows
     unit = matrix / scale
     squares, basis = torch.linalg.eigh(gram(unit))
     values = squares.clamp_min(0).sqrt().flip(0)
-    if matrix.dtype == torch.float64 and values[-1] * GRAM_CONDITION < values[0]:
+    if _squared_too_far(values, matrix.dtype):
         basis, values, _ = torch.linalg.svd(matrix, full_matrices=False)
         return basis, values
     return basis.flip(1).to(matrix.dtype), values.to(matrix.dtype) * scale
+
+
+def singular_values(matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, " n"]:
+    """The singular values alone, descending: a quarter of the cost of the vectors of a large matrix."""
+    rows, columns = matrix.shape
+    wide = matrix.T if rows > columns else matrix
+    scale = wide.abs().max().clamp_min(torch.finfo(matrix.dtype).tiny)
+    values: Tensor = torch.linalg.eigvalsh(gram(wide / scale)).clamp_min(0).sqrt().flip(0)
+    if _squared_too_far(values, matrix.dtype):
+        return torch.as_tensor(torch.linalg.svdvals(matrix))
+    return values.to(matrix.dtype) * scale
+
+
+def _squared_too_far(values: Float[Tensor, " n"], dtype: torch.dtype) -> bool:
+    return dtype == torch.float64 and bool(values[-1] * GRAM_CONDITION < values[0])
 
 
 def gram(matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows rows"]:
     """`A A^T` in float64, accumulated over slices of columns so that no float64 copy of A is made."""
     total = matrix.new_zeros(matrix.shape[0], matrix.shape[0], dtype=torch.float64)
     for part in torch.split(matrix, max(1024, matrix.shape[0]), dim=1):
-        wide = part.double()
-        total.addmm_(wide, wide.T)
+        total += symmetric_product(part.double())
+    return total
+
+
+def symmetric_product(matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows rows"]:
+    """`A A^T`, block by block below the diagonal and mirrored: 5/8 of the work of a plain product."""
+    rows = matrix.shape[0]
+    if rows < _BLOCKED:
+        return torch.mm(matrix, matrix.T)
+    total = matrix.new_empty(rows, rows)
+    for low, high in pairwise(rows * index // 4 for index in range(5)):
+        part = matrix[low:high] @ matrix[:high].T
+        total[low:high, :high] = part
+        total[:low, low:high] = part[:, :low].T
     return total
 
 

@@ -11,7 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fxdecomp.calibration.moments import Moments
-from fxdecomp.decompositions.factoring import balanced, left_svd
+from fxdecomp.decompositions.factoring import balanced, left_svd, singular_values
+from fxdecomp.decompositions.range_finder import LARGE, leading_left
 from fxdecomp.decompositions.whitening import whitened_svd
 from fxdecomp.layers import LayerSpec
 
@@ -38,6 +39,7 @@ class Problem:
     spec: LayerSpec
     moments: Moments | None = None
     _cache: dict[tuple[int, ...], tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+    _spectra: dict[tuple[int, ...], Spectrum] = field(default_factory=dict, repr=False)
 
     def unfold(self, *modes: int) -> Float[Tensor, "rows columns"]:
         """The matrix whose rows are indexed by `modes` (0: outputs, 1: inputs, 2 and up: the kernel's axes).
@@ -61,12 +63,27 @@ class Problem:
             )
         return self._cache[modes]
 
+    def leading(self, rank: int, *modes: int) -> Float[Tensor, "rows r"]:
+        """The leading left singular vectors of `unfold(*modes)`, `min(rank, *its shape)` of them.
+
+        Of a large matrix they are found without the others, where the rank is small against it.
+        """
+        if modes not in self._cache and self.moments is None:
+            found = leading_left(self.unfold(*modes), rank)
+            if found is not None:
+                return found
+        return self.left_svd(*modes)[0][:, :rank]
+
     def spectrum(self, *modes: int) -> Spectrum:
         """The singular values of `unfold(*modes)`, with that matrix's shape."""
-        matrix = self.unfold(*modes)
-        return Spectrum(self.left_svd(*modes)[1], (matrix.shape[0], matrix.shape[1]))
+        if modes not in self._spectra:
+            matrix = self.unfold(*modes)
+            shape = matrix.shape[0], matrix.shape[1]
+            alone = modes not in self._cache and self.moments is None and min(shape) >= LARGE
+            values = singular_values(matrix) if alone else self.left_svd(*modes)[1]
+            self._spectra[modes] = Spectrum(values, shape)
+        return self._spectra[modes]
 
     def truncated(self, rank: int, *modes: int) -> tuple[Float[Tensor, "rows r"], Float[Tensor, "r columns"]]:
         """The best approximation of `unfold(*modes)` of a rank, as two factors of even norms."""
-        basis, _ = self.left_svd(*modes)
-        return balanced(basis[:, :rank], self.unfold(*modes))
+        return balanced(self.leading(rank, *modes), self.unfold(*modes))

@@ -73,7 +73,7 @@ class TensorTrain(Decomposition):
         steps = spatial_steps(spec)
         axes = [2 + axis for step in steps for axis in step.axes]
         ones = (1,) * spec.ndim
-        basis = problem.left_svd(1)[0][:, : rank[0]]
+        basis = problem.leading(rank[0], 1)
         rest = basis.T @ problem.weight.permute(1, *axes, 0).flatten(1)
         stages = [basis.T.reshape(rank[0], spec.in_channels, *ones)]
         for step, before, after in zip(steps, rank[:-1], rank[1:], strict=True):
