@@ -23,6 +23,7 @@ from fxdecomp.reporting import Report, graph_diff, report
 from fxdecomp.rules import Rule
 from fxdecomp.search_trials import SearchResult
 from fxdecomp.searching import search
+from fxdecomp.spectra import plot_spectra
 from fxdecomp.tracing import trace
 
 __all__ = [
@@ -54,6 +55,7 @@ __all__ = [
     "TraceError",
     "export",
     "graph_diff",
+    "plot_spectra",
     "recover",
     "report",
     "search",

@@ -9,6 +9,7 @@ from torch.fx import GraphModule
 
 from fxdecomp.decompositions import METHODS, method_for
 from fxdecomp.layers import LayerSpec
+from fxdecomp.passes.factorise import weight_obstacle
 from fxdecomp.sites import survey
 
 
@@ -38,9 +39,9 @@ def inspect_layers(gm: GraphModule) -> tuple[LayerRow, ...]:
     found = survey(gm)
     rows = []
     for site in found.sites:
-        group = site.spec.per_group
-        suited = () if site.spec.is_depthwise else _suited(group)
-        reason = "" if suited else "depthwise" if site.spec.is_depthwise else "no method suits it"
+        obstacle = weight_obstacle(site.weight, site.spec)
+        suited = () if obstacle else _suited(site.spec.per_group)
+        reason = str(obstacle.reason) if obstacle else "" if suited else "no method suits it"
         rows.append(LayerRow(site.name, str(site.spec), site.macs, site.params, suited, reason))
     rows += [LayerRow(s.site, s.layer, s.macs, s.params, (), s.sentence) for s in found.skipped]
     return tuple(rows)

@@ -20,6 +20,8 @@ from fxdecomp.progress import Progress, silent
 from fxdecomp.reporting import Report, Variant, graph_diff, report
 from fxdecomp.tracing import trace
 
+_STEPS = 5
+
 
 @dataclass(frozen=True, slots=True)
 class CompressResult:
@@ -56,19 +58,29 @@ def compress_to(
             `policy.toml` and `graph.diff` appear in it, each whole or not at all.
         time: Write `dense.onnx` too, and time both on the CPU with one thread.
         command: The command that asked for it, for the report.
-        progress: Told of every finished layer.
+        progress: Told of every finished step and layer.
     """
     gm = trace(loaded.model, loaded.example_inputs)
+    progress("compress", 1, _STEPS)
     small = transform(gm, policy, progress=progress)
+    progress("compress", 2, _STEPS)
     folder.mkdir(parents=True, exist_ok=True)
     args, kwargs = call_arguments(loaded.example_inputs)
+<<<<<<< HEAD
     exported = _export(loaded, small, folder / "small.onnx")
+=======
+    inputs = (*args, *kwargs.values())
+    exported = to_onnx(small, inputs, folder / "small.onnx")
+    progress("compress", 3, _STEPS)
+>>>>>>> 47c1c32 (Terminal: tables of 80 columns, --debug and --version as options, one-line errors; plot_spectra)
     sizes = {"small": exported.size_bytes}
     times = None
     if time:
         sizes["dense"] = _export(loaded, gm, folder / "dense.onnx").size_bytes
         times = benchmark({name: folder / f"{name}.onnx" for name in ("dense", "small")})
+    progress("compress", 4, _STEPS)
     _save_program(small, args, kwargs, folder / "small.pt2")
+    progress("compress", _STEPS, _STEPS)
     plain = report(small)
     told = report(
         small,

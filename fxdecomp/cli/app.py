@@ -1,8 +1,10 @@
-"""The commands in one application. Exit codes: 0, 1 (failed), 2 (bad arguments)."""
+"""The commands in one application. Exit codes: 0, 1 (failed), 2 (bad arguments), 130 (interrupted)."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 
@@ -12,27 +14,63 @@ from fxdecomp.cli.compressing import compress
 from fxdecomp.cli.demonstrating import demo
 from fxdecomp.cli.diffing import diff
 from fxdecomp.cli.inspecting import inspect
-from fxdecomp.cli.terminal import print_error
+from fxdecomp.cli.terminal import print_error, print_text
 from fxdecomp.errors import FxdecompError
 
 app = typer.Typer(
     help="Low-rank decomposition of PyTorch networks, with checked and timed ONNX files.",
+    epilog="A model is package.module:callable (it returns a module, or a module and its example inputs) "
+    "or a .pt2 or .onnx file. Start with: fxdecomp inspect mynets:resnet",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
 )
-for command in (inspect, compress, bench, diff, demo, cache):
-    app.command()(command)
+_COMMANDS: dict[Callable[..., Any], str] = {
+    inspect: "fxdecomp inspect mynets:resnet --input 1x3x224x224",
+    compress: "fxdecomp compress mynets:resnet --method tucker2 --rank 0.5 -o out",
+    bench: "fxdecomp bench dense.onnx out/small.onnx --threads 1 --html bench.html",
+    diff: "fxdecomp diff mynets:resnet --method cp --rank vbmf",
+    demo: "fxdecomp demo -o demo-output",
+    cache: "fxdecomp cache --clear",
+}
+for command, example in _COMMANDS.items():
+    app.command(epilog=f"Example: {example}")(command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print_text(f"fxdecomp {version('fxdecomp')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version")
+    ] = False,
+) -> None:
+    """The options of every command; `main` takes `--debug` out, so that it may stand anywhere."""
 
 
 def main() -> None:
-    """Entry point: errors in one line with what to do; `--debug` before the command shows the traceback."""
+    """Entry point: errors in one line with what to do."""
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:
         app()
-    except FxdecompError as error:
+    except KeyboardInterrupt:
+        print_error("fxdecomp: interrupted; files that were not finished were not written")
+        sys.exit(130)
+    except Exception as error:
         if debug:
             raise
+        if not isinstance(error, FxdecompError | OSError):
+            kind = type(error).__name__
+            print_error(f"fxdecomp: {kind}: {error}\nThis was not foreseen; --debug shows where it happened")
+            sys.exit(1)
         print_error(f"fxdecomp: {error}")
         sys.exit(2 if isinstance(error, ValueError) else 1)

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from fxdecomp.cli.options import AsJson
-from fxdecomp.cli.terminal import print_json, print_text, this_command
+from fxdecomp.cli.options import AsJson, Quiet
+from fxdecomp.cli.terminal import print_blocks, print_json, this_command, working
 
 
 def bench(
@@ -20,28 +20,33 @@ def bench(
     axis: Annotated[list[str] | None, typer.Option(help="Length of another open axis: width=400")] = None,
     html: Annotated[Path | None, typer.Option(help="Write the report as one HTML page")] = None,
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Time ONNX files against each other, interleaved, and show where the time goes."""
+    """Time ONNX files against each other, in turn, and show where the time goes."""
+    from fxdecomp.cli.tables import benchmark_table, kernel_table
     from fxdecomp.export import benchmark
     from fxdecomp.loading import parse_axes
     from fxdecomp.reporting import report_of_files
 
     named = dict(zip(_distinct_names(files), files, strict=True))
-    report = benchmark(
-        named,
-        providers=tuple(provider or ["CPUExecutionProvider"]),
-        threads=threads,
-        rounds=rounds,
-        batch_sizes=batch,
-        axes=parse_axes(axis or []),
-    )
+    lengths = parse_axes(axis or [])
+    with working("timing", quiet=quiet or as_json) as renamed:
+        report = benchmark(
+            named,
+            providers=tuple(provider or ["CPUExecutionProvider"]),
+            threads=threads,
+            rounds=rounds,
+            batch_sizes=batch,
+            axes=lengths,
+            progress=renamed,
+        )
     if html is not None:
         report_of_files(named, report, this_command()).to_html(html, title="fxdecomp bench")
     if as_json:
         print_json(report.to_dict())
         return
-    tables = [str(report), *(report.kernel_table(name) for name in named)]
-    print_text("\n\n".join(tables))
+    tables = [kernel_table(name, report.kernels[name]) for name in named if name in report.kernels]
+    print_blocks(benchmark_table(report), *tables)
 
 
 def _distinct_names(files: list[Path]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fxdecomp.cli.options import AsJson, Inputs, Method, Model, PolicyFile, Quiet, RankText
-from fxdecomp.cli.terminal import print_json, print_text, progress_bars, this_command
+from fxdecomp.cli.terminal import print_blocks, print_json, progress_bars, this_command
 
 
 def compress(
@@ -22,7 +22,11 @@ def compress(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Decompose a network; write small.onnx, small.pt2, report.html and .json, policy.toml, graph.diff."""
+    """Decompose a network into a folder of checked files.
+
+    It writes small.onnx, small.pt2, report.html, report.json, policy.toml and graph.diff.
+    """
+    from fxdecomp.cli.tables import benchmark_table, layer_tables
     from fxdecomp.loading import load_model, parse_shape, policy_from
     from fxdecomp.results import compress_to
 
@@ -33,7 +37,7 @@ def compress(
     if as_json:
         print_json(result.to_dict())
         return
-    print_text(str(result.report))
-    print_text(str(result.exported))
-    if result.report.benchmark is not None:
-        print_text(str(result.report.benchmark))
+    timed = result.report.benchmark
+    tables = layer_tables(result.report) + ([] if timed is None else [benchmark_table(timed)])
+    told = [result.report.summary, *result.report.remarks, str(result.exported)]
+    print_blocks(*tables, "\n".join(told), f"Everything is in {out}; open {out / 'report.html'} first")

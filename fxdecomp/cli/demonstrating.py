@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fxdecomp.cli.options import AsJson, Quiet
-from fxdecomp.cli.terminal import print_json, print_text, progress_bars, this_command
+from fxdecomp.cli.terminal import print_blocks, print_json, progress_bars, this_command
 
 
 def demo(
@@ -17,12 +17,15 @@ def demo(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Compress EasyOCR's English recogniser and read rendered text with it, before and after."""
+    """Compress a pretrained text recogniser, and read with it before and after."""
+    from fxdecomp.cli.tables import benchmark_table, kernel_table, layer_tables
     from fxdecomp.demo import run_demo
 
     with progress_bars(quiet=quiet or as_json) as progress:
         result = run_demo(out, lines=lines, command=this_command(), progress=progress)
     if as_json:
         print_json(result.to_dict())
-    else:
-        print_text(str(result))
+        return
+    kernels = [kernel_table(name, rows) for name, rows in result.timings.kernels.items()]
+    tables = [*layer_tables(result.layers), *kernels]
+    print_blocks(*tables, result.readings_text, benchmark_table(result.timings), result.written_text)

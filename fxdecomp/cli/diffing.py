@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from fxdecomp.cli.options import Inputs, Method, Model, PolicyFile, RankText, traced
-from fxdecomp.cli.terminal import print_text
+from fxdecomp.cli.options import Inputs, Method, Model, PolicyFile, Quiet, RankText, traced
+from fxdecomp.cli.terminal import console, working
 
 
 def diff(
@@ -19,11 +19,18 @@ def diff(
     method: Method = None,
     rank: RankText = None,
     policy: PolicyFile = None,
+    quiet: Quiet = False,
 ) -> None:
-    """The graph before and after, as a unified diff."""
+    """Show the graph before and after as a unified diff; nothing is written."""
     from fxdecomp import graph_diff, transform
+    from fxdecomp.cli.tables import coloured_diff
     from fxdecomp.loading import policy_from
 
-    gm = traced(before, inputs)
-    other = traced(after, inputs) if after else transform(gm, policy_from(method, rank, policy))
-    print_text(graph_diff(gm, other))
+    chosen = None if after else policy_from(method, rank, policy)
+    gm = traced(before, inputs, quiet=quiet)
+    if chosen is None:
+        other = traced(str(after), inputs, quiet=quiet)
+    else:
+        with working("decomposing", quiet=quiet):
+            other = transform(gm, chosen)
+    console.print(coloured_diff(graph_diff(gm, other)), soft_wrap=True, end="")

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from rich.table import Table
-
-from fxdecomp.cli.options import AsJson, Inputs, Model, traced
-from fxdecomp.cli.terminal import console, print_json
+from fxdecomp.cli.options import AsJson, Inputs, Model, Quiet, traced
+from fxdecomp.cli.terminal import print_blocks, print_json
 
 
-def inspect(model: Model, inputs: Inputs = None, as_json: AsJson = False) -> None:
-    """What is in a network: its layers, their cost, and which methods suit them, or why none does."""
+def inspect(model: Model, inputs: Inputs = None, as_json: AsJson = False, quiet: Quiet = False) -> None:
+    """List the layers of a network with their cost and the methods that suit them."""
+    from fxdecomp.cli.tables import inspect_table
     from fxdecomp.inspection import inspect_layers
+    from fxdecomp.reporting.text import short
 
-    rows = inspect_layers(traced(model, inputs))
+    rows = inspect_layers(traced(model, inputs, quiet=quiet or as_json))
     if as_json:
         print_json([row.to_dict() for row in rows])
         return
-    table = Table("layer", "kind", "MACs", "params", "methods", title=model)
-    for row in rows:
-        table.add_row(row.site, row.layer, f"{row.macs:,}", f"{row.params:,}", row.verdict)
-    console.print(table)
-    console.print(f"{sum(row.macs for row in rows):,} MACs, {sum(row.params for row in rows):,} parameters")
+    macs, params = sum(row.macs for row in rows), sum(row.params for row in rows)
+    total = f"{len(rows)} layers, {short(macs)} MACs, {short(params)} parameters"
+    print_blocks(inspect_table(rows), total)

@@ -20,10 +20,13 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing els
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress")]
 
 
-def traced(reference: str, inputs: list[str] | None) -> Any:
+def traced(reference: str, inputs: list[str] | None, *, quiet: bool) -> Any:
     """The graph of the model that `reference` names, traced with example inputs of these shapes."""
     from fxdecomp import trace
+    from fxdecomp.cli.terminal import working
     from fxdecomp.loading import load_model, parse_shape
 
-    loaded = load_model(reference, tuple(map(parse_shape, inputs or ())))
-    return trace(loaded.model, loaded.example_inputs)
+    shapes = tuple(map(parse_shape, inputs or ()))
+    with working(f"tracing {reference}", quiet=quiet):
+        loaded = load_model(reference, shapes)
+        return trace(loaded.model, loaded.example_inputs)

@@ -9,8 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.console import Console, RenderableType
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 console = Console()
 messages = Console(stderr=True)
@@ -26,6 +33,14 @@ def print_text(text: str) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
+def print_blocks(*blocks: RenderableType) -> None:
+    """Print tables and texts with an empty line between them; none wider than the terminal."""
+    for index, block in enumerate(blocks):
+        if index:
+            console.print()
+        console.print(block, markup=False, highlight=False)
+
+
 def print_error(text: str) -> None:
     """Print exactly this text on standard error."""
     messages.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -38,14 +53,15 @@ def print_json(data: Any) -> None:
 
 @contextmanager
 def progress_bars(*, quiet: bool) -> Iterator[Any]:
-    """A progress bar on standard error, one task per kind of work."""
+    """Progress bars with an estimate of the time left, on standard error, one for each kind of work."""
     from fxdecomp.progress import silent
 
     if quiet:
         yield silent
         return
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-    with Progress(*columns, TimeRemainingColumn(), console=messages, transient=True) as bars:
+    left = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    with Progress(*columns, *left, console=messages, transient=True) as bars:
         tasks: dict[str, Any] = {}
 
         def progress(work: str, done: int, total: int) -> None:
@@ -54,3 +70,15 @@ def progress_bars(*, quiet: bool) -> Iterator[Any]:
             bars.update(tasks[work], completed=done, total=total)
 
         yield progress
+
+
+@contextmanager
+def working(work: str, *, quiet: bool) -> Iterator[Any]:
+    """A sign of life with the time so far, for work of unknown length; yields a way to rename it."""
+    if quiet:
+        yield lambda sentence: None
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=messages, transient=True) as bars:
+        task = bars.add_task(work, total=None)
+        yield lambda sentence: bars.update(task, description=sentence)

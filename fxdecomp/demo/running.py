@@ -78,7 +78,9 @@ class DemoResult:
             "report": self.layers.to_dict(),
         }
 
-    def __str__(self) -> str:
+    @property
+    def readings_text(self) -> str:
+        """A line for each network: how well it reads, and how large it is."""
         rows = [f"{'':12}{'exact lines':>12}{'errors':>8}{'MACs':>9}{'params':>9}{'file':>9}"]
         rows += [
             f"{name:12}{reading.exact:>12.1%}{reading.cer:>8.2%}{short(self.macs[name]):>9}"
@@ -87,6 +89,14 @@ class DemoResult:
         ]
         count = self.readings["dense"].count
         title = f"{count} fresh lines; errors are wrong characters; MACs of Conv and Linear, one line"
+        return "\n".join([title, *rows])
+
+    @property
+    def written_text(self) -> str:
+        """Where the files are."""
+        return f"written to {self.folder}: dense.onnx, small.onnx, demo.json, report.html"
+
+    def __str__(self) -> str:
         return "\n\n".join(
             [
                 str(self.layers),
@@ -95,9 +105,9 @@ class DemoResult:
                     + self.timings.kernel_table(name)
                     for name in self.timings.kernels
                 ),
-                "\n".join([title, *rows]),
+                self.readings_text,
                 str(self.timings),
-                f"written to {self.folder}: dense.onnx, small.onnx, demo.json, report.html",
+                self.written_text,
             ]
         )
 

@@ -64,3 +64,26 @@ def test_kernels_are_drawn_under_the_roofline_or_as_bars(told: Report) -> None:
 def test_a_report_without_the_data_says_how_to_get_them(told: Report, picture: str) -> None:
     with pytest.raises(FxdecompError, match=r"make it with fxdecomp.report"):
         getattr(Report(told.record), picture)()
+
+
+def test_spectra_have_a_curve_a_mode_and_a_mark_a_rule() -> None:
+    gm = fxdecomp.trace(small_vgg(), image(1, 3, 16, 16))
+    rules = (fxdecomp.Ratio(0.5), fxdecomp.Fixed((3, 2)))
+    panels = fxdecomp.plot_spectra(gm, "4", rules=rules)
+    assert [panel.get_title() for panel in panels] == ["4: Conv2d 16->32, 3x3"]
+    curves, marks = panels[0].lines, panels[0].collections
+    assert [len(line.get_xdata()) for line in curves] == [32, 16]
+    assert [offset[0] for offset in marks[0].get_offsets()] == [16, 8]
+    assert [offset[0] for offset in marks[1].get_offsets()] == [3, 2]
+    values = curves[0].get_ydata()
+    assert marks[0].get_offsets()[0][1] == pytest.approx(values[15])
+    assert len(fxdecomp.plot_spectra(gm, method="cp", rules=rules[:1])) == 5
+
+
+def test_spectra_that_cannot_be_drawn_say_why() -> None:
+    gm = fxdecomp.trace(small_vgg(), image(1, 3, 16, 16))
+    with pytest.raises(fxdecomp.PolicyError, match="suits no layer that 'head"):
+        fxdecomp.plot_spectra(gm, "head.*")
+    axes = fxdecomp.plot_spectra(gm, "0")[0]
+    with pytest.raises(FxdecompError, match="do not fit on one axes"):
+        fxdecomp.plot_spectra(gm, axes=axes)

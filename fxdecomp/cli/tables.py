@@ -1,0 +1,102 @@
+"""Tables for the terminal: they fold rather than grow wider than it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rich.table import Table
+from rich.text import Text
+
+from fxdecomp.export import BenchmarkReport, Kernel
+from fxdecomp.inspection import LayerRow
+from fxdecomp.reporting import Report
+from fxdecomp.reporting.text import rank_text, short
+
+
+def table_with(title: str, columns: Mapping[str, str]) -> Table:
+    """An empty table; a column is `left`, `right` or `name` (folded, never cut)."""
+    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for name, kind in columns.items():
+        right = kind == "right"
+        table.add_column(name, justify="right" if right else "left", no_wrap=right, overflow="fold")
+    return table
+
+
+def inspect_table(rows: Sequence[LayerRow]) -> Table:
+    """Layers with their cost, and what suits them."""
+    columns = {"layer": "name", "kind": "left", "MACs": "right", "params": "right", "methods": "left"}
+    table = table_with("", columns)
+    for row in rows:
+        table.add_row(Text(row.site), row.layer, short(row.macs), short(row.params), Text(row.verdict))
+    return table
+
+
+def layer_tables(told: Report) -> list[Table]:
+    """The layers that were replaced, and those that were left alone with the reason."""
+    columns = {"layer": "name", "": "left", "method": "left", "rank": "right", "error": "right"}
+    replaced = table_with("", columns | {"MACs": "right", "factor": "right"})
+    for o in told.applied:
+        replaced.add_row(
+            Text(o.site),
+            o.layer,
+            o.method,
+            rank_text(o.rank),
+            f"{o.relative_error:.1%}" if o.output_error is None else f"{o.output_error:.1%} out",
+            f"{short(o.macs_before)} > {short(o.macs_after)}",
+            f"/{o.macs_before / o.macs_after:.2f}" if o.macs_after else "",
+        )
+    skipped = table_with("Left alone", {"layer": "name", "": "left", "reason": "left"})
+    for s in told.skipped:
+        skipped.add_row(Text(s.site), s.layer, Text(s.sentence))
+    return [table for table in (replaced, skipped) if table.row_count]
+
+
+def benchmark_table(report: BenchmarkReport) -> Table:
+    """Times of each model in each setting, against the first model."""
+    columns = {"model": "name", "provider": "left", "threads": "right", "batch": "right"}
+    table = table_with("", columns | {"median ms": "right", "p95 ms": "right", "faster than first": "left"})
+    base: dict[tuple[str, int, int], str] = {}
+    for row in report.timings:
+        setting = (row.provider, row.threads, row.batch)
+        head = (Text(row.model), row.provider.removesuffix("ExecutionProvider"), str(row.threads))
+        if row.problem:
+            table.add_row(*head, str(row.batch), "", "", Text(row.problem))
+            continue
+        first = base.setdefault(setting, row.model)
+        ratio = (
+            ""
+            if first == row.model
+            else str(
+                report.ratio(first, row.model, provider=setting[0], threads=setting[1], batch=setting[2])
+            )
+        )
+        times = (f"{row.median_s * 1e3:.3f}", f"{row.p95_s * 1e3:.3f}")
+        table.add_row(*head, str(row.batch), *times, Text(ratio))
+    return table
+
+
+def kernel_table(name: str, kernels: Sequence[Kernel]) -> Table:
+    """Where the time of a model goes: its layers, and the sum of each kind."""
+    columns = {"layer": "name", "kind": "left", "ms": "right", "share": "right", "MMACs": "right"}
+    table = table_with(f"{name}, by kernel", columns | {"GFLOP/s": "right"})
+    for kind in dict.fromkeys(kernel.kind for kernel in kernels):
+        group = [kernel for kernel in kernels if kernel.kind == kind]
+        for kernel in group:
+            _add_kernel(table, kernel)
+        if len(group) > 1:
+            sums = sum(k.time_s for k in group), sum(k.share for k in group), sum(k.macs for k in group)
+            _add_kernel(table, Kernel(f"all {kind}", kind, *sums, ""), style="bold")
+    return table
+
+
+def _add_kernel(table: Table, kernel: Kernel, style: str = "") -> None:
+    counts = (f"{kernel.macs / 1e6:.2f}", f"{kernel.gflops:.1f}") if kernel.macs else ("", "")
+    time = f"{kernel.time_s * 1e3:.3f}"
+    table.add_row(Text(kernel.name), kernel.kind, time, f"{kernel.share:.1%}", *counts, style=style)
+
+
+def coloured_diff(text: str) -> Text:
+    """A unified diff with its lines in the usual colours."""
+    colours = {"+": "green", "-": "red", "@": "cyan"}
+    lines = (Text(f"{line}\n", style=colours.get(line[:1], "")) for line in text.splitlines())
+    return Text().join(lines)
