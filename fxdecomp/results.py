@@ -66,13 +66,8 @@ def compress_to(
     progress("compress", 2, _STEPS)
     folder.mkdir(parents=True, exist_ok=True)
     args, kwargs = call_arguments(loaded.example_inputs)
-<<<<<<< HEAD
     exported = _export(loaded, small, folder / "small.onnx")
-=======
-    inputs = (*args, *kwargs.values())
-    exported = to_onnx(small, inputs, folder / "small.onnx")
     progress("compress", 3, _STEPS)
->>>>>>> 47c1c32 (Terminal: tables of 80 columns, --debug and --version as options, one-line errors; plot_spectra)
     sizes = {"small": exported.size_bytes}
     times = None
     if time:
