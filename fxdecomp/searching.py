@@ -14,17 +14,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-import torch.utils._pytree as pytree
-from torch import Tensor
 from torch.fx import GraphModule
 
 from fxdecomp.allocation import MACs
+from fxdecomp.allocation.agreement import Agreement
 from fxdecomp.calibration import Batch, Calibration
 from fxdecomp.errors import PolicyError
 from fxdecomp.export import benchmark, to_onnx
-from fxdecomp.export.parity import evaluating
-from fxdecomp.inputs import ExampleInputs, call_arguments, placeholder_values
+from fxdecomp.inputs import ExampleInputs, placeholder_values
 from fxdecomp.pipeline import transform
 from fxdecomp.plans import Plan
 from fxdecomp.policy import Policy
@@ -86,7 +83,7 @@ def search(
     data = None if calibration is None else Calibration.of(calibration)
     if metric is None:
         data, judged = _split(data, example_inputs)
-        metric = agreement(gm, judged)
+        metric = Agreement(gm, judged)
     dense = report(gm)
     settings = {"max_drop": max_drop, "policy": base.to_dict(), "macs": dense.macs_before}
     trials = restored_trials(state, settings)
@@ -115,35 +112,6 @@ def search(
         if provider is None or best is trials[0]
         else _timed(result, gm, example_inputs, provider, threads)
     )
-
-
-def agreement(gm: GraphModule, batches: Iterable[Batch]) -> Metric:
-    """The default metric: `1 - E||y - y'||^2 / E||y - mean(y)||^2` over all floating-point outputs."""
-    inputs = tuple(batches)
-    wanted = [_outputs(gm, batch) for batch in inputs]
-    columns = list(zip(*wanted, strict=True))
-    power = sum(float((column - column.mean()).square().sum()) for column in map(_joined, columns))
-
-    def metric(module: GraphModule) -> float:
-        lost = 0.0
-        for batch, expected in zip(inputs, wanted, strict=True):
-            got = _outputs(module, batch)
-            lost += sum(float((a - b).square().sum()) for a, b in zip(got, expected, strict=True))
-        return 1.0 - lost / max(power, 1e-300)
-
-    return metric
-
-
-def _joined(column: tuple[Tensor, ...]) -> Tensor:
-    return torch.cat([each.flatten() for each in column])
-
-
-@torch.no_grad()
-def _outputs(gm: GraphModule, batch: Batch) -> list[Tensor]:
-    args, kwargs = call_arguments(batch)
-    with evaluating(gm):
-        leaves = pytree.tree_leaves(gm(*args, **kwargs))
-    return [leaf.double() for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
 def _split(data: Calibration | None, examples: ExampleInputs) -> tuple[Calibration | None, tuple[Batch, ...]]:

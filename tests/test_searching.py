@@ -10,7 +10,8 @@ from torch.fx import GraphModule
 import fxdecomp
 from fxdecomp import Params, Policy, PolicyError
 from fxdecomp.search_trials import SearchResult
-from fxdecomp.searching import agreement, search
+from fxdecomp.allocation.agreement import Agreement
+from fxdecomp.searching import search
 
 
 def network(width: int = 48) -> GraphModule:
@@ -35,7 +36,7 @@ POLICY = Policy(budget=fxdecomp.MACs(0.5), method="channel_svd")
 
 def test_the_outcome_was_judged_and_holds_the_promise(gm: GraphModule) -> None:
     found = search(gm, INPUTS, policy=POLICY, max_drop=0.02, evaluations=4)
-    metric = agreement(gm, [INPUTS])
+    metric = Agreement(gm, [INPUTS])
     assert metric(gm) == 1.0
     assert found.best.accepted
     assert found.best.metric >= 0.98
@@ -68,7 +69,7 @@ def test_the_frontier_rises_with_cost(gm: GraphModule) -> None:
 def test_a_killed_search_goes_on_where_it_was(gm: GraphModule, tmp_path: Path) -> None:
     state = tmp_path / "state.json"
     calls: list[int] = []
-    judge = agreement(gm, [INPUTS])
+    judge = Agreement(gm, [INPUTS])
 
     def metric(module: GraphModule) -> float:
         if len(calls) == 3:

@@ -1,0 +1,57 @@
+"""How far a network's outputs are from those of the original: the measure of damage without labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+from torch.fx import GraphModule
+
+from fxdecomp.calibration import Batch
+from fxdecomp.export.parity import evaluating
+from fxdecomp.inputs import call_arguments
+
+
+class Agreement:
+    """`1 - E||y - y'||^2 / E||y - mean(y)||^2` over all floating-point outputs; 1 for the original itself."""
+
+    def __init__(self, gm: GraphModule, batches: Iterable[Batch]) -> None:
+        """Run the original.
+
+        Args:
+            gm: The original network.
+            batches: The inputs to compare on.
+        """
+        self._batches = tuple(batches)
+        self._wanted = [self.outputs(gm, batch) for batch in self._batches]
+        columns = (
+            torch.cat([each.flatten() for each in column]) for column in zip(*self._wanted, strict=True)
+        )
+        self._power = sum(float((column - column.mean()).square().sum()) for column in columns)
+
+    def __call__(self, module: GraphModule) -> float:
+        """The agreement of a network that takes the same inputs."""
+        return 1.0 - self.lost(self.outputs(module, batch) for batch in self._batches)
+
+    def lost(self, outputs: Iterable[list[Tensor]]) -> float:
+        """The relative squared error of outputs, one list for each batch."""
+        lost = 0.0
+        for got, wanted in zip(outputs, self._wanted, strict=True):
+            lost += sum(float((a - b).square().sum()) for a, b in zip(got, wanted, strict=True))
+        return lost / max(self._power, 1e-300)
+
+    @staticmethod
+    @torch.no_grad()
+    def outputs(module: GraphModule, batch: Batch) -> list[Tensor]:
+        """The floating-point outputs for a batch, in double precision."""
+        args, kwargs = call_arguments(batch)
+        with evaluating(module):
+            return float_leaves(module(*args, **kwargs))
+
+
+def float_leaves(value: object) -> list[Tensor]:
+    """The floating-point tensors of a nested structure, in double precision."""
+    leaves = pytree.tree_leaves(value)
+    return [leaf.double() for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
