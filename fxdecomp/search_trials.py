@@ -14,19 +14,22 @@ from torch.fx import GraphModule
 from fxdecomp.errors import FxdecompError
 from fxdecomp.files import write_json
 
+_EDGE = 0.25
+
 
 @dataclass(frozen=True, slots=True)
 class Trial:
     """One network that was judged.
 
     Attributes:
-        share: The budget, as a share of the dense network's multiply-accumulates.
+        share: The budget, as a share of what the dense network costs.
         macs: What the network takes.
         params: Its parameters.
         metric: What the metric said; NaN where no network meets the budget.
         accepted: Whether the loss is within what the user allows.
         plan: Methods and ranks, None for the dense network and where there is none.
         problem: Why there is no network, empty where there is one.
+        time_share: Measured time as a share of the dense network's, None where no time was measured.
     """
 
     share: float
@@ -36,6 +39,12 @@ class Trial:
     accepted: bool
     plan: Mapping[str, Any] | None = None
     problem: str = ""
+    time_share: float | None = None
+
+    @property
+    def cost(self) -> float:
+        """What a search compares: the share of the time where it was measured, else MACs."""
+        return self.macs if self.time_share is None else self.time_share
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,7 +52,7 @@ class SearchResult:
     """What `search` found.
 
     Attributes:
-        model: The smallest accepted network; the original's layers, untouched, where none was.
+        model: The fastest accepted network; the original's layers, untouched, where none was.
         trials: All networks judged, the dense one first.
         best: The trial of `model`.
         max_drop: The loss that was allowed.
@@ -63,8 +72,9 @@ class SearchResult:
     def frontier(self) -> tuple[Trial, ...]:
         """The trials that no other beats in both cost and metric, the dearest first."""
         kept: list[Trial] = []
-        for trial in sorted(self.trials, key=lambda t: (t.macs, -t.metric)):
-            if not trial.problem and (not kept or trial.metric > kept[-1].metric):
+        judged = [trial for trial in self.trials if not trial.problem]
+        for trial in sorted(judged, key=lambda t: (t.cost, -t.metric)):
+            if not kept or trial.metric > kept[-1].metric:
                 kept.append(trial)
         return tuple(kept[::-1])
 
@@ -74,6 +84,7 @@ class SearchResult:
             "max_drop": self.max_drop,
             "best": self.trials.index(self.best),
             "trials": [_plain(trial) for trial in self.trials],
+            "frontier": [self.trials.index(trial) for trial in self.frontier],
             "speedup": self.speedup,
             "notes": list(self.notes),
         }
@@ -83,13 +94,32 @@ class SearchResult:
         write_json(Path(path), self.to_dict())
 
     def __str__(self) -> str:
-        lines = [f"{'share':>6}  {'MACs':>15}  {'params':>13}  {'metric':>9}"]
+        lines = [f"{'share':>6}  {'time':>6}  {'MACs':>15}  {'params':>13}  {'metric':>9}"]
         for trial in self.trials:
             verdict = trial.problem or ("accepted" if trial.accepted else "rejected")
             mark = ", taken" if trial is self.best else ""
-            row = f"{trial.share:6.3f}  {trial.macs:15,}  {trial.params:13,}  {trial.metric:9.4f}"
+            time = "-" if trial.time_share is None else f"{trial.time_share:.3f}"
+            row = f"{trial.share:6.3f}  {time:>6}  {trial.macs:15,}  {trial.params:13,}  {trial.metric:9.4f}"
             lines.append(f"{row}  {verdict}{mark}")
         return "\n".join([*lines, *self.notes])
+
+
+def next_share(trials: list[Trial], least_share: float, max_drop: float) -> float:
+    """The share to judge next: inside the bracket of the cheapest accepted and the dearest rejected one.
+
+    On a logarithmic scale, where the line through the losses at both ends meets `max_drop`; never in the
+    outer quarters of the bracket, and in its middle where an end has no loss.
+    """
+    wanted = trials[0].metric
+    above = min((t for t in trials if t.accepted), key=lambda t: t.share)
+    below = max((t for t in trials if not t.accepted), key=lambda t: t.share, default=None)
+    low = least_share if below is None or below.share >= above.share else below.share
+    place = 0.5
+    if below is not None and not math.isnan(below.metric) and below.share < above.share:
+        near, far = wanted - above.metric, wanted - below.metric
+        if far > near:
+            place = min(max((max_drop - near) / (far - near), _EDGE), 1 - _EDGE)
+    return math.exp(math.log(above.share) + place * (math.log(low) - math.log(above.share)))
 
 
 def _plain(trial: Trial) -> dict[str, Any]:

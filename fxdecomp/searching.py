@@ -1,8 +1,9 @@
-"""`search`: the smallest network whose quality falls by no more than the user allows.
+"""`search`: the fastest network whose quality falls by no more than the user allows.
 
-The budget of multiply-accumulates is bisected, on a logarithmic scale, between the dense network and a least
-share: every step compresses the network to a share, and judges it. What is returned has been judged itself,
-never interpolated.
+The budget, of measured time where there is a provider and of multiply-accumulates where there is none, is
+narrowed down between the dense network and a least share. The next share is where the line through the
+losses at both ends of the bracket meets the loss that is allowed, kept off the ends: what was judged before
+warms the start of what comes next. What is returned has been judged itself, never interpolated.
 """
 
 from __future__ import annotations
@@ -11,12 +12,15 @@ import logging
 import math
 import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import torch.utils._pytree as pytree
+from torch import Tensor
 from torch.fx import GraphModule
 
-from fxdecomp.allocation import MACs
+from fxdecomp.allocation import Budget, Latency, MACs
 from fxdecomp.allocation.agreement import Agreement
 from fxdecomp.calibration import Batch, Calibration
 from fxdecomp.errors import PolicyError
@@ -26,8 +30,9 @@ from fxdecomp.pipeline import transform
 from fxdecomp.plans import Plan
 from fxdecomp.policy import Policy
 from fxdecomp.progress import Progress, silent
+from fxdecomp.recovery.checkpoints import fingerprint
 from fxdecomp.reporting import report
-from fxdecomp.search_trials import SearchResult, Trial, restored_trials, save_state
+from fxdecomp.search_trials import SearchResult, Trial, next_share, restored_trials, save_state
 
 Metric = Callable[[GraphModule], float]
 
@@ -49,7 +54,7 @@ def search(
     state: str | Path | None = None,
     progress: Progress = silent,
 ) -> SearchResult:
-    """Find the smallest network whose metric falls by no more than `max_drop`.
+    """Find the fastest network whose metric falls by no more than `max_drop`.
 
     Args:
         gm: A traced network, from `trace`; it is not changed.
@@ -59,14 +64,16 @@ def search(
         metric: The user's measure of a network, higher is better. By default the agreement with the
             original's outputs, `1 - E||y - y'||^2 / E||y - mean(y)||^2`, which is 1 for the original itself.
         max_drop: The most that the metric may fall below that of the original.
-        policy: Methods, rules and exclusions, with a budget of MACs that is replaced; `auto` by default.
+        policy: Methods, rules and exclusions, with a budget that is replaced; `auto` by default.
         evaluations: How many compressed networks are judged.
-        least_share: The smallest share of the multiply-accumulates that is considered.
-        provider: Where the outcome is timed against the dense network, in turn. One that is not faster beyond
-            the noise is dropped, and a note says so. None times nothing.
+        least_share: The smallest share of the dense network's cost that is considered.
+        provider: Where time is measured; the budget is then `Latency`, and the outcome is timed against the
+            dense network once more. One that is not faster beyond the noise is dropped, and a note says so.
+            None counts multiply-accumulates and times nothing.
         threads: Threads of the timing.
-        state: A file that every judged network is written to; a search of the same settings goes on from it.
-        progress: Told of every judged network.
+        state: A file that every judged network is written to; a search of the same network, metric, data and
+            settings goes on from it.
+        progress: Told of every judged network, and of the work at each.
 
     Raises:
         PolicyError: A setting is out of range.
@@ -78,40 +85,117 @@ def search(
             "a share in (0, 1) and at least 1"
         )
     base = policy or Policy(budget=MACs(0.5))
-    if not isinstance(base.budget, MACs):
-        raise PolicyError("search needs a policy with a budget of MACs, such as Policy(budget=MACs(0.5))")
+    if not isinstance(base.budget, MACs | Latency):
+        raise PolicyError("search needs a policy with a budget that it can replace, such as MACs(0.5)")
+    if provider is None and isinstance(base.budget, Latency):
+        provider, threads = base.budget.provider, base.budget.threads
     data = None if calibration is None else Calibration.of(calibration)
+    name = _name_of(metric)
     if metric is None:
         data, judged = _split(data, example_inputs)
         metric = Agreement(gm, judged)
+    settings = {
+        "max_drop": max_drop,
+        "policy": replace(base, budget=_budget(0.5, provider, threads)).to_dict(),
+        "metric": name,
+        "fingerprint": fingerprint({}, _tensors(gm, data, example_inputs)),
+    }
     dense = report(gm)
-    settings = {"max_drop": max_drop, "policy": base.to_dict(), "macs": dense.macs_before}
     trials = restored_trials(state, settings)
     if not trials:
-        trials = [Trial(1.0, dense.macs_before, dense.params_before, metric(gm), accepted=True)]
-    wanted = trials[0].metric - max_drop
-    low, high = least_share, 1.0
-    model: tuple[Trial, GraphModule] | None = None
-    for step in range(evaluations):
-        share = math.sqrt(low * high)
-        trial = trials[step + 1] if step + 1 < len(trials) else None
-        if trial is None:
-            trial, small = _judge(gm, replace(base, budget=MACs(share)), data, metric, wanted)
-            model = (trial, small) if small is not None and trial.accepted else model
-            trials.append(trial)
-            save_state(state, settings, trials)
-        _log.info("share %.3f: MACs %d, metric %.4f", trial.share, trial.macs, trial.metric)
+        share = None if provider is None else 1.0
+        trials = [Trial(1.0, dense.macs_before, dense.params_before, metric(gm), True, time_share=share)]
+    seeker = _Seeker(gm, base, data, metric, trials[0].metric - max_drop, progress)
+    for step in range(len(trials) - 1, evaluations):
+        share = next_share(trials, least_share, max_drop)
+        trials.append(seeker.judge(_budget(share, provider, threads)))
+        save_state(state, settings, trials)
         progress("search", step + 1, evaluations)
-        low, high = (low, trial.share) if trial.accepted else (trial.share, high)
-    best = min((t for t in trials if t.accepted), key=lambda t: t.macs)
-    if model is None or model[0] is not best:
-        model = (best, _rebuilt(gm, best, data))
-    result = SearchResult(model[1], tuple(trials), best, max_drop)
-    return (
-        result
-        if provider is None or best is trials[0]
-        else _timed(result, gm, example_inputs, provider, threads)
-    )
+    best = min((t for t in trials if t.accepted), key=lambda t: t.cost)
+    result = SearchResult(seeker.model_of(best), tuple(trials), best, max_drop)
+    if best is trials[0]:
+        note = "nothing worth changing: no smaller network that was judged keeps the metric"
+        return replace(result, notes=(note,))
+    return result if provider is None else _timed(result, gm, example_inputs, provider, threads)
+
+
+@dataclass(slots=True)
+class _Seeker:
+    """Makes and judges networks; keeps the best that was accepted."""
+
+    gm: GraphModule
+    policy: Policy
+    data: Calibration | None
+    metric: Metric
+    wanted: float
+    progress: Progress
+    kept: tuple[Trial, GraphModule] | None = None
+
+    def judge(self, budget: Budget) -> Trial:
+        """The network of a budget, judged; without a network where the budget cannot be met."""
+        share = float(budget.target)
+        try:
+            small = transform(
+                self.gm, replace(self.policy, budget=budget), calibration=self.data, progress=self.progress
+            )
+        except PolicyError as error:
+            return self._logged(Trial(share, 0, 0, math.nan, accepted=False, problem=str(error)))
+        told = report(small)
+        if not told.modified:
+            why = "; ".join(told.record.notes[-1:])
+            return self._logged(Trial(share, 0, 0, math.nan, accepted=False, problem=why))
+        value = self.metric(small)
+        trial = Trial(
+            share,
+            told.macs_after,
+            told.params_after,
+            value,
+            accepted=value >= self.wanted,
+            plan=told.plan.to_dict(),
+            time_share=_time_share(told.record.latency),
+        )
+        if trial.accepted and (self.kept is None or trial.cost < self.kept[0].cost):
+            self.kept = (trial, small)
+        return self._logged(trial)
+
+    def model_of(self, trial: Trial) -> GraphModule:
+        """The network of a trial, made again where it was judged before an interruption."""
+        if self.kept is not None and self.kept[0] is trial:
+            return self.kept[1]
+        if trial.plan is None:
+            return _untouched(self.gm)
+        return transform(self.gm, Policy.from_plan(Plan.from_dict(trial.plan)), calibration=self.data)
+
+    @staticmethod
+    def _logged(trial: Trial) -> Trial:
+        _log.info("share %.3f: cost %.4g, metric %.4f", trial.share, trial.cost, trial.metric)
+        return trial
+
+
+def _budget(share: float, provider: str | None, threads: int) -> Budget:
+    return MACs(share) if provider is None else Latency(share, provider, threads)
+
+
+def _time_share(latency: Any) -> float | None:
+    if latency is None or latency["taken"] is None:
+        return None
+    return float(latency["attempts"][latency["taken"]]["measured_share"])
+
+
+def _name_of(metric: Metric | None) -> str:
+    """What tells one metric from another in a state file."""
+    if metric is None:
+        return "agreement"
+    kind = metric if hasattr(metric, "__qualname__") else type(metric)
+    return f"{kind.__module__}:{kind.__qualname__}"
+
+
+def _tensors(gm: GraphModule, data: Calibration | None, example_inputs: ExampleInputs) -> list[Tensor]:
+    """The tensors that decide the outcome of a search."""
+    batches = () if data is None else tuple(data.batches)
+    leaves = pytree.tree_leaves((example_inputs, batches))
+    given = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    return [*gm.parameters(), *gm.buffers(), *given]
 
 
 def _split(data: Calibration | None, examples: ExampleInputs) -> tuple[Calibration | None, tuple[Batch, ...]]:
@@ -123,29 +207,6 @@ def _split(data: Calibration | None, examples: ExampleInputs) -> tuple[Calibrati
         return data, batches
     kept = max(1, len(batches) // 4)
     return replace(data, batches=batches[:-kept]), batches[-kept:]
-
-
-def _judge(
-    gm: GraphModule, policy: Policy, data: Calibration | None, metric: Metric, wanted: float
-) -> tuple[Trial, GraphModule | None]:
-    assert policy.budget is not None
-    share = float(policy.budget.target)
-    try:
-        small = transform(gm, policy, calibration=data)
-    except PolicyError as error:
-        return Trial(share, 0, 0, math.nan, accepted=False, problem=str(error)), None
-    told = report(small)
-    value = metric(small)
-    trial = Trial(
-        share, told.macs_after, told.params_after, value, accepted=value >= wanted, plan=told.plan.to_dict()
-    )
-    return trial, small
-
-
-def _rebuilt(gm: GraphModule, trial: Trial, data: Calibration | None) -> GraphModule:
-    if trial.plan is not None:
-        return transform(gm, Policy.from_plan(Plan.from_dict(trial.plan)), calibration=data)
-    return _untouched(gm)
 
 
 def _untouched(gm: GraphModule) -> GraphModule:
@@ -169,5 +230,5 @@ def _timed(
     told = f"measured on {provider}, {threads} thread(s): {ratio} of the dense network's speed"
     if ratio.low > 1:
         return replace(measured, notes=(told,))
-    dropped = f"{told}; that is not faster beyond the noise, so the original's layers are kept"
+    dropped = f"nothing worth changing: {told}, which is not faster beyond the noise"
     return replace(measured, model=dense, best=result.trials[0], notes=(dropped,))

@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,9 @@ from torch.fx import GraphModule
 
 import fxdecomp
 from fxdecomp import Params, Policy, PolicyError
-from fxdecomp.search_trials import SearchResult
 from fxdecomp.allocation.agreement import Agreement
+from fxdecomp.records import attach_record, record_of
+from fxdecomp.search_trials import SearchResult, Trial, next_share
 from fxdecomp.searching import search
 
 
@@ -66,42 +68,54 @@ def test_the_frontier_rises_with_cost(gm: GraphModule) -> None:
     assert not any(math.isnan(value) for value in values)
 
 
+class Judge:
+    """The agreement; counts what it judges, and is killed before it judges one more than `most`."""
+
+    def __init__(self, gm: GraphModule, most: int = 99) -> None:
+        self.agreement, self.most, self.count = Agreement(gm, [INPUTS]), most, 0
+
+    def __call__(self, module: GraphModule) -> float:
+        if self.count == self.most:
+            raise KeyboardInterrupt
+        self.count += 1
+        return self.agreement(module)
+
+
 def test_a_killed_search_goes_on_where_it_was(gm: GraphModule, tmp_path: Path) -> None:
     state = tmp_path / "state.json"
-    calls: list[int] = []
-    judge = Agreement(gm, [INPUTS])
-
-    def metric(module: GraphModule) -> float:
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        calls.append(1)
-        return judge(module)
-
     options = {"policy": POLICY, "max_drop": 0.02, "evaluations": 4}
     with pytest.raises(KeyboardInterrupt):
-        search(gm, INPUTS, metric=metric, state=state, **options)  # type: ignore[arg-type]
-    again: list[int] = []
-    resumed = search(
-        gm,
-        INPUTS,
-        metric=lambda m: again.append(1) or judge(m),
-        state=state,
-        **options,  # type: ignore
-    )
-    full: list[int] = []
-    whole = search(gm, INPUTS, metric=lambda m: full.append(1) or judge(m), **options)  # type: ignore
-    assert len(again) == len(full) - 3 > 0
+        search(gm, INPUTS, metric=Judge(gm, 3), state=state, **options)  # type: ignore[arg-type]
+    judges = Judge(gm), Judge(gm)
+    resumed = search(gm, INPUTS, metric=judges[0], state=state, **options)  # type: ignore[arg-type]
+    whole = search(gm, INPUTS, metric=judges[1], **options)  # type: ignore[arg-type]
+    assert (judges[0].count, judges[1].count) == (2, 5)
     assert resumed.to_dict() == whole.to_dict()
     assert torch.equal(resumed.model(INPUTS), whole.model(INPUTS))
-    with pytest.raises(fxdecomp.FxdecompError, match="another search"):
-        search(gm, INPUTS, metric=judge, state=state, policy=POLICY, max_drop=0.5)
+
+
+def test_a_state_of_another_search_is_refused(gm: GraphModule, tmp_path: Path) -> None:
+    state = tmp_path / "state.json"
+    judge = Judge(gm)
+    options = {"policy": POLICY, "max_drop": 0.02, "evaluations": 1}
+    search(gm, INPUTS, metric=judge, state=state, **options)  # type: ignore[arg-type]
+    for model, inputs, other in (
+        (gm, INPUTS, options | {"max_drop": 0.5}),
+        (gm, INPUTS, options | {"policy": Policy(budget=fxdecomp.MACs(0.5), method="tucker2")}),
+        (gm, INPUTS + 1, options),
+        (gm, INPUTS, options | {"calibration": [INPUTS]}),
+        (network(40), INPUTS, options),
+        (gm, INPUTS, options | {"metric": None}),
+    ):
+        with pytest.raises(fxdecomp.FxdecompError, match="another search"):
+            search(model, inputs, state=state, **{"metric": judge} | other)  # type: ignore[arg-type]
     state.write_text("{")
     with pytest.raises(fxdecomp.FxdecompError, match="no state of a search"):
         search(gm, INPUTS, metric=judge, state=state, policy=POLICY)
 
 
 def test_the_result_is_data(gm: GraphModule, tmp_path: Path) -> None:
-    found = search(gm, INPUTS, policy=POLICY, max_drop=0.02, evaluations=1, least_share=0.001)
+    found = search(gm, INPUTS, policy=POLICY, max_drop=0.02, evaluations=1, least_share=1e-9)
     assert isinstance(found, SearchResult)
     assert "cannot be met" in found.trials[1].problem
     found.save(tmp_path / "search.json")
@@ -120,6 +134,7 @@ def test_what_is_not_faster_is_dropped(gm: GraphModule, monkeypatch: pytest.Monk
         def ratio(self, slow: str, fast: str) -> object:
             return fxdecomp.export.Ratio(1.1, self.low, 1.2)
 
+    time_by_macs(monkeypatch)
     for low, kept in ((0.99, False), (1.05, True)):
         monkeypatch.setattr(module, "benchmark", lambda *_, low=low, **__: Times(low))
         found = search(
@@ -134,5 +149,70 @@ def test_what_is_not_faster_is_dropped(gm: GraphModule, monkeypatch: pytest.Monk
 def test_settings_out_of_range_raise(gm: GraphModule, options: dict[str, float]) -> None:
     with pytest.raises(PolicyError, match="wanted"):
         search(gm, INPUTS, **options)  # type: ignore[arg-type]
-    with pytest.raises(PolicyError, match="budget of MACs"):
+    with pytest.raises(PolicyError, match="budget that it can replace"):
         search(gm, INPUTS, policy=Policy(budget=Params(0.5)))
+
+
+def test_the_next_share_lies_where_the_losses_point_and_off_the_ends() -> None:
+    dense = Trial(1.0, 100, 10, 1.0, accepted=True)
+    assert next_share([dense], 0.25, 0.1) == pytest.approx(0.5)
+    unmet = Trial(0.25, 0, 0, math.nan, accepted=False, problem="cannot be met")
+    assert next_share([dense, unmet], 0.1, 0.1) == pytest.approx(0.5)
+    for loss, place in ((0.2, 0.5), (0.11, 0.75), (9.0, 0.25), (0.16, 0.1 / 0.16)):
+        rejected = Trial(0.25, 20, 5, 1.0 - loss, accepted=False)
+        assert next_share([dense, rejected], 0.1, 0.1) == pytest.approx(0.25**place)
+    better = Trial(0.6, 60, 8, 0.98, accepted=True)
+    low, high = 0.25, 0.6
+    assert low < next_share([dense, rejected, better], 0.1, 0.1) < high
+
+
+def time_by_macs(monkeypatch: pytest.MonkeyPatch) -> list[fxdecomp.Latency]:
+    """Let a budget of time be one of ever fewer multiply-accumulates; returns what is asked for."""
+    asked: list[fxdecomp.Latency] = []
+
+    def fake(gm: GraphModule, policy: Policy, **options: object) -> GraphModule:
+        if not isinstance(policy.budget, fxdecomp.Latency):
+            return fxdecomp.transform(gm, policy)
+        asked.append(policy.budget)
+        small = fxdecomp.transform(gm, replace(POLICY, budget=fxdecomp.MACs(0.6 - 0.1 * len(asked))))
+        record = record_of(small)
+        assert record is not None
+        assert policy.budget.target is not None
+        latency = {"taken": 0, "attempts": [{"measured_share": policy.budget.target + 0.01}]}
+        attach_record(small, replace(record, latency=latency))
+        return small
+
+    monkeypatch.setattr("fxdecomp.searching.transform", fake)
+    return asked
+
+
+def test_time_is_what_counts_where_there_is_a_provider(
+    gm: GraphModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fxdecomp.searching as module
+
+    asked = time_by_macs(monkeypatch)
+    monkeypatch.setattr(module, "_timed", lambda result, *_: result)
+    found = search(gm, INPUTS, policy=POLICY, max_drop=0.5, evaluations=2, provider="X", threads=3)
+    assert [(budget.provider, budget.threads) for budget in asked] == [("X", 3)] * 2
+    assert [trial.time_share for trial in found.trials] == [1.0, *(b.target + 0.01 for b in asked)]
+    assert found.best.time_share == min(t.time_share for t in found.trials if t.time_share)
+    assert [found.trials[i] for i in found.to_dict()["frontier"]] == list(found.frontier)
+    assert fxdecomp.report(found.model, search=found).frontier is not None
+
+
+def test_what_cannot_be_made_faster_is_left_alone_and_said(
+    gm: GraphModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fxdecomp.searching as module
+
+    def refuse(gm: GraphModule, policy: Policy, **_: object) -> GraphModule:
+        if isinstance(policy.budget, fxdecomp.Latency):
+            raise PolicyError("Latency cannot be met")
+        return fxdecomp.transform(gm, policy)
+
+    monkeypatch.setattr(module, "transform", refuse)
+    found = search(gm, INPUTS, policy=POLICY, evaluations=2, provider="CPUExecutionProvider")
+    assert not fxdecomp.report(found.model).modified
+    assert "nothing worth changing" in found.notes[0]
+    assert torch.equal(found.model(INPUTS), gm(INPUTS))

@@ -4,8 +4,8 @@ At one layer at a time the output `y` is replaced by
 
     y' = m + U U^T (y - m)
 
-with `m` its mean and `U` the leading eigenvectors of its covariance over the channels, as many as keep
-nine tenths of its variance: the error of a calibrated `channel_svd`, and of the kind of that of other
+with `m` its mean and `U` the leading eigenvectors of its covariance over the channels, as many as lose no
+more than `LOST` of its variance: the error of a calibrated `channel_svd`, and of the kind of that of other
 methods. With `e` the variance that is lost and `D` the damage at the network's output
 (`fxdecomp.allocation.agreement`), the sensitivity is `D / e`.
 """
@@ -16,18 +16,22 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, fx
 from torch.fx import GraphModule, Node
 
 from fxdecomp.allocation.agreement import Agreement, float_leaves
-from fxdecomp.calibration import Batch
+from fxdecomp.calibration import Batch, Calibration
 from fxdecomp.graphs import copy_sharing_tensors
 from fxdecomp.inputs import placeholder_values
 from fxdecomp.progress import Progress, silent
 from fxdecomp.sites import Site
 
-LOST = 0.1
+LOST = 0.03
 """Share of a layer's variance that is taken away."""
+
+EXAMPLES = 32
+"""Examples of a calibration that sensitivities are measured on."""
 
 
 def measure_sensitivity(
@@ -65,6 +69,21 @@ def measure_sensitivity(
         found[site.name] = damage * lost[1] / lost[0] if lost[0] else 0.0
         progress("sensitivities", index + 1, len(sites))
     return found
+
+
+def some_of(calibration: Calibration) -> list[Batch]:
+    """The first batches of a calibration, as many as hold `EXAMPLES` examples."""
+    batches: list[Batch] = []
+    for batch in calibration.batches:
+        if sum(map(_examples, batches)) >= EXAMPLES:
+            break
+        batches.append(batch)
+    return batches
+
+
+def _examples(batch: Batch) -> int:
+    leaves = [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim]
+    return leaves[0].shape[0] if leaves else 1
 
 
 def _truncated(y: Tensor, spatial: int) -> tuple[Tensor, float, float]:

@@ -82,6 +82,7 @@ class DecomposeLayers(Pass):
                 results,
                 list(outcomes.values()),
                 lambda questions: work.each("candidates", candidates, questions),
+                self.calibration,
                 self.progress,
             )
             planned = plan_budget(self.policy, open_, situation)

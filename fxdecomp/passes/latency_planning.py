@@ -133,8 +133,18 @@ class LatencyPlanner:
         ours = {*open_, *self._given}
         return settled + sum(row.time_s for row in profile.kernels if row.name not in ours)
 
-    def attempts(self, menus: Mapping[str, Sequence[Candidate]], fixed_s: float) -> list[Attempt]:
+    def attempts(
+        self,
+        menus: Mapping[str, Sequence[Candidate]],
+        fixed_s: float,
+        sensitivity: Mapping[str, float] | None = None,
+    ) -> list[Attempt]:
         """Choose, assemble and time until the target is met; empty where nothing is to be changed.
+
+        Args:
+            menus: The timed candidates of each layer, the dense one first.
+            fixed_s: Time of everything else.
+            sensitivity: Damage per unit of error, by layer; None for all alike.
 
         Raises:
             PolicyError: The budget cannot be met.
@@ -145,7 +155,14 @@ class LatencyPlanner:
         found: list[Attempt] = []
         for _ in range(_ATTEMPTS):
             try:
-                choice = allocate(menus, self._budget, fixed=fixed_s, dense=dense, limit=limit)
+                choice = allocate(
+                    menus,
+                    self._budget,
+                    fixed=fixed_s,
+                    dense=dense,
+                    limit=limit,
+                    sensitivity=sensitivity,
+                )
             except PolicyError:
                 if not found:
                     raise

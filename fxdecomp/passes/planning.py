@@ -12,6 +12,8 @@ from fxdecomp.allocation.allocate import allocate
 from fxdecomp.allocation.budgets import Latency, MACs
 from fxdecomp.allocation.candidates import Candidate, Question
 from fxdecomp.allocation.pricing import price
+from fxdecomp.allocation.sensitivity import measure_sensitivity, some_of
+from fxdecomp.calibration import Calibration
 from fxdecomp.errors import PolicyError
 from fxdecomp.export.machine import machine
 from fxdecomp.outcomes import Outcome, Reason
@@ -53,6 +55,7 @@ class Situation:
         settled: What became of the layers whose rank the policy gives.
         others: All other layers of the network.
         answer: Finds the candidates of many layers.
+        calibration: Inputs that the layers' sensitivities are measured on, None for all alike.
         progress: Told of every timed candidate.
     """
 
@@ -61,7 +64,15 @@ class Situation:
     settled: Mapping[str, Solution | Obstacle]
     others: Sequence[Outcome]
     answer: Answers
+    calibration: Calibration | None
     progress: Progress
+
+    def sensitivity(self, open_: Mapping[str, Task]) -> dict[str, float] | None:
+        """Damage at the network's output per unit of error at a layer; None where nothing is known."""
+        if self.calibration is None:
+            return None
+        sites = [site for site in self.sites if site.name in open_]
+        return measure_sensitivity(self.gm, sites, some_of(self.calibration), self.progress)
 
 
 def plan_budget(policy: Policy, tasks: Mapping[str, Task], situation: Situation) -> Planned:
@@ -114,11 +125,12 @@ def _counted_choice(policy: Policy, open_: Mapping[str, Task], situation: Situat
         if site.name not in open_:
             fixed += _settled_cost(site, situation.settled.get(site.name), cost)
     step = policy.multiple_of or rank_step()
+    sensitivity = situation.sensitivity(open_)
     while True:
         menus = situation.answer({name: _question(task, step, cost) for name, task in open_.items()})
         finest = step == 1 or policy.multiple_of is not None
         try:
-            found = allocate(menus, policy.budget, fixed=fixed, dense=dense)
+            found = allocate(menus, policy.budget, fixed=fixed, dense=dense, sensitivity=sensitivity)
         except PolicyError:
             if finest:
                 raise
@@ -142,7 +154,7 @@ def _timed_choice(
         questions = {name: _question(task, step, budget.name) for name, task in open_.items()}
         menus = price(questions, situation.answer(questions), planner.times, situation.progress)
         fixed = planner.fixed_s({name: menu[0].time_s or 0.0 for name, menu in menus.items()})
-        attempts = planner.attempts(menus, fixed)
+        attempts = planner.attempts(menus, fixed, situation.sensitivity(open_))
         target = planner.target
     best = best_attempt(attempts, target)
     sizes = {name: len(menu) for name, menu in menus.items()}

@@ -83,11 +83,12 @@ class Frontier:
 
 
 def frontier_of(search: SearchResult) -> Frontier:
-    """The networks that a search judged, by their multiply-accumulates."""
+    """The networks that a search judged, by their measured time, or multiply-accumulates without one."""
+    timed = search.trials[0].time_share is not None
     points = tuple(
         FrontierPoint(
-            "dense" if index == 0 else f"{trial.share:.3g} of the MACs",
-            trial.macs,
+            "dense" if index == 0 else f"{trial.share:.3g} of the {'time' if timed else 'MACs'}",
+            trial.cost,
             trial.metric,
             trial.accepted,
             trial is search.best,
@@ -95,4 +96,4 @@ def frontier_of(search: SearchResult) -> Frontier:
         for index, trial in enumerate(search.trials)
         if not trial.problem
     )
-    return Frontier(points, "multiply-accumulates")
+    return Frontier(points, "share of the dense network's time" if timed else "multiply-accumulates")

@@ -1,0 +1,80 @@
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+import fxdecomp
+from fxdecomp.allocation.agreement import Agreement
+from fxdecomp.allocation.sensitivity import EXAMPLES, LOST, measure_sensitivity, some_of
+from fxdecomp.calibration import Calibration
+from fxdecomp.sites import survey
+from tests.nets import image
+
+X = image(16, 12, seed=3)
+
+
+class Branches(nn.Module):
+    """Two layers whose outputs reach the network's at known strengths, and one that does not at all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.strong, self.weak, self.idle = nn.Linear(12, 32), nn.Linear(12, 32), nn.Linear(12, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.strong(x) + 0.1 * self.weak(x) + 0.0 * self.idle(x)
+
+
+@pytest.fixture
+def gm() -> GraphModule:
+    return fxdecomp.trace(Branches().eval(), X)
+
+
+def test_the_damage_at_the_output_is_what_is_told(gm: GraphModule) -> None:
+    """The network is linear, so that a layer's error reaches the output at the square of its strength."""
+    found = measure_sensitivity(gm, survey(gm).sites, [X])
+    with torch.no_grad():
+        y = gm(X)
+        outputs = {name: gm.get_submodule(name)(X) for name in found}
+    power = {name: float((z - z.mean(0)).square().sum()) for name, z in outputs.items()}
+    whole = float((y - y.mean()).square().sum())
+    assert found["strong"] == pytest.approx(power["strong"] / whole, rel=1e-4)
+    assert found["weak"] == pytest.approx(0.01 * power["weak"] / whole, rel=1e-4)
+    assert found["idle"] == 0
+
+
+@pytest.mark.parametrize("build", [lambda: nn.Conv2d(3, 24, 3), lambda: nn.Conv1d(3, 24, 3)])
+def test_convolutions_lose_channels_and_the_last_layer_has_sensitivity_one(build: object) -> None:
+    torch.manual_seed(0)
+    layer = build()  # type: ignore[operator]
+    x = image(4, 3, *(9,) * (layer.weight.ndim - 2))
+    gm = fxdecomp.trace(nn.Sequential(layer).eval(), x)
+    (value,) = measure_sensitivity(gm, survey(gm).sites, [x, x]).values()
+    y = gm(x).detach().double()
+    centred = y.movedim(1, -1).reshape(-1, 24)
+    ratio = (centred - centred.mean(0)).square().sum() / (y - y.mean()).square().sum()
+    assert value == pytest.approx(float(ratio), rel=1e-4)
+
+
+def test_agreement_is_one_for_the_original_and_falls_with_the_error(gm: GraphModule) -> None:
+    metric = Agreement(gm, [X])
+    assert metric(gm) == 1.0
+    small = fxdecomp.transform(gm, fxdecomp.Policy(method="svd", rank=4))
+    y, other = gm(X).detach().double(), small(X).detach().double()
+    lost = float((y - other).square().sum() / (y - y.mean()).square().sum())
+    assert metric(small) == pytest.approx(1 - lost)
+
+
+def test_a_budget_spares_the_layer_that_matters(gm: GraphModule) -> None:
+    policy = fxdecomp.Policy(budget=fxdecomp.MACs(0.7), multiple_of=1, exclude=["idle"])
+    batches = [image(64, 12, seed=seed) for seed in range(4)]
+    small = fxdecomp.transform(gm, policy, calibration=batches)
+    spent = {outcome.site: outcome.macs_after for outcome in fxdecomp.report(small).outcomes}
+    assert spent["strong"] > spent["weak"]
+
+
+def test_a_few_dozen_examples_are_taken() -> None:
+    batches = [X] * 9
+    assert len(some_of(Calibration(batches))) * len(X) == EXAMPLES
+    assert len(some_of(Calibration([X]))) == 1
+    assert 0 < LOST < 0.1
