@@ -88,7 +88,7 @@ def policy_from(method: str | None, rank: str | None, file: Path | None) -> Poli
             raise PolicyError("--policy says methods and ranks itself; leave --method and --rank away")
         return Policy.load(file)
     if method is None:
-        raise PolicyError("say what to do: --method tucker2 --rank vbmf, or --policy FILE")
+        raise PolicyError("say what to do: --method tucker2 --rank vbmf, --budget macs:0.5, or --policy FILE")
     return Policy(method=method, rank=parse_rank(rank or "vbmf"))
 
 

@@ -10,14 +10,18 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
+from fxdecomp.calibration import Calibration
 from fxdecomp.export import ExportReport, benchmark, to_onnx
 from fxdecomp.files import write_json, write_text
+from fxdecomp.goals import Goal
 from fxdecomp.inputs import call_arguments
 from fxdecomp.loading import LoadedModel
 from fxdecomp.pipeline import transform
 from fxdecomp.policy import Policy
 from fxdecomp.progress import Progress, silent
 from fxdecomp.reporting import Report, Variant, graph_diff, report
+from fxdecomp.search_trials import SearchResult
+from fxdecomp.searching import search
 from fxdecomp.tracing import trace
 
 _STEPS = 5
@@ -29,6 +33,7 @@ class CompressResult:
 
     report: Report
     exported: ExportReport
+    search: SearchResult | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The result as JSON data."""
@@ -37,6 +42,7 @@ class CompressResult:
             "report": self.report.to_dict(),
             "export": self.exported.to_dict(),
             "timings": None if timed is None else timed.to_dict(),
+            "search": None if self.search is None else self.search.to_dict(),
         }
 
 
@@ -45,6 +51,8 @@ def compress_to(
     policy: Policy,
     folder: Path,
     *,
+    calibration: Calibration | None = None,
+    goal: Goal | None = None,
     time: bool = False,
     command: str = "",
     progress: Progress = silent,
@@ -55,16 +63,24 @@ def compress_to(
         loaded: The network and its example inputs.
         policy: Methods and ranks.
         folder: Made if it does not exist; `small.onnx`, `small.pt2`, `report.html`, `report.json`,
-            `policy.toml` and `graph.diff` appear in it, each whole or not at all.
+            `policy.toml` and `graph.diff` appear in it, each whole or not at all; `search.json` and
+            `search.state.json` too where there is a goal.
+        calibration: Unlabelled inputs, None for the weights alone.
+        goal: Search for the fastest network that reaches it; None carries out the policy.
         time: Write `dense.onnx` too, and time both on the CPU with one thread.
         command: The command that asked for it, for the report.
         progress: Told of every finished step and layer.
     """
     gm = trace(loaded.model, loaded.example_inputs)
     progress("compress", 1, _STEPS)
-    small = transform(gm, policy, progress=progress)
-    progress("compress", 2, _STEPS)
     folder.mkdir(parents=True, exist_ok=True)
+    found = None
+    if goal is None:
+        small = transform(gm, policy, calibration=calibration, progress=progress)
+    else:
+        found = _searched(loaded, gm, policy, folder, calibration=calibration, goal=goal, progress=progress)
+        small = found.model
+    progress("compress", 2, _STEPS)
     args, kwargs = call_arguments(loaded.example_inputs)
     exported = _export(loaded, small, folder / "small.onnx")
     progress("compress", 3, _STEPS)
@@ -85,14 +101,42 @@ def compress_to(
             Variant("dense", {}, plain.macs_before, plain.params_before, sizes.get("dense")),
             Variant("small", {}, plain.macs_after, plain.params_after, sizes["small"]),
         ),
+        search=found,
         command=command,
     )
-    result = CompressResult(told, exported)
+    result = CompressResult(told, exported, found)
     told.to_html(folder / "report.html", title=f"fxdecomp compress: {loaded.name}")
     write_text(folder / "policy.toml", policy.to_toml())
     write_text(folder / "graph.diff", graph_diff(gm, small) + "\n")
     write_json(folder / "report.json", result.to_dict())
     return result
+
+
+def _searched(
+    loaded: LoadedModel,
+    gm: GraphModule,
+    policy: Policy,
+    folder: Path,
+    *,
+    calibration: Calibration | None,
+    goal: Goal,
+    progress: Progress,
+) -> SearchResult:
+    found = search(
+        gm,
+        loaded.example_inputs,
+        calibration=calibration,
+        metric=goal.metric,
+        max_drop=goal.max_drop,
+        policy=policy,
+        evaluations=goal.evaluations,
+        provider=goal.provider,
+        threads=goal.threads,
+        state=folder / "search.state.json",
+        progress=progress,
+    )
+    found.save(folder / "search.json")
+    return found
 
 
 def _export(loaded: LoadedModel, gm: GraphModule, path: Path) -> ExportReport:

@@ -18,26 +18,58 @@ def compress(
     method: Method = None,
     rank: RankText = None,
     policy: PolicyFile = None,
+    budget: Annotated[
+        str | None, typer.Option(help="macs:0.5, params:0.5, latency:0.5, or a time latency:10ms")
+    ] = None,
+    calibration: Annotated[
+        str | None, typer.Option(help="module:function that gives batches of unlabelled inputs")
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="module:function of a network, higher is better; for --max-drop")
+    ] = None,
+    max_drop: Annotated[
+        float | None, typer.Option(help="Search: the fastest network that loses at most this")
+    ] = None,
+    provider: Annotated[
+        str | None, typer.Option(help="Where time is measured: cpu, cuda, or a full name")
+    ] = None,
+    threads: Annotated[int, typer.Option(help="Threads of the timing; 0 for all")] = 1,
+    evaluations: Annotated[int, typer.Option(help="Networks that a search judges")] = 6,
     time: Annotated[bool, typer.Option("--time", help="Write dense.onnx too, and time both")] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Decompose a network into a folder of checked files.
 
-    It writes small.onnx, small.pt2, report.html, report.json, policy.toml and graph.diff.
+    It writes small.onnx, small.pt2, report.html, report.json, policy.toml and graph.diff; a search also
+    search.json, and search.state.json, from which the same command goes on after an interruption.
     """
     from fxdecomp.cli.tables import benchmark_table, layer_tables
-    from fxdecomp.loading import load_model, parse_shape, policy_from
+    from fxdecomp.goals import goal_from, load_calibration, parse_budget, policy_for
+    from fxdecomp.loading import load_model, parse_shape
     from fxdecomp.results import compress_to
 
-    chosen = policy_from(method, rank, policy)
+    goal = goal_from(max_drop, metric, provider, threads, evaluations)
+    wanted = None if budget is None else parse_budget(budget, provider, threads)
+    chosen = policy_for(method, rank, policy, wanted, searched=goal is not None)
+    batches = load_calibration(calibration)
     loaded = load_model(model, tuple(map(parse_shape, inputs or ())))
     with progress_bars(quiet=quiet or as_json) as progress:
-        result = compress_to(loaded, chosen, out, time=time, command=this_command(), progress=progress)
+        result = compress_to(
+            loaded,
+            chosen,
+            out,
+            calibration=batches,
+            goal=goal,
+            time=time,
+            command=this_command(),
+            progress=progress,
+        )
     if as_json:
         print_json(result.to_dict())
         return
     timed = result.report.benchmark
     tables = layer_tables(result.report) + ([] if timed is None else [benchmark_table(timed)])
-    told = [result.report.summary, *result.report.remarks, str(result.exported)]
+    told = [] if result.search is None else [str(result.search)]
+    told += [result.report.summary, *result.report.remarks, str(result.exported)]
     print_blocks(*tables, "\n".join(told), f"Everything is in {out}; open {out / 'report.html'} first")
