@@ -73,7 +73,6 @@ def compress_to(
     """
     gm = trace(loaded.model, loaded.example_inputs)
     progress("compress", 1, _STEPS)
-    folder.mkdir(parents=True, exist_ok=True)
     found = None
     if goal is None:
         small = transform(gm, policy, calibration=calibration, progress=progress)
@@ -81,6 +80,7 @@ def compress_to(
         found = _searched(loaded, gm, policy, folder, calibration=calibration, goal=goal, progress=progress)
         small = found.model
     progress("compress", 2, _STEPS)
+    folder.mkdir(parents=True, exist_ok=True)
     args, kwargs = call_arguments(loaded.example_inputs)
     exported = _export(loaded, small, folder / "small.onnx")
     progress("compress", 3, _STEPS)
@@ -122,6 +122,7 @@ def _searched(
     goal: Goal,
     progress: Progress,
 ) -> SearchResult:
+    folder.mkdir(parents=True, exist_ok=True)  # the state of the search lies there
     found = search(
         gm,
         loaded.example_inputs,

@@ -19,14 +19,10 @@ def compress(
     rank: RankText = None,
     policy: PolicyFile = None,
     budget: Annotated[
-        str | None, typer.Option(help="macs:0.5, params:0.5, latency:0.5, or a time latency:10ms")
+        str | None, typer.Option(help="macs:0.5, params:0.5, latency:0.5 or latency:10ms")
     ] = None,
-    calibration: Annotated[
-        str | None, typer.Option(help="module:function that gives batches of unlabelled inputs")
-    ] = None,
-    metric: Annotated[
-        str | None, typer.Option(help="module:function of a network, higher is better; for --max-drop")
-    ] = None,
+    calibration: Annotated[str | None, typer.Option(help="module:function giving unlabelled batches")] = None,
+    metric: Annotated[str | None, typer.Option(help="module:function of a network, for --max-drop")] = None,
     max_drop: Annotated[
         float | None, typer.Option(help="Search: the fastest network that loses at most this")
     ] = None,
@@ -41,8 +37,8 @@ def compress(
 ) -> None:
     """Decompose a network into a folder of checked files.
 
-    It writes small.onnx, small.pt2, report.html, report.json, policy.toml and graph.diff; a search also
-    search.json, and search.state.json, from which the same command goes on after an interruption.
+    It writes small.onnx, small.pt2, report.html, report.json, policy.toml and graph.diff; and a
+    search (--max-drop) its search.json.
     """
     from fxdecomp.cli.tables import benchmark_table, layer_tables
     from fxdecomp.goals import goal_from, load_calibration, parse_budget, policy_for

@@ -13,7 +13,7 @@ Method = Annotated[
     str | None, typer.Option(help="svd, tucker2, cp, cp3, spatial_svd, channel_svd, tensor_train")
 ]
 RankText = Annotated[
-    str | None, typer.Option("--rank", help="vbmf, energy:0.9, a share 0.5, a rank 32, or ranks 64,32")
+    str | None, typer.Option("--rank", help="vbmf, energy:0.9, a share 0.5, or ranks 32 or 64,32")
 ]
 PolicyFile = Annotated[Path | None, typer.Option("--policy", help="A policy in TOML")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else")]
