@@ -1,12 +1,13 @@
 # `make demo` runs the main job on a real network, `make test` runs every check. Both make .venv themselves.
 PYTHON ?= python3
 VENV := .venv
+OPENVINO := .venv-openvino
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Two test processes with one thread each: more threads than cores are much slower.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: demo test lint types unit clean
+.PHONY: demo test lint types unit openvino clean
 
 demo: $(STAMP)
 	$(BIN)/fxdecomp demo --out demo-output
@@ -23,6 +24,13 @@ types: $(STAMP)
 unit: $(STAMP)
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist worksteal --cov=fxdecomp --cov-report=term:skip-covered
 
+# A second real provider, in an environment of its own: onnxruntime-openvino and onnxruntime exclude each other.
+openvino:
+	test -x $(OPENVINO)/bin/python || $(PYTHON) -m venv $(OPENVINO)
+	$(OPENVINO)/bin/python -m pip install --quiet --constraint constraints.txt torch
+	$(OPENVINO)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[openvino]' pytest beartype
+	$(TEST_ENV) $(OPENVINO)/bin/python -m pytest tests/export/test_benchmark.py
+
 # torch goes first and by itself: a bare requirement would take the CUDA build.
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -31,4 +39,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis demo-output
+	rm -rf $(VENV) $(OPENVINO) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis demo-output

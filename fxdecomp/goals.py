@@ -13,11 +13,11 @@ from torch import Tensor
 from fxdecomp.allocation import Budget, Latency, MACs, Params
 from fxdecomp.calibration import Calibration
 from fxdecomp.errors import PolicyError
+from fxdecomp.export.sessions import CPU, provider_of
 from fxdecomp.loading import ModelReferenceError, load_object, policy_from
 from fxdecomp.policy import Policy
 from fxdecomp.searching import Metric
 
-_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _SECONDS = {"ms": 1e-3, "s": 1.0}
 _COUNTED: dict[str, type[MACs | Params]] = {"macs": MACs, "params": Params}
 
@@ -73,7 +73,7 @@ def policy_for(
 
 def provider_named(name: str | None) -> str | None:
     """The execution provider behind `cpu`, `cuda` or its full name."""
-    return None if name is None else _PROVIDERS.get(name.lower(), name)
+    return None if name is None else provider_of(name)
 
 
 def load_calibration(reference: str | None) -> Calibration | None:
@@ -107,7 +107,7 @@ def parse_budget(text: str, provider: str | None = None, threads: int = 1) -> Bu
         (MACs(target=0.5), 0.01)
     """
     kind, _, value = text.partition(":")
-    place = (provider_named(provider) or _PROVIDERS["cpu"], threads)
+    place = (provider_named(provider) or CPU, threads)
     try:
         if kind in _COUNTED:
             return _COUNTED[kind](float(value) if "." in value else int(value))

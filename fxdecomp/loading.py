@@ -13,7 +13,10 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from fxdecomp.errors import FxdecompError, PolicyError
+from fxdecomp.export.metadata import read_metadata
+from fxdecomp.export.sessions import provider_of
 from fxdecomp.inputs import Arguments, ExampleInputs
+from fxdecomp.plans import Plan
 from fxdecomp.policy import Policy
 from fxdecomp.ranks import VBMF, Energy, Fixed, RankRule, Ratio
 from fxdecomp.tracing import load_program
@@ -80,16 +83,26 @@ def load_model(reference: str, shapes: tuple[tuple[int, ...], ...] = ()) -> Load
 def policy_from(method: str | None, rank: str | None, file: Path | None) -> Policy:
     """The policy of a command: a file, or a method with a rank in words.
 
+    An `.onnx` file that this package wrote holds the plan by which it was made, to be replayed.
+
     Raises:
-        PolicyError: Both or neither was given, or the rank cannot be read.
+        PolicyError: Both or neither was given, or the rank or the file cannot be read.
+        ExportError: The file is no ONNX model.
     """
     if file is not None:
         if method or rank:
             raise PolicyError("--policy says methods and ranks itself; leave --method and --rank away")
-        return Policy.load(file)
+        return Policy.from_plan(_embedded_plan(file)) if file.suffix == ".onnx" else Policy.load(file)
     if method is None:
         raise PolicyError("say what to do: --method tucker2 --rank vbmf, --budget macs:0.5, or --policy FILE")
     return Policy(method=method, rank=parse_rank(rank or "vbmf"))
+
+
+def _embedded_plan(file: Path) -> Plan:
+    metadata = read_metadata(file)
+    if metadata is None or metadata.record is None or metadata.record.plan is None:
+        raise PolicyError(f"{file} holds no plan: no decomposition by this package made it")
+    return Plan.from_dict(metadata.record.plan)
 
 
 def parse_rank(text: str) -> RankRule:
@@ -165,6 +178,22 @@ def parse_axes(texts: Sequence[str]) -> dict[str, int]:
             raise ModelReferenceError(f"{text!r} is no axis; write it as width=400")
         lengths[name] = int(length)
     return lengths
+
+
+def parse_provider_options(texts: Sequence[str]) -> dict[str, dict[str, str]]:
+    """`["cuda:device_id=1"]` as options by the full name of the provider.
+
+    Raises:
+        ModelReferenceError: A text is something else.
+    """
+    options: dict[str, dict[str, str]] = {}
+    for text in texts:
+        provider, _, setting = text.partition(":")
+        name, _, value = setting.partition("=")
+        if not provider or not name or not value:
+            raise ModelReferenceError(f"{text!r} is no option; write it as cuda:device_id=1")
+        options.setdefault(provider_of(provider), {})[name] = value
+    return options
 
 
 def _call(module_name: str, attribute: str, reference: str) -> object:

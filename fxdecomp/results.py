@@ -12,6 +12,7 @@ from torch.fx import GraphModule
 
 from fxdecomp.calibration import Calibration
 from fxdecomp.export import ExportReport, benchmark, to_onnx
+from fxdecomp.export.lowering import Precision, chosen_precision
 from fxdecomp.files import write_json, write_text
 from fxdecomp.goals import Goal
 from fxdecomp.inputs import call_arguments
@@ -29,11 +30,12 @@ _STEPS = 5
 
 @dataclass(frozen=True, slots=True)
 class CompressResult:
-    """What was written, and what became of each layer."""
+    """What was written, and what became of each layer; `quantised` only where it was asked for."""
 
     report: Report
     exported: ExportReport
     search: SearchResult | None = None
+    quantised: ExportReport | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The result as JSON data."""
@@ -41,6 +43,7 @@ class CompressResult:
         return {
             "report": self.report.to_dict(),
             "export": self.exported.to_dict(),
+            "quantised": None if self.quantised is None else self.quantised.to_dict(),
             "timings": None if timed is None else timed.to_dict(),
             "search": None if self.search is None else self.search.to_dict(),
         }
@@ -53,6 +56,7 @@ def compress_to(
     *,
     calibration: Calibration | None = None,
     goal: Goal | None = None,
+    quantize: Precision | None = None,
     time: bool = False,
     command: str = "",
     progress: Progress = silent,
@@ -65,13 +69,16 @@ def compress_to(
         folder: Made if it does not exist; `small.onnx`, `small.pt2`, `report.html`, `report.json`,
             `policy.toml` and `graph.diff` appear in it, each whole or not at all; `search.json` and
             `search.state.json` too where there is a goal.
-        calibration: Unlabelled inputs, None for the weights alone.
+        calibration: Unlabelled inputs, to which decompositions and quantisation are fitted; None for the
+            weights alone.
         goal: Search for the fastest network that reaches it; None carries out the policy.
-        time: Write `dense.onnx` too, and time both on the CPU with one thread.
+        quantize: Write `small.int8.onnx` or `small.fp16.onnx` too, see `to_onnx`.
+        time: Write `dense.onnx` too, and time all files on the CPU with one thread.
         command: The command that asked for it, for the report.
         progress: Told of every finished step and layer.
     """
     gm = trace(loaded.model, loaded.example_inputs)
+    precision = chosen_precision(quantize, calibrated=calibration is not None)
     progress("compress", 1, _STEPS)
     found = None
     if goal is None:
@@ -82,13 +89,17 @@ def compress_to(
     progress("compress", 2, _STEPS)
     folder.mkdir(parents=True, exist_ok=True)
     args, kwargs = call_arguments(loaded.example_inputs)
-    exported = _export(loaded, small, folder / "small.onnx")
+    exports = {"small": _export(loaded, small, folder / "small.onnx")}
+    if precision is not None:
+        name = f"small.{precision.kind}"
+        exports[name] = _export(
+            loaded, small, folder / f"{name}.onnx", quantize=precision, calibration=calibration
+        )
     progress("compress", 3, _STEPS)
-    sizes = {"small": exported.size_bytes}
     times = None
     if time:
-        sizes["dense"] = _export(loaded, gm, folder / "dense.onnx").size_bytes
-        times = benchmark({name: folder / f"{name}.onnx" for name in ("dense", "small")})
+        exports["dense"] = _export(loaded, gm, folder / "dense.onnx")
+        times = benchmark({name: exports[name].path for name in sorted(exports)})
     progress("compress", 4, _STEPS)
     _save_program(small, args, kwargs, folder / "small.pt2")
     progress("compress", _STEPS, _STEPS)
@@ -97,14 +108,17 @@ def compress_to(
         small,
         before=gm,
         benchmark=times,
-        variants=(
-            Variant("dense", {}, plain.macs_before, plain.params_before, sizes.get("dense")),
-            Variant("small", {}, plain.macs_after, plain.params_after, sizes["small"]),
-        ),
+        variants=[
+            Variant(name, {}, plain.macs_before, plain.params_before, _size(exports.get(name)))
+            if name == "dense"
+            else Variant(name, {}, plain.macs_after, plain.params_after, _size(exports[name]))
+            for name in dict.fromkeys(["dense", *exports])
+        ],
         search=found,
         command=command,
     )
-    result = CompressResult(told, exported, found)
+    lowered = next((made for name, made in exports.items() if name.startswith("small.")), None)
+    result = CompressResult(told, exports["small"], found, lowered)
     told.to_html(folder / "report.html", title=f"fxdecomp compress: {loaded.name}")
     write_text(folder / "policy.toml", policy.to_toml())
     write_text(folder / "graph.diff", graph_diff(gm, small) + "\n")
@@ -140,7 +154,14 @@ def _searched(
     return found
 
 
-def _export(loaded: LoadedModel, gm: GraphModule, path: Path) -> ExportReport:
+def _export(
+    loaded: LoadedModel,
+    gm: GraphModule,
+    path: Path,
+    *,
+    quantize: Precision | None = None,
+    calibration: Calibration | None = None,
+) -> ExportReport:
     """Write a network of the command line; a file that came in as ONNX keeps the names of its ends."""
     return to_onnx(
         gm,
@@ -148,7 +169,13 @@ def _export(loaded: LoadedModel, gm: GraphModule, path: Path) -> ExportReport:
         path,
         input_names=loaded.input_names,
         output_names=loaded.output_names,
+        quantize=quantize,
+        calibration=calibration,
     )
+
+
+def _size(written: ExportReport | None) -> int | None:
+    return None if written is None else written.size_bytes
 
 
 def _save_program(gm: GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any], path: Path) -> None:

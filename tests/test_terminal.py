@@ -79,7 +79,9 @@ def test_quiet_prints_nothing_on_standard_error(monkeypatch: pytest.MonkeyPatch,
     assert capsys.readouterr().err, "the spinner hides the cursor at least"
 
 
-@pytest.mark.parametrize("command", ["", "inspect", "compress", "bench", "diff", "demo", "cache"])
+@pytest.mark.parametrize(
+    "command", ["", "inspect", "compress", "bench", "bench-kernels", "diff", "demo", "cache"]
+)
 def test_each_help_is_one_screen_and_ends_with_an_example(command: str, monkeypatch, capsys) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     assert run(*command.split(), "--help", monkeypatch=monkeypatch) == 0

@@ -14,6 +14,7 @@ from fxdecomp.cli.compressing import compress
 from fxdecomp.cli.demonstrating import demo
 from fxdecomp.cli.diffing import diff
 from fxdecomp.cli.inspecting import inspect
+from fxdecomp.cli.kernel_benching import bench_kernels
 from fxdecomp.cli.terminal import print_error, print_text
 from fxdecomp.errors import FxdecompError
 
@@ -30,6 +31,7 @@ _COMMANDS: dict[Callable[..., Any], str] = {
     inspect: "fxdecomp inspect mynets:resnet --input 1x3x224x224",
     compress: "fxdecomp compress mynets:resnet --method tucker2 --rank 0.5 -o out",
     bench: "fxdecomp bench dense.onnx out/small.onnx --threads 1 --html bench.html",
+    bench_kernels: "fxdecomp bench-kernels --precision int8 --plot kernels.svg",
     diff: "fxdecomp diff mynets:resnet --method cp --rank vbmf",
     demo: "fxdecomp demo -o demo-output",
     cache: "fxdecomp cache --clear",

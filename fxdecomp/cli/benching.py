@@ -1,4 +1,4 @@
-"""`fxdecomp bench`: ONNX files timed against each other."""
+"""`fxdecomp bench`: ONNX files timed against each other, or two saved benchmarks compared."""
 
 from __future__ import annotations
 
@@ -8,36 +8,49 @@ from typing import Annotated
 import typer
 
 from fxdecomp.cli.options import AsJson, Quiet
-from fxdecomp.cli.terminal import print_blocks, print_json, this_command, working
+from fxdecomp.cli.terminal import print_blocks, print_json, print_text, this_command, working
 
 
 def bench(
     files: Annotated[list[Path], typer.Argument(help="ONNX files; ratios are taken against the first")],
-    provider: Annotated[list[str] | None, typer.Option(help="ONNX Runtime execution provider")] = None,
-    threads: Annotated[int, typer.Option(help="Threads; 0 for all")] = 1,
+    provider: Annotated[
+        list[str] | None, typer.Option(help="cpu, cuda, openvino, ..., or its full name")
+    ] = None,
+    provider_option: Annotated[
+        list[str] | None, typer.Option(help="Option of a provider: cuda:device_id=1")
+    ] = None,
+    threads: Annotated[list[int] | None, typer.Option(help="Threads; 0 for all")] = None,
     rounds: Annotated[int, typer.Option(help="Timed rounds; every round runs each file once")] = 30,
-    batch: Annotated[int | None, typer.Option(help="Batch size, where the file leaves it open")] = None,
+    batch: Annotated[list[int] | None, typer.Option(help="Batch size of files that leave it open")] = None,
     axis: Annotated[list[str] | None, typer.Option(help="Length of another open axis: width=400")] = None,
+    memory: Annotated[bool, typer.Option("--memory", help="Measure peak memory too")] = False,
     html: Annotated[Path | None, typer.Option(help="Write the report as one HTML page")] = None,
+    compare: Annotated[bool, typer.Option("--compare", help="Compare two outputs of --json")] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Time ONNX files against each other, in turn, and show where the time goes."""
     from fxdecomp.cli.tables import benchmark_table, kernel_table
     from fxdecomp.export import benchmark
-    from fxdecomp.loading import parse_axes
+    from fxdecomp.export.sessions import provider_of
+    from fxdecomp.loading import parse_axes, parse_provider_options
     from fxdecomp.reporting import report_of_files
 
+    if compare:
+        _compare(files, as_json=as_json)
+        return
     named = dict(zip(_distinct_names(files), files, strict=True))
-    lengths = parse_axes(axis or [])
+    axes, options = parse_axes(axis or []), parse_provider_options(provider_option or [])
     with working("timing", quiet=quiet or as_json) as renamed:
         report = benchmark(
             named,
-            providers=tuple(provider or ["CPUExecutionProvider"]),
-            threads=threads,
+            providers=[provider_of(name) for name in provider or ["cpu"]],
+            threads=threads or 1,
             rounds=rounds,
             batch_sizes=batch,
-            axes=lengths,
+            axes=axes,
+            provider_options=options,
+            memory=memory,
             progress=renamed,
         )
     if html is not None:
@@ -47,6 +60,19 @@ def bench(
         return
     tables = [kernel_table(name, report.kernels[name]) for name in named if name in report.kernels]
     print_blocks(benchmark_table(report), *tables)
+
+
+def _compare(files: list[Path], *, as_json: bool) -> None:
+    from fxdecomp.errors import BenchmarkError
+    from fxdecomp.export import BenchmarkReport, compare
+
+    if len(files) != 2:
+        raise BenchmarkError(f"--compare takes two saved benchmarks, the old and the new; got {len(files)}")
+    found = compare(*map(BenchmarkReport.load, files))
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        print_text(str(found))
 
 
 def _distinct_names(files: list[Path]) -> list[str]:

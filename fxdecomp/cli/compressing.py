@@ -31,14 +31,14 @@ def compress(
     ] = None,
     threads: Annotated[int, typer.Option(help="Threads of the timing; 0 for all")] = 1,
     evaluations: Annotated[int, typer.Option(help="Networks that a search judges")] = 6,
-    time: Annotated[bool, typer.Option("--time", help="Write dense.onnx too, and time both")] = False,
+    quantize: Annotated[str | None, typer.Option(help="int8 or fp16: write a second, smaller file")] = None,
+    time: Annotated[bool, typer.Option("--time", help="Write dense.onnx too, and time all files")] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Decompose a network into a folder of checked files.
 
-    It writes small.onnx, small.pt2, report.html, report.json, policy.toml and graph.diff; and a
-    search (--max-drop) its search.json.
+    A search (--max-drop) that was interrupted goes on when the same command is given again.
     """
     from fxdecomp.cli.tables import benchmark_table, layer_tables
     from fxdecomp.goals import goal_from, load_calibration, parse_budget, policy_for
@@ -57,6 +57,7 @@ def compress(
             out,
             calibration=batches,
             goal=goal,
+            quantize=quantize,  # type: ignore[arg-type]  # what is not among the names is refused in words
             time=time,
             command=this_command(),
             progress=progress,
@@ -68,4 +69,5 @@ def compress(
     tables = layer_tables(result.report) + ([] if timed is None else [benchmark_table(timed)])
     told = [] if result.search is None else [str(result.search)]
     told += [result.report.summary, *result.report.remarks, str(result.exported)]
+    told += [] if result.quantised is None else [str(result.quantised)]
     print_blocks(*tables, "\n".join(told), f"Everything is in {out}; open {out / 'report.html'} first")

@@ -9,13 +9,13 @@ import typer
 
 Model = Annotated[str, typer.Argument(help="package.module:callable, or a .pt2 or .onnx file")]
 Inputs = Annotated[list[str] | None, typer.Option("--input", help="Shape of an example input: 1x3x224x224")]
-Method = Annotated[
-    str | None, typer.Option(help="svd, tucker2, cp, cp3, spatial_svd, channel_svd, tensor_train")
+Method = Annotated[str | None, typer.Option(help="svd, tucker2, cp, cp3, spatial_svd, ...")]
+RankText = Annotated[str | None, typer.Option("--rank", help="vbmf, energy:0.9, a share 0.5, 32, or 64,32")]
+PolicyFile = Annotated[
+    Path | None,
+    typer.Option("--policy", help="A policy in TOML, or an .onnx file's own plan"),
 ]
-RankText = Annotated[
-    str | None, typer.Option("--rank", help="vbmf, energy:0.9, a share 0.5, or ranks 32 or 64,32")
-]
-PolicyFile = Annotated[Path | None, typer.Option("--policy", help="A policy in TOML")]
+Provider = Annotated[str, typer.Option(help="cpu, cuda, openvino, ..., or its full name")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress")]
 

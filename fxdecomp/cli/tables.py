@@ -54,13 +54,16 @@ def layer_tables(told: Report) -> list[Table]:
 def benchmark_table(report: BenchmarkReport) -> Table:
     """Times of each model in each setting, against the first model."""
     columns = {"model": "name", "provider": "left", "threads": "right", "batch": "right"}
-    table = table_with("", columns | {"median ms": "right", "p95 ms": "right", "faster than first": "left"})
+    columns |= {"first ms": "right", "median ms": "right", "p95 ms": "right"}
+    memory = any(row.peak_bytes is not None for row in report.timings)
+    columns |= {"peak MB": "right"} if memory else {}
+    table = table_with("", columns | {"faster than first": "left"})
     base: dict[tuple[str, int, int], str] = {}
     for row in report.timings:
         setting = (row.provider, row.threads, row.batch)
         head = (Text(row.model), row.provider.removesuffix("ExecutionProvider"), str(row.threads))
         if row.problem:
-            table.add_row(*head, str(row.batch), "", "", Text(row.problem))
+            table.add_row(*head, str(row.batch), *[""] * (len(columns) - 4), Text(row.problem))
             continue
         first = base.setdefault(setting, row.model)
         ratio = (
@@ -70,7 +73,9 @@ def benchmark_table(report: BenchmarkReport) -> Table:
                 report.ratio(first, row.model, provider=setting[0], threads=setting[1], batch=setting[2])
             )
         )
-        times = (f"{row.median_s * 1e3:.3f}", f"{row.p95_s * 1e3:.3f}")
+        times = [f"{seconds * 1e3:.3f}" for seconds in (row.first_run_s, row.median_s, row.p95_s)]
+        if memory:
+            times.append("" if row.peak_bytes is None else f"{row.peak_bytes / 1e6:.1f}")
         table.add_row(*head, str(row.batch), *times, Text(ratio))
     return table
 

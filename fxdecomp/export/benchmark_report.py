@@ -31,6 +31,7 @@ class Timing:
         load_s: Loading and optimising the file.
         peak_bytes: What loading and one run add to the memory of a fresh process; None if it was not
             measured.
+        nodes: How many nodes of the optimised graph each provider ran; empty where it was not profiled.
         problem: Why there are no times; empty where there are.
     """
 
@@ -44,6 +45,7 @@ class Timing:
     first_run_s: float = float("nan")
     load_s: float = float("nan")
     peak_bytes: int | None = None
+    nodes: Mapping[str, int] = field(default_factory=dict)
     problem: str = ""
 
 
@@ -211,7 +213,12 @@ class BenchmarkReport:
 
     def __str__(self) -> str:
         width = max((len(row.model) for row in self.timings), default=5)
-        lines = [f"{'model':<{width}}  {'provider':<25} threads batch  median ms   p95 ms  faster than first"]
+        memory = any(row.peak_bytes is not None for row in self.timings)
+        peak = "  peak MB" if memory else ""
+        lines = [
+            f"{'model':<{width}}  {'provider':<25} threads batch  first ms median ms   p95 ms{peak}  "
+            "faster than first"
+        ]
         first: dict[tuple[str, int, int], str] = {}
         for row in self.timings:
             setting = (row.provider, row.threads, row.batch)
@@ -221,8 +228,10 @@ class BenchmarkReport:
                 continue
             base = first.setdefault(setting, row.model)
             ratio = self.ratio(base, row.model, provider=setting[0], threads=setting[1], batch=setting[2])
-            text = str(ratio) if base != row.model else ""
-            lines.append(f"{head}  {row.median_s * 1e3:>9.3f} {row.p95_s * 1e3:>8.3f}  {text}".rstrip())
+            times = f"{row.first_run_s * 1e3:>9.3f} {row.median_s * 1e3:>9.3f} {row.p95_s * 1e3:>8.3f}"
+            if memory:
+                times += f" {row.peak_bytes / 1e6:>8.1f}" if row.peak_bytes is not None else " " * 9
+            lines.append(f"{head} {times}  {ratio if base != row.model else ''}".rstrip())
         return "\n".join(lines)
 
 

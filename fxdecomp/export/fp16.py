@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from fxdecomp.errors import ExportError
 from fxdecomp.export.onnx_layers import OnnxLayers
@@ -31,6 +31,7 @@ class Fp16:
         max_error: Largest `||y' - y|| / ||y - mean(y)||` of the outputs that it may cause.
     """
 
+    kind: ClassVar[str] = "fp16"
     max_error: float = 0.01
 
     def __post_init__(self) -> None:

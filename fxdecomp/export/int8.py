@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from fxdecomp.errors import ExportError
 from fxdecomp.export.machine import machine
@@ -40,6 +40,7 @@ class Int8:
             only its CPU provider has it: False keeps the file for other providers.
     """
 
+    kind: ClassVar[str] = "int8"
     max_error: float = 0.1
     weight_bits: int | None = None
     balance: bool = True

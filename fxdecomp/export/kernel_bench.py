@@ -35,6 +35,9 @@ KERNELS: Mapping[str, tuple[tuple[int, int], bool]] = {
 }
 """Kind -> (kernel, whether it is depthwise)."""
 
+CHANNELS = (16, 32, 64, 128, 256, 512)
+SIZES = (14, 28, 56)
+
 _ITEM_BYTES = {"float32": 4, "float16": 2, "int8": 1}
 _GEMM = 1024
 _COPY_FLOATS = 1 << 24
@@ -46,8 +49,8 @@ def bench_kernels(
     provider: str = CPU,
     precision: Literal["float32", "float16", "int8"] = "float32",
     threads: int = 1,
-    channels: Sequence[int] = (16, 32, 64, 128, 256, 512),
-    sizes: Sequence[int] = (14, 28, 56),
+    channels: Sequence[int] = CHANNELS,
+    sizes: Sequence[int] = SIZES,
     kinds: Sequence[str] = tuple(KERNELS),
     runs: int = 20,
     progress: Progress = silent,

@@ -64,6 +64,7 @@ class Runner:
     first_run_s: float
     peak_bytes: int | None = None
     kernels: tuple[Kernel, ...] = ()
+    nodes: Mapping[str, int] = field(default_factory=dict)
     rounds_s: list[float] = field(default_factory=list)
     runs_s: list[float] = field(default_factory=list)
 
@@ -129,7 +130,7 @@ def load_runner(name: str, path: Path, setting: Setting, *, profile: bool, memor
         strays = [row.name for row in found.kernels if row.macs and row.provider != setting.provider]
         if strays:
             raise NotTimed(f"left {len(strays)} layer(s) to another provider: {', '.join(strays[:3])}")
-        runner.kernels = found.kernels
+        runner.kernels, runner.nodes = found.kernels, found.nodes
     if memory:
         runner.peak_bytes = peak_bytes(path, feed, setting.provider, setting.options, setting.threads)
     return runner

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from fxdecomp.errors import ExportError
+from fxdecomp.export.quantization import Quantization
 from fxdecomp.records import Record
 
 _PREFIX = "fxdecomp."
@@ -30,8 +30,7 @@ class FileMetadata:
         inputs: Shape of each example input, by name.
         record: The history of the graph, with policy and outcomes; None where there was none.
         record_digest: SHA-256 of the record's JSON text; empty without a record.
-        quantization: What was quantised and what was not, as JSON data; None for a file that is not
-            quantised.
+        quantization: What was quantised and what was not; None for a file that is not quantised.
     """
 
     version: str
@@ -40,7 +39,7 @@ class FileMetadata:
     inputs: Mapping[str, tuple[int, ...]]
     record: Record | None = None
     record_digest: str = ""
-    quantization: Mapping[str, Any] | None = None
+    quantization: Quantization | None = None
 
 
 def metadata_props(record: Record | None, inputs: Mapping[str, Tensor], opset: int) -> dict[str, str]:
@@ -58,17 +57,17 @@ def metadata_props(record: Record | None, inputs: Mapping[str, Tensor], opset: i
     return {_PREFIX + key: value for key, value in props.items()}
 
 
-def describe_quantization(path: Path, data: Mapping[str, Any]) -> None:
+def describe_quantization(path: Path, found: Quantization) -> None:
     """Add to a file what was quantised in it.
 
     Args:
         path: An ONNX file of less than 2 GiB, rewritten.
-        data: JSON data.
+        found: What to say.
     """
     import onnx
 
     model = onnx.load(str(path))
-    model.metadata_props.add(key=f"{_PREFIX}quantization", value=json.dumps(data))
+    model.metadata_props.add(key=f"{_PREFIX}quantization", value=json.dumps(found.to_dict()))
     onnx.save(model, str(path))
 
 
@@ -99,6 +98,7 @@ def read_metadata(path: Path | str) -> FileMetadata | None:
         return None
     text = props.get("record", "")
     digest = props.get("record_digest", "")
+    quantized = props.get("quantization", "")
     if text and hashlib.sha256(text.encode()).hexdigest() != digest:
         raise ExportError(
             f"{path}: the record of the transformation does not match its digest; it was altered"
@@ -110,5 +110,5 @@ def read_metadata(path: Path | str) -> FileMetadata | None:
         inputs={name: tuple(shape) for name, shape in json.loads(props["inputs"]).items()},
         record=Record.from_dict(json.loads(text)) if text else None,
         record_digest=digest,
-        quantization=json.loads(props["quantization"]) if "quantization" in props else None,
+        quantization=Quantization.from_dict(json.loads(quantized)) if quantized else None,
     )

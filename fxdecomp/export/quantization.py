@@ -8,7 +8,7 @@ it takes; the result is measured again.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -41,6 +41,12 @@ class Quantization:
     def to_dict(self) -> dict[str, Any]:
         """The values as JSON data."""
         return asdict(self)
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> Quantization:
+        """The inverse of `to_dict`, also after a way through JSON."""
+        pairs = tuple((str(name), float(error)) for name, error in data["alone"])
+        return Quantization(**{**data, "kept": tuple(data["kept"]), "alone": pairs})
 
     def __str__(self) -> str:
         kept = f"; in fp32 stay {', '.join(self.kept)}" if self.kept else ""

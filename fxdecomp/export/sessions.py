@@ -51,6 +51,15 @@ def available_providers() -> tuple[str, ...]:
     return tuple(dict.fromkeys([*built_in, *(device.ep_name for device in _plugin_devices())]))
 
 
+def provider_of(name: str) -> str:
+    """The execution provider that a short name means: `cpu`, `cuda`, `openvino`; a full name stays as it is.
+
+    Whether it is installed is for those to say who use it.
+    """
+    known = dict.fromkeys([CPU, *DEVICES, "OpenVINOExecutionProvider", "CoreMLExecutionProvider"])
+    return next((full for full in known if full.lower() == f"{name}ExecutionProvider".lower()), name)
+
+
 def _plugin_devices() -> list[Any]:
     """Devices of registered plugin providers; onnxruntime has them since 1.22."""
     ort = onnxruntime()

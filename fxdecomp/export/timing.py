@@ -156,4 +156,5 @@ def _timing(runner: Runner, setting: Setting) -> Timing:
         first_run_s=runner.first_run_s,
         load_s=runner.load_s,
         peak_bytes=runner.peak_bytes,
+        nodes=dict(runner.nodes),
     )

@@ -109,7 +109,7 @@ def to_onnx(
             exact, draft = draft, Path(folder) / "lower" / path.name
             draft.parent.mkdir()
             quantization = lower(exact, draft, feeds, precision, balanced=balanced, progress=progress)
-            describe_quantization(draft, quantization.to_dict())
+            describe_quantization(draft, quantization)
             _check(draft)
         size = sum(file.stat().st_size for file in draft.parent.iterdir() if file.is_file())
         _publish(draft, path)

@@ -50,7 +50,7 @@ class Builder:
         self._root = nn.Module()
         self._graph = Graph()
         self._names: set[str] = set()
-        self._constants: dict[int, Node] = {}
+        self._constants: dict[int, tuple[NDArray[Any], Node]] = {}  # the array is kept, so is its id
         self._modules: dict[Any, str] = {}
 
     def placeholder(self, name: str) -> None:
@@ -85,8 +85,8 @@ class Builder:
         if id(value) not in self._constants:
             name = self._free(f"constant_{len(self._constants)}")
             self._root.register_buffer(name, as_tensor(value))
-            self._constants[id(value)] = self._graph.get_attr(name)
-        return self._constants[id(value)]
+            self._constants[id(value)] = value, self._graph.get_attr(name)
+        return self._constants[id(value)][1]
 
     def finish(self, outputs: Sequence[str]) -> GraphModule:
         """The module: one output as it is, several as a dictionary."""

@@ -1,5 +1,6 @@
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,8 @@ def test_the_report_holds_times_settings_and_a_ratio_with_its_interval(files: di
     assert row.p95_s >= row.median_s > 0
     assert row.first_run_s > 0
     assert row.load_s > 0
+    assert list(row.nodes) == ["CPUExecutionProvider"]
+    assert row.nodes["CPUExecutionProvider"] >= 1
     assert not report.problems
     assert "x [" in str(report)
 
@@ -260,11 +263,13 @@ def test_a_table_of_text_shows_what_was_measured() -> None:
     kernel = Kernel("features.3.core", "core", 1e-3, 1.0, 5_000_000, "CPUExecutionProvider")
     report = BenchmarkReport(rows, {"small": (kernel,)})
     assert str(report) == (
-        "model  provider                  threads batch  median ms   p95 ms  faster than first\n"
-        "dense  CPUExecutionProvider            1     1      2.000    3.000\n"
-        "small  CPUExecutionProvider            1     1      1.000    1.500  2.00x [2.00, 2.00]\n"
+        "model  provider                  threads batch  first ms median ms   p95 ms  faster than first\n"
+        "dense  CPUExecutionProvider            1     1     4.000     2.000    3.000\n"
+        "small  CPUExecutionProvider            1     1     2.000     1.000    1.500  2.00x [2.00, 2.00]\n"
         "small  CUDAExecutionProvider           1     1  not available"
     )
+    weighed = replace(report, timings=(replace(rows[0], peak_bytes=3_000_000), *rows[1:]))
+    assert str(weighed).splitlines()[1].endswith("    3.000      3.0")
     assert report.kernel_table("small") == (
         "layer            kind            ms  share     MMACs  GFLOP/s\n"
         "features.3.core  core         1.000 100.0%      5.00     10.0\n"
@@ -337,5 +342,6 @@ def test_every_other_provider_runs_every_layer_or_says_why_not(files: dict[str, 
     report = benchmark(models, providers=[provider], rounds=3)
     for row in report.timings:
         assert (row.median_s > 0) != bool(row.problem)
+        assert row.problem or row.nodes[provider] > 0
     if not report.problems:
         assert report.ratio("big", "small").value > 1

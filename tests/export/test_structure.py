@@ -13,7 +13,7 @@ from torch.fx import GraphModule
 import fxdecomp
 from fxdecomp import Policy, Rule
 from fxdecomp.decompositions import METHODS
-from fxdecomp.export import to_onnx
+from fxdecomp.export import check_parity, to_onnx
 from fxdecomp.outcomes import Applied
 from fxdecomp.records import record_of
 
@@ -104,18 +104,38 @@ def test_no_operator_is_left_over(small: GraphModule, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("opset", range(18, 24))
-def test_every_method_agrees_in_every_opset(small: GraphModule, tmp_path: Path, opset: int) -> None:
-    report = to_onnx(small, image(), tmp_path / "net.onnx", opset=opset)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float16, 5e-3)])
+def test_every_method_agrees_in_every_opset_and_type(
+    small: GraphModule, tmp_path: Path, opset: int, dtype: torch.dtype, tolerance: float
+) -> None:
+    report = to_onnx(cast(small, dtype), image(dtype), tmp_path / "net.onnx", opset=opset)
     assert report.opset == opset
-    assert 0 < report.max_relative < 1e-5
+    assert 0 < report.max_relative < tolerance
     assert report.dynamic_batch
-
-
-def test_every_method_agrees_in_half_precision(small: GraphModule, tmp_path: Path) -> None:
-    report = to_onnx(cast(small, torch.float16), image(torch.float16), tmp_path / "net.onnx")
-    assert 0 < report.max_relative < 5e-3
     weights = [item for item in onnx.load(tmp_path / "net.onnx").graph.initializer if "weight" in item.name]
-    assert {item.data_type for item in weights} == {onnx.TensorProto.FLOAT16}
+    stored = onnx.helper.np_dtype_to_tensor_dtype(torch.empty(0, dtype=dtype).numpy().dtype)
+    assert {item.data_type for item in weights} == {stored}
+
+
+@pytest.mark.parametrize("opset", [18, 23])
+def test_every_method_agrees_at_every_batch_and_size(small: GraphModule, tmp_path: Path, opset: int) -> None:
+    path = tmp_path / "net.onnx"
+    report = to_onnx(small, image(), path, dynamic_batch=True, dynamic_axes=(2, 3), opset=opset)
+    assert (report.dynamic_batch, report.dynamic_axes) == (True, (2, 3))
+    others = [torch.randn(batch, 3, height, width) for batch, height, width in ((1, 9, 17), (5, 16, 8))]
+    assert max(row.max_relative for row in check_parity(small, path, others)) < 1e-5
+
+
+@pytest.mark.parametrize("opset", [18, 23])
+def test_every_method_bears_int8_and_half_precision(small: GraphModule, tmp_path: Path, opset: int) -> None:
+    batches = [torch.randn(8, 3, 12, 12, generator=torch.Generator().manual_seed(i)) for i in range(4)]
+    for kind, most in (("int8", 0.1), ("fp16", 0.005)):
+        report = to_onnx(
+            small, image(), tmp_path / f"{kind}.onnx", opset=opset, quantize=kind, calibration=batches
+        )
+        assert report.max_relative < 1e-5  # the model before
+        assert report.quantization.kept == ()
+        assert 0 < report.quantization.error < most
 
 
 def test_linear_chains_agree_in_double_precision(tmp_path: Path) -> None:

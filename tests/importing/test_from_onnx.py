@@ -352,3 +352,10 @@ def test_linears_over_three_axes_keep_their_bias(tmp_path: Path) -> None:
     imported = from_onnx(tmp_path / "a.onnx")
     assert imported.gm.get_submodule("layers.fc").bias is not None
     assert [n.target for n in imported.gm.graph.nodes if n.op == "call_module"] == ["layers.fc", "layers.out"]
+
+
+def test_constants_that_come_and_go_are_not_taken_for_each_other() -> None:
+    builder = building.Builder()
+    nodes = [builder.tensor(np.full(1, float(i), np.float32)) for i in range(50)]
+    builder.values["y"] = builder.call(torch.cat, nodes)
+    assert builder.finish(["y"])().tolist() == list(range(50))

@@ -1,0 +1,195 @@
+"""`bench --compare`, `bench-kernels`, `inspect` of files, `compress --quantize`, and ONNX files as models."""
+
+import json
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from torch import nn
+
+import fxdecomp
+from fxdecomp import Policy
+from fxdecomp.cli import main
+from fxdecomp.export import kernel_bench, read_metadata, to_onnx
+from fxdecomp.export.sessions import provider_of
+from fxdecomp.loading import parse_provider_options
+
+NET, BATCHES = "tests.cli_models:small_net", "tests.cli_models:batches"
+
+
+class Shell:
+    """Runs the command line in this process."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch, self._capsys = monkeypatch, capsys
+
+    def __call__(self, *arguments: object, code: int = 0) -> tuple[str, str]:
+        """Standard output and standard error."""
+        self._monkeypatch.setattr(sys, "argv", ["fxdecomp", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        out, error = self._capsys.readouterr()
+        assert int(stopped.value.code or 0) == code, error
+        return out, error
+
+
+@pytest.fixture
+def fxd(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Shell:
+    return Shell(monkeypatch, capsys)
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("files") / "dense.onnx"
+    to_onnx(torch.fx.symbolic_trace(nn.Sequential(nn.Conv2d(3, 16, 3))), torch.randn(1, 3, 8, 8), path)
+    return path
+
+
+def test_two_saved_benchmarks_are_compared(dense: Path, tmp_path: Path, fxd: Shell) -> None:
+    for name in ("old", "new"):
+        out, _ = fxd("bench", dense, "--rounds", 2, "--memory", "--batch", 1, "--batch", 2, "--json")
+        (tmp_path / f"{name}.json").write_text(out)
+    assert [row["batch"] for row in json.loads(out)["timings"]] == [1, 2]
+    assert json.loads(out)["timings"][0]["peak_bytes"] > 0
+    shown, _ = fxd("bench", "--compare", tmp_path / "old.json", tmp_path / "new.json")
+    assert "before ms  after ms  speed-up" in shown
+    rows = json.loads(fxd("bench", "--compare", tmp_path / "old.json", tmp_path / "new.json", "--json")[0])[
+        "rows"
+    ]
+    assert [(row["model"], row["batch"]) for row in rows] == [("dense", 1), ("dense", 2)]
+    _, error = fxd("bench", "--compare", tmp_path / "old.json", code=1)
+    assert "--compare takes two saved benchmarks, the old and the new; got 1" in error
+    _, error = fxd("bench", "--compare", dense, dense, code=1)
+    assert "holds no saved benchmark" in error
+
+
+def test_a_provider_that_is_absent_is_told_with_what_there_is(dense: Path, fxd: Shell) -> None:
+    arguments = ("--provider", "cuda", "--provider-option", "cuda:cudnn_conv_algo_search=HEURISTIC")
+    (row,) = json.loads(fxd("bench", dense, *arguments, "--rounds", 2, "--json")[0])["timings"]
+    assert row["provider"] == "CUDAExecutionProvider"
+    assert row["problem"].startswith("not available in this onnxruntime, which has ")
+    assert provider_of("openvino") == "OpenVINOExecutionProvider"
+    assert provider_of("TensorRT") == "TensorrtExecutionProvider"
+    assert provider_of("FancyExecutionProvider") == "FancyExecutionProvider"
+    assert parse_provider_options(["dml:device_id=1", "dml:a=b=c"]) == {
+        "DmlExecutionProvider": {"device_id": "1", "a": "b=c"}
+    }
+    _, error = fxd("bench", dense, "--provider-option", "device_id=1", code=2)
+    assert "'device_id=1' is no option; write it as cuda:device_id=1" in error
+
+
+def test_kernels_are_timed_as_a_table_as_data_and_as_a_picture(
+    tmp_path: Path, fxd: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernel_bench, "_GEMM", 64)
+    monkeypatch.setattr(kernel_bench, "_COPY_FLOATS", 1 << 16)
+    monkeypatch.setattr(kernel_bench, "_TRIES", 1)
+    chosen = ("--channel", 16, "--size", 8, "--kind", "pointwise", "--runs", 2, "-q")
+    out, _ = fxd("bench-kernels", *chosen, "--plot", tmp_path / "map.svg")
+    assert "kernel         channels  size" in out
+    assert (tmp_path / "map.svg").stat().st_size > 1000
+    data = json.loads(fxd("bench-kernels", *chosen, "--json")[0])
+    assert [(point["kind"], point["channels"]) for point in data["points"]] == [("pointwise", 16)]
+    _, error = fxd("bench-kernels", "--precision", "int4", code=1)
+    assert "there is no 'int4'; wanted some of" in error
+    _, error = fxd("bench-kernels", "--provider", "cuda", code=1)
+    assert "CUDAExecutionProvider is not available; there are" in error
+
+
+def test_compress_quantises_and_inspect_tells_what_was_done(tmp_path: Path, fxd: Shell) -> None:
+    common = ("compress", NET, "--method", "tucker2", "--rank", "0.5", "--calibration", BATCHES, "-q")
+    out, _ = fxd(*common, "-o", tmp_path / "out", "--quantize", "int8")
+    assert "int8 with 8-bit weights" in out
+    result = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert result["quantised"]["quantization"]["kind"] == "int8"
+    told = " ".join(fxd("inspect", tmp_path / "out" / "small.int8.onnx")[0].split())
+    for part in (
+        "written by fxdecomp",
+        "1x3x8x8",
+        "tucker2",
+        "layers replaced",
+        "relative error of the output",
+    ):
+        assert part in told
+    data = json.loads(fxd("inspect", tmp_path / "out" / "small.onnx", "--json")[0])
+    assert [row["site"] for row in data["record"]["outcomes"]] == ["0", "2", "4"]
+    assert data["quantization"] is None
+    fxd(*common, "-o", tmp_path / "half", "--quantize", "fp16")
+    assert (tmp_path / "half" / "small.fp16.onnx").exists()
+    _, error = fxd("compress", NET, "--method", "svd", "-o", tmp_path / "no", "--quantize", "int8", code=1)
+    assert "int8 needs the ranges of the activations" in error
+    _, error = fxd(*common, "-o", tmp_path / "no", "--quantize", "int4", code=1)
+    assert "quantize is 'int4'; wanted 'int8', 'fp16'" in error
+    _, error = fxd(
+        *common[:-3], "--calibration", "tests.cli_models:not_a_module", "-o", tmp_path / "no", code=2
+    )
+    assert "tests.cli_models:not_a_module gives a int, wanted batches of inputs" in error
+    assert not (tmp_path / "no").exists()
+
+
+def test_the_plan_in_a_file_replays_to_the_same_file(tmp_path: Path, fxd: Shell) -> None:
+    fxd("compress", NET, "--method", "tucker2", "--rank", "energy:0.6", "-o", tmp_path / "a", "-q")
+    fxd("compress", NET, "--policy", tmp_path / "a" / "small.onnx", "-o", tmp_path / "b", "-q")
+    assert_same_network(tmp_path / "a" / "small.onnx", tmp_path / "b" / "small.onnx")
+    # And once more: a file made from a plan carries the same plan.
+    fxd("compress", NET, "--policy", tmp_path / "b" / "small.onnx", "-o", tmp_path / "c", "-q")
+    assert (tmp_path / "b" / "small.onnx").read_bytes() == (tmp_path / "c" / "small.onnx").read_bytes()
+
+
+def assert_same_network(a: Path, b: Path) -> None:
+    first, second = onnx.load(a), onnx.load(b)
+    assert first.graph.SerializeToString(deterministic=True) == second.graph.SerializeToString(
+        deterministic=True
+    )
+    plans = [read_metadata(path).record.plan for path in (a, b)]
+    assert plans[0] == plans[1] is not None
+
+
+def test_a_calibrated_plan_replays_to_the_same_file(tmp_path: Path) -> None:
+    from tests.cli_models import batches, small_net
+
+    net, example = small_net()
+    gm = fxdecomp.trace(net, example)
+    first = fxdecomp.transform(gm, Policy("tucker2", 0.5), calibration=batches())
+    to_onnx(first, example, tmp_path / "a.onnx")
+    plan = fxdecomp.report(first).plan
+    again = fxdecomp.transform(gm, Policy.from_plan(plan), calibration=batches())
+    to_onnx(again, example, tmp_path / "b.onnx")
+    assert_same_network(tmp_path / "a.onnx", tmp_path / "b.onnx")
+
+
+def test_a_file_without_a_plan_is_named(dense: Path, tmp_path: Path, fxd: Shell) -> None:
+    _, error = fxd("compress", NET, "--policy", dense, "-o", tmp_path / "no", code=2)
+    assert f"{dense} holds no plan" in error
+    assert "nothing was decomposed" in fxd("inspect", dense)[0]
+
+
+def test_an_onnx_file_is_a_model(tmp_path: Path, fxd: Shell) -> None:
+    path = tmp_path / "foreign.onnx"
+    net = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3))
+    to_onnx(torch.fx.symbolic_trace(net.eval()), torch.randn(1, 3, 8, 8), path)
+    model = onnx.load(path)
+    del model.metadata_props[:]
+    onnx.save(model, path)
+    assert [row["site"] for row in json.loads(fxd("inspect", path, "--json", "--input", "1x3x8x8")[0])] == [
+        "0",
+        "2",
+    ]
+    fxd(
+        "compress",
+        path,
+        "--method",
+        "tucker2",
+        "--rank",
+        "2,2",
+        "-o",
+        tmp_path / "out",
+        "--input",
+        "1x3x8x8",
+        "-q",
+    )
+    assert "2.core" in {node.name for node in onnx.load(tmp_path / "out" / "small.onnx").graph.node}
+    _, error = fxd("inspect", tmp_path / "absent.onnx", code=2)
+    assert "there is no file" in error
