@@ -3,6 +3,7 @@
     python benchmarks/recovery.py recogniser --method tucker2
     python benchmarks/recovery.py recogniser --method cp --calibration 0
     python benchmarks/recovery.py digits
+    python benchmarks/recovery.py gradual
 
 The recogniser sees unlabelled rendered lines of the calibration split, and is judged on lines of the judge
 split. Times are wall and processor seconds of `recover` alone: on two idle cores the wall time is about half
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -46,13 +48,19 @@ def at_budget(
     calibration: Sequence[Tensor] | None = None,
 ) -> tuple[GraphModule, float]:
     """The graph at the highest uniform ratio, in steps of 1/40, that takes `budget` times fewer MACs."""
-    for step in range(60, 0, -1):
-        rank = fxdecomp.Ratio(step / 40) if step < 40 else fxdecomp.Ratio(1.0)
-        rules = [fxdecomp.Rule(site, method, rank) for site in sites]
-        factor = _factor_of(gm, rules, method, step / 40, prefix)
-        if factor >= budget:
-            small = fxdecomp.transform(gm, fxdecomp.Policy(rules=rules), calibration=calibration)
-            return small, macs(small, prefix, before=True) / macs(small, prefix, before=False)
+    rules = rules_at(gm, sites, method, prefix, budget)
+    small = fxdecomp.transform(gm, fxdecomp.Policy(rules=rules), calibration=calibration)
+    return small, macs(small, prefix, before=True) / macs(small, prefix, before=False)
+
+
+def rules_at(
+    gm: GraphModule, sites: list[str], method: str, prefix: str, budget: float
+) -> list[fxdecomp.Rule]:
+    """The rules of the highest uniform ratio, in steps of 1/40, that takes `budget` times fewer MACs."""
+    for step in range(40, 0, -1):
+        rules = [fxdecomp.Rule(site, method, fxdecomp.Ratio(step / 40)) for site in sites]
+        if _factor_of(gm, rules, method, step / 40, prefix) >= budget:
+            return rules
     raise SystemExit(f"{method} cannot reach {budget}")
 
 
@@ -126,7 +134,19 @@ def recogniser(arguments: argparse.Namespace) -> None:
         )
 
 
-def digits(arguments: argparse.Namespace) -> None:
+@dataclass(frozen=True)
+class Digits:
+    """The digits network, what it learns from, and its accuracy on the digits it has not seen."""
+
+    gm: GraphModule
+    data: Sequence[Tensor]
+    accuracy: Callable[[nn.Module], float]
+
+
+DIGIT_SITES = ["3", "6", "10", "13", "16"]
+
+
+def load_digits_network() -> Digits:
     from sklearn.datasets import load_digits
 
     raw = load_digits()
@@ -135,23 +155,59 @@ def digits(arguments: argparse.Namespace) -> None:
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     images, truth = images[order], truth[order]
     model = trained_on_digits(images[:1200], truth[:1200])
-    gm = fxdecomp.trace(model, images[:1])
-    sites = [f"{index}" for index in (3, 6, 10, 13, 16)]
 
     def accuracy(network: nn.Module) -> float:
         with torch.inference_mode():
             return float((network(images[1200:]).argmax(1) == truth[1200:]).float().mean())
 
-    print(f"dense {accuracy(gm):.4f} on {len(images) - 1200} digits; recovery sees 1200 without labels")
+    return Digits(fxdecomp.trace(model, images[:1]), torch.split(images[:1200], 50), accuracy)
+
+
+def digits(arguments: argparse.Namespace) -> None:
+    known = load_digits_network()
+    steps = {"block_steps": arguments.block_steps}
+    print(f"dense {known.accuracy(known.gm):.4f}; weight-only start; recovery sees 1200 digits, no labels")
     print("method        MACs /  before  blocks  outputs", flush=True)
     for method in DIGIT_METHODS:
         for budget in arguments.budgets:
-            small, factor = at_budget(gm, sites, method, "", budget)
-            data = torch.split(images[:1200], 50)
-            blocks = fxdecomp.recover(small, gm, data, block_steps=arguments.block_steps, steps=0)
-            both = fxdecomp.recover(small, gm, data, block_steps=arguments.block_steps, steps=arguments.steps)
-            row = "  ".join(f"{accuracy(network):.4f}" for network in (small, blocks, both))
+            small, factor = at_budget(known.gm, DIGIT_SITES, method, "", budget)
+            blocks = fxdecomp.recover(small, known.gm, known.data, **steps, steps=0)
+            both = fxdecomp.recover(small, known.gm, known.data, **steps, steps=arguments.steps)
+            row = "  ".join(f"{known.accuracy(network):.4f}" for network in (small, blocks, both))
             print(f"{method:13} {factor:5.2f}  {row}", flush=True)
+
+
+def gradual(arguments: argparse.Namespace) -> None:
+    """All layers at once against one layer after the other, with the same number of steps in all."""
+    known = load_digits_network()
+    rounds = len(DIGIT_SITES)
+    print(f"dense {known.accuracy(known.gm):.4f}; {arguments.block_steps} block and {arguments.steps} steps")
+    print("method        MACs /  seed  at once  gradual", flush=True)
+    for method in ("tucker2", "cp"):
+        for budget in arguments.budgets:
+            rules = rules_at(known.gm, DIGIT_SITES, method, "", budget)
+            small, factor = at_budget(known.gm, DIGIT_SITES, method, "", budget)
+            for seed in range(3):
+                once = fxdecomp.recover(
+                    small,
+                    known.gm,
+                    known.data,
+                    block_steps=arguments.block_steps,
+                    steps=arguments.steps,
+                    seed=seed,
+                )
+                step_by_step = known.gm
+                for rule in rules:
+                    step_by_step = fxdecomp.recover(
+                        fxdecomp.transform(step_by_step, fxdecomp.Policy(rules=[rule])),
+                        known.gm,
+                        known.data,
+                        block_steps=arguments.block_steps // rounds,
+                        steps=arguments.steps // rounds,
+                        seed=seed,
+                    )
+                row = f"{known.accuracy(once):7.4f}  {known.accuracy(step_by_step):7.4f}"
+                print(f"{method:13} {factor:5.2f}  {seed:4d}  {row}", flush=True)
 
 
 def trained_on_digits(images: Tensor, truth: Tensor) -> nn.Module:
@@ -178,7 +234,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("recogniser", "digits"))
+    parser.add_argument("what", choices=("recogniser", "digits", "gradual"))
     parser.add_argument("--method", default="tucker2")
     parser.add_argument("--budget", type=float, default=6.5)
     parser.add_argument("--budgets", type=float, nargs="+", default=[2.6, 5.2, 8.0], help="of the digits")
@@ -191,7 +247,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--checkpoint", help="continue there after an interruption")
     arguments = parser.parse_args()
-    {"recogniser": recogniser, "digits": digits}[arguments.what](arguments)
+    {"recogniser": recogniser, "digits": digits, "gradual": gradual}[arguments.what](arguments)
 
 
 if __name__ == "__main__":
