@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import shutil
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
@@ -168,8 +169,25 @@ def test_torch_export_takes_it(small: GraphModule) -> None:
     assert relative_difference(small, program.module(), other) < 1e-5
 
 
-def test_torch_compile_takes_it(small: GraphModule) -> None:
-    compiled = torch.compile(small, backend="aot_eager")
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "aot_eager",
+        pytest.param(
+            "inductor",
+            marks=[
+                pytest.mark.slow,
+                pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler"),
+                # Raised inside torch's own compiler:
+                pytest.mark.filterwarnings(
+                    "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"
+                ),
+            ],
+        ),
+    ],
+)
+def test_torch_compile_takes_it(small: GraphModule, backend: str) -> None:
+    compiled = torch.compile(small, backend=backend)
     assert relative_difference(small, compiled, X) < 1e-5
 
 
