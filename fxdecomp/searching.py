@@ -35,6 +35,7 @@ from fxdecomp.reporting import report
 from fxdecomp.search_trials import SearchResult, Trial, next_share, restored_trials, save_state
 
 Metric = Callable[[GraphModule], float]
+Recovery = Callable[[GraphModule], GraphModule]
 
 _log = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ def search(
     least_share: float = 0.1,
     provider: str | None = None,
     threads: int = 1,
+    recovery: Recovery | None = None,
     state: str | Path | None = None,
     progress: Progress = silent,
 ) -> SearchResult:
@@ -71,6 +73,8 @@ def search(
             dense network once more. One that is not faster beyond the noise is dropped, and a note says so.
             None counts multiply-accumulates and times nothing.
         threads: Threads of the timing.
+        recovery: Trains every network before it is judged, such as
+            `lambda small: fxdecomp.recover(small, gm, batches, steps=50)`.
         state: A file that every judged network is written to; a search of the same network, metric, data and
             settings goes on from it.
         progress: Told of every judged network, and of the work at each.
@@ -90,14 +94,14 @@ def search(
     if provider is None and isinstance(base.budget, Latency):
         provider, threads = base.budget.provider, base.budget.threads
     data = None if calibration is None else Calibration.of(calibration)
-    name = _name_of(metric)
+    names = {"metric": _name_of(metric), "recovery": _name_of(recovery)}
     if metric is None:
         data, judged = _split(data, example_inputs)
         metric = Agreement(gm, judged)
     settings = {
         "max_drop": max_drop,
         "policy": replace(base, budget=_budget(0.5, provider, threads)).to_dict(),
-        "metric": name,
+        **names,
         "fingerprint": fingerprint({}, _tensors(gm, data, example_inputs)),
     }
     dense = report(gm)
@@ -105,7 +109,8 @@ def search(
     if not trials:
         share = None if provider is None else 1.0
         trials = [Trial(1.0, dense.macs_before, dense.params_before, metric(gm), True, time_share=share)]
-    seeker = _Seeker(gm, base, data, metric, trials[0].metric - max_drop, progress)
+    wanted = trials[0].metric - max_drop
+    seeker = _Seeker(gm, base, data, metric, wanted, recovery, progress)
     for step in range(len(trials) - 1, evaluations):
         share = next_share(trials, least_share, max_drop)
         trials.append(seeker.judge(_budget(share, provider, threads)))
@@ -128,6 +133,7 @@ class _Seeker:
     data: Calibration | None
     metric: Metric
     wanted: float
+    recovery: Recovery | None
     progress: Progress
     kept: tuple[Trial, GraphModule] | None = None
 
@@ -144,6 +150,7 @@ class _Seeker:
         if not told.modified:
             why = "; ".join(told.record.notes[-1:])
             return self._logged(Trial(share, 0, 0, math.nan, accepted=False, problem=why))
+        small = self._recovered(small)
         value = self.metric(small)
         trial = Trial(
             share,
@@ -164,7 +171,11 @@ class _Seeker:
             return self.kept[1]
         if trial.plan is None:
             return _untouched(self.gm)
-        return transform(self.gm, Policy.from_plan(Plan.from_dict(trial.plan)), calibration=self.data)
+        policy = Policy.from_plan(Plan.from_dict(trial.plan))
+        return self._recovered(transform(self.gm, policy, calibration=self.data))
+
+    def _recovered(self, small: GraphModule) -> GraphModule:
+        return small if self.recovery is None else self.recovery(small)
 
     @staticmethod
     def _logged(trial: Trial) -> Trial:
@@ -182,11 +193,11 @@ def _time_share(latency: Any) -> float | None:
     return float(latency["attempts"][latency["taken"]]["measured_share"])
 
 
-def _name_of(metric: Metric | None) -> str:
-    """What tells one metric from another in a state file."""
-    if metric is None:
-        return "agreement"
-    kind = metric if hasattr(metric, "__qualname__") else type(metric)
+def _name_of(function: Metric | Recovery | None) -> str:
+    """What tells one function from another in a state file; empty for the default."""
+    if function is None:
+        return ""
+    kind = function if hasattr(function, "__qualname__") else type(function)
     return f"{kind.__module__}:{kind.__qualname__}"
 
 

@@ -50,6 +50,26 @@ def test_the_outcome_was_judged_and_holds_the_promise(gm: GraphModule) -> None:
         assert trial.accepted == (not trial.problem and trial.metric >= 0.98)
 
 
+def test_every_network_is_trained_before_it_is_judged(gm: GraphModule, tmp_path: Path) -> None:
+    batches = torch.randn(32, 3, 12, 12, generator=torch.Generator().manual_seed(2)).split(8)
+
+    def recovery(small: GraphModule) -> GraphModule:
+        return fxdecomp.recover(small, gm, batches, block_steps=20, steps=10)
+
+    options = {"policy": POLICY, "max_drop": 0.02, "evaluations": 2}
+    plain = search(gm, INPUTS, **options)
+    state = tmp_path / "state.json"
+    found = search(gm, INPUTS, recovery=recovery, state=state, **options)
+    assert found.trials[1].share == plain.trials[1].share
+    assert found.trials[1].metric > plain.trials[1].metric
+    assert "recovery" in record_of(found.model).notes[-1]
+    assert Agreement(gm, [INPUTS])(found.model) == found.best.metric
+    resumed = search(gm, INPUTS, recovery=recovery, state=state, **options)
+    assert torch.equal(resumed.model(INPUTS), found.model(INPUTS))
+    with pytest.raises(fxdecomp.FxdecompError, match="another search"):
+        search(gm, INPUTS, state=state, **options)
+
+
 def test_no_loss_allowed_gives_the_original_back(gm: GraphModule) -> None:
     found = search(
         gm, INPUTS, metric=lambda module: float(module is gm), max_drop=0.0, policy=POLICY, evaluations=2
