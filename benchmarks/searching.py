@@ -1,10 +1,10 @@
 """`search` on the pretrained line recogniser: at most one point of exact lines, as fast as that allows.
 
-    python -m benchmarks.searching search --out rec    # again after an interruption: it goes on
     python -m benchmarks.searching uniform --out rec
-    python -m benchmarks.searching final --out rec
+    python -m benchmarks.searching search --out rec    # again after an interruption: it goes on
+    python -m benchmarks.searching final --out rec     # what `search` ends with, once more
 
-Calibrated on 64 unlabelled lines, searched on 400 others, judged on 1,000 that neither saw. `uniform` finds
+Calibrated on 64 unlabelled lines, searched on 300 others, judged on 1,000 that neither saw. `uniform` finds
 the smallest Tucker-2 ratio for all convolutions but the first that loses at most as much, with the same
 calibration and the same lines. `final` times the dense network and both outcomes in turn, and reads the 1,000
 lines with each.
@@ -61,7 +61,8 @@ def searched(options: argparse.Namespace) -> None:
     print(found, flush=True)
     found.save(options.out / "search.json")
     fxdecomp.report(found.model).plan.save(options.out / "auto.json")
-    print(fxdecomp.report(found.model))
+    print(fxdecomp.report(found.model), flush=True)
+    final(options)
 
 
 def uniform(options: argparse.Namespace) -> None:
@@ -109,8 +110,8 @@ def main() -> None:
     )
     parser.add_argument("step", choices=("search", "uniform", "final"))
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--lines", type=int, default=400)
-    parser.add_argument("--evaluations", type=int, default=6)
+    parser.add_argument("--lines", type=int, default=300)
+    parser.add_argument("--evaluations", type=int, default=4)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     {"search": searched, "uniform": uniform, "final": final}[options.step](options)

@@ -28,8 +28,8 @@ AUTO = "auto"
 ITERATED = ("cp", "cp3")
 """Methods whose error takes an iteration at every rank."""
 
-_MOST_ITERATED = 10_000
-"""Weights up to which `auto` considers the iterated methods; from 64 to 64 channels they take a second."""
+_MOST_ITERATED = 600_000
+"""Weights up to which `auto` considers the iterated methods; 3x3 from 256 to 256 takes each a second."""
 
 
 @dataclass(frozen=True, slots=True)

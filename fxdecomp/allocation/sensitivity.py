@@ -4,10 +4,11 @@ At one layer at a time the output `y` is replaced by
 
     y' = m + U U^T (y - m)
 
-with `m` its mean and `U` the leading eigenvectors of its covariance over the channels, as many as lose no
-more than `LOST` of its variance: the error of a calibrated `channel_svd`, and of the kind of that of other
+with `m` its mean and `U` the leading eigenvectors of its covariance over the channels, all but those that
+hold a small share of its variance: the error of a calibrated `channel_svd`, and of the kind of that of other
 methods. With `e` the variance that is lost and `D` the damage at the network's output
-(`fxdecomp.allocation.agreement`), the sensitivity is `D / e`.
+(`fxdecomp.allocation.agreement`), the sensitivity is `D / e`. Small shares predict best
+(`benchmarks/sensitivity.py`).
 """
 
 from __future__ import annotations
@@ -35,7 +36,12 @@ EXAMPLES = 32
 
 
 def measure_sensitivity(
-    gm: GraphModule, sites: Sequence[Site], batches: Sequence[Batch], progress: Progress = silent
+    gm: GraphModule,
+    sites: Sequence[Site],
+    batches: Sequence[Batch],
+    *,
+    lost: float = LOST,
+    progress: Progress = silent,
 ) -> dict[str, float]:
     """The damage at the network's output per unit of relative squared error at a layer's output.
 
@@ -43,6 +49,7 @@ def measure_sensitivity(
         gm: The graph that the sites were surveyed in; it is not changed, and run in eval mode.
         sites: The layers.
         batches: Unlabelled inputs; a few dozen examples suffice.
+        lost: Share of a layer's variance that is taken away, at most.
         progress: Told of every layer.
 
     Returns:
@@ -57,16 +64,16 @@ def measure_sensitivity(
     for index, site in enumerate(sites):
         nodes = {call.node.name for call in site.calls}
         spatial = site.spec.ndim
-        lost = [0.0, 0.0]
+        sums = [0.0, 0.0]
 
-        def truncate(y: Tensor, spatial: int = spatial, lost: list[float] = lost) -> Tensor:
-            kept, gone, power = _truncated(y, spatial)
-            lost[0] += gone
-            lost[1] += power
+        def truncate(y: Tensor, spatial: int = spatial, sums: list[float] = sums) -> Tensor:
+            kept, gone, power = truncated(y, spatial, lost)
+            sums[0] += gone
+            sums[1] += power
             return kept
 
         damage = agreement.lost(_run(runner, each, nodes, truncate) for each in values)
-        found[site.name] = damage * lost[1] / lost[0] if lost[0] else 0.0
+        found[site.name] = damage * sums[1] / sums[0] if sums[0] else 0.0
         progress("sensitivities", index + 1, len(sites))
     return found
 
@@ -86,15 +93,21 @@ def _examples(batch: Batch) -> int:
     return leaves[0].shape[0] if leaves else 1
 
 
-def _truncated(y: Tensor, spatial: int) -> tuple[Tensor, float, float]:
-    """A layer's output without its weakest directions, the squares that are gone, and those there were."""
+def truncated(y: Tensor, spatial: int, lost: float) -> tuple[Tensor, float, float]:
+    """A layer's output without its weakest directions, the squares that are gone, and those there were.
+
+    Args:
+        y: `[..., channels, *size]`.
+        spatial: Number of spatial axes.
+        lost: Share of the variance over the channels that may go; one direction goes in any case.
+    """
     last = y.movedim(-1 - spatial, -1)
     rows = last.reshape(-1, last.shape[-1]).double()
     mean = rows.mean(0)
     centred = rows - mean
     values, vectors = torch.linalg.eigh(centred.T @ centred)
     gone = values.clamp_min(0).cumsum(0)
-    drop = max(1, int((gone <= LOST * gone[-1]).sum()))
+    drop = max(1, int((gone <= lost * gone[-1]).sum()))
     kept = centred @ vectors[:, drop:] @ vectors[:, drop:].T + mean
     result = kept.reshape(last.shape).movedim(-1, -1 - spatial).to(y.dtype)
     return result.contiguous(), float(gone[drop - 1]), float(gone[-1])

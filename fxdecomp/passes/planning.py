@@ -72,7 +72,7 @@ class Situation:
         if self.calibration is None:
             return None
         sites = [site for site in self.sites if site.name in open_]
-        return measure_sensitivity(self.gm, sites, some_of(self.calibration), self.progress)
+        return measure_sensitivity(self.gm, sites, some_of(self.calibration), progress=self.progress)
 
 
 def plan_budget(policy: Policy, tasks: Mapping[str, Task], situation: Situation) -> Planned:
