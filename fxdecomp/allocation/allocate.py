@@ -16,6 +16,9 @@ from fxdecomp.errors import PolicyError
 WITHIN = 0.01
 """A choice that stays further than this below the budget is remarked upon."""
 
+BEARABLE = 0.5
+"""A choice that is predicted to keep less of the signal than this is warned of."""
+
 
 @dataclass(frozen=True, slots=True)
 class Allocation:
@@ -85,6 +88,10 @@ def allocate(
         f"budget {budget}: {_amount(cost, budget)} of {_amount(dense, budget)} {_UNITS[budget.name]} "
         f"({cost / dense:.2%})"
     )
+    kept = math.exp(-chosen.damage) if sensitivity is None else max(0.0, 1 - chosen.damage)
+    note += f"; predicted to keep {kept:.0%} of the output's signal"
+    if kept < BEARABLE:
+        note += ", which hardly any network bears: search(max_drop=...) finds what this one does"
     near = cost >= limit * (1 - WITHIN) or not any(pick.method for pick in picks.values())
     if not near:
         note += f"; the ranks considered come no nearer to {_amount(limit, budget)} without more damage"

@@ -48,6 +48,16 @@ def test_a_budget_is_met_from_below(gm: GraphModule, kind: type[MACs | Params], 
     assert (after < 0.99 * share * before) == ("no nearer" in note)
 
 
+def test_a_budget_that_ruins_the_network_is_met_and_warned_of(gm: GraphModule) -> None:
+    notes = [
+        fxdecomp.report(fxdecomp.transform(gm, Policy(budget=MACs(share)))).record.notes[0]
+        for share in (0.95, 0.25)
+    ]
+    kept = [int(note.split("predicted to keep ")[1].split("%")[0]) for note in notes]
+    assert kept[0] > 50 > kept[1]
+    assert ["hardly any network bears" in note for note in notes] == [False, True]
+
+
 def test_ranks_too_coarse_for_the_budget_are_remarked_upon(gm: GraphModule) -> None:
     report = fxdecomp.report(fxdecomp.transform(gm, Policy(budget=MACs(0.8), multiple_of=8)))
     assert report.macs_after < 0.8 * 0.99 * report.macs_before
