@@ -109,7 +109,10 @@ def load_runner(name: str, path: Path, setting: Setting, *, profile: bool, memor
         raise NotTimed(f"cannot load: {_first_line(error)}") from error
     load_s = time.perf_counter() - start
     if setting.provider not in session.get_providers():
-        raise NotTimed(f"could not be started; onnxruntime fell back to {', '.join(session.get_providers())}")
+        raise NotTimed(
+            "could not be started, onnxruntime says why on standard error; "
+            f"it fell back to {', '.join(session.get_providers())}"
+        )
     batch, feed = _feed(session.get_inputs(), path, setting)
     try:
         run = bound_run(session, setting.provider, feed)

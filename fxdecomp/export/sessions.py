@@ -131,7 +131,8 @@ def open_session(
             options.add_provider_for_devices(devices, chosen)
             return ort.InferenceSession(str(path), options)
     wanted: list[Any] = [(provider, chosen), CPU] if provider != CPU else [CPU]
-    return ort.InferenceSession(str(path), options, providers=wanted)
+    # onnxruntime's own fallback prints on standard output and hides the reason.
+    return ort.InferenceSession(str(path), options, providers=wanted, enable_fallback=0)
 
 
 def bound_run(session: Any, provider: str, feed: Mapping[str, NDArray[Any]]) -> Callable[[], object]:

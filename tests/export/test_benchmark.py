@@ -197,7 +197,9 @@ def test_a_provider_that_leaves_layers_to_the_cpu_is_a_row(
     )
     monkeypatch.setattr(loading, "open_session", lambda path, **_: real(path))
     report = benchmark({"conv": files["conv"]}, providers=["FancyExecutionProvider"], rounds=2)
-    assert report.problems[0].problem == "could not be started; onnxruntime fell back to CPUExecutionProvider"
+    assert report.problems[0].problem == (
+        "could not be started, onnxruntime says why on standard error; it fell back to CPUExecutionProvider"
+    )
 
 
 def test_free_axes_come_from_the_file_the_caller_or_an_error(files: dict[str, Path], tmp_path: Path) -> None:
