@@ -30,7 +30,9 @@ def transform(
         policy: Methods and ranks by layer.
         calibration: Unlabelled inputs, as an iterable of batches (tensors, tuples, dicts) or a `Calibration`
             with options. The decompositions are then fitted to the layers' outputs on them.
-        executor: Takes the numerical work at the layers, such as a process pool; the result is the same.
+        executor: Takes the numerical work at the layers: any `concurrent.futures.Executor`, such as a process
+            pool or Dask's `client.get_executor()`. The result is the same, bit for bit: each worker computes
+            on as many threads as torch uses here (`torch.set_num_threads(1)` before, for a worker a core).
         progress: Told of every finished layer.
 
     Returns:

@@ -34,7 +34,8 @@ _MOMENTUM, _MOST, _GROWTH, _CUT = 0.7, 0.98, 1.05, 0.7
 _PATIENCE = 5
 _FLOOR = {torch.float32: 0.05, torch.float64: 1e-12}
 """The errors below which a type hides what a sweep gains; squared, the first is 2e4 of its roundings."""
-_RIDGE = 1e-12
+_RIDGE = {torch.float32: 1e-6, torch.float64: 1e-12}
+"""Added to a normal matrix of unit diagonal, whose rounding it must exceed: terms may be alike."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -213,16 +214,17 @@ def solve(
     diagonal = normal.diagonal()
     scale = torch.where(diagonal > 0, diagonal.clamp_min(torch.finfo(torch.float64).tiny).rsqrt(), 0.0)
     unit = normal * scale * scale[:, None]
-    ridge = max(damping, _RIDGE)
+    ridge = max(damping, _RIDGE[product.dtype])
     lower, failed = torch.linalg.cholesky_ex(unit + torch.diag(ridge + (diagonal <= 0).double()))
     while int(failed):
         ridge *= 100
         lower, failed = torch.linalg.cholesky_ex(unit + torch.diag(ridge + (diagonal <= 0).double()))
+    wide = product.double() * scale
     if 2 * len(product) < len(normal):
-        solution = torch.cholesky_solve((product.double() * scale).T, lower).T * scale
-        return solution.to(product.dtype)
-    inverse = torch.cholesky_inverse(lower) * scale * scale[:, None]
-    return product @ inverse.to(product.dtype)
+        solution = torch.cholesky_solve(wide.T, lower).T
+    else:
+        solution = wide @ torch.cholesky_inverse(lower)
+    return (solution * scale).to(product.dtype)
 
 
 def _along(factor: Tensor, ndim: int) -> Tensor:

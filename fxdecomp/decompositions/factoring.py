@@ -55,7 +55,7 @@ def singular_values(matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, " n"
     scale = wide.abs().max().clamp_min(torch.finfo(matrix.dtype).tiny)
     values: Tensor = torch.linalg.eigvalsh(gram(wide / scale)).clamp_min(0).sqrt().flip(0)
     if _squared_too_far(values, matrix.dtype):
-        return torch.as_tensor(torch.linalg.svdvals(matrix))
+        values = torch.linalg.svdvals(matrix / scale)
     return values.to(matrix.dtype) * scale
 
 
@@ -97,7 +97,8 @@ def balanced(
         Two factors whose product is `U U^T A`.
     """
     rows = basis.T @ matrix
-    norms = torch.linalg.vector_norm(rows, dim=1)
-    floor = norms.max() * torch.finfo(norms.dtype).eps
-    scale = torch.where(norms > floor, norms, torch.where(floor > 0, floor, torch.ones_like(norms))).sqrt()
+    norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+    floor = norms.max() * torch.finfo(matrix.dtype).eps
+    norms = torch.where(norms > floor, norms, torch.where(floor > 0, floor, torch.ones_like(norms)))
+    scale = norms.sqrt().to(matrix.dtype)
     return basis * scale, rows / scale[:, None]

@@ -103,7 +103,8 @@ def _start(
     core = torch.matmul(V.T, half).reshape(U.shape[1], V.shape[1], *tensor.shape[2:])
     if float(core.square().sum()) < _KEPT * float(tensor.square().sum()):
         return separable_terms(tensor, basis(0), rank)
-    start = separable_terms(core, torch.eye(U.shape[1]).to(core), rank)
+    identity = torch.eye(U.shape[1], dtype=core.dtype, device=core.device)
+    start = separable_terms(core, identity, rank)
     found = _settled(core, start, effort)[1].point.factors
     A, B, *spatial = (factor.to(core.dtype) for factor in found)
     return (U @ A, V @ B, *spatial)

@@ -63,9 +63,10 @@ def leading_left(matrix: Float[Tensor, "rows columns"], rank: int) -> Float[Tens
         def apply(block: Tensor) -> Tensor:
             return unit @ (unit.T @ block)
 
-    generator = torch.Generator().manual_seed(0)
-    start = torch.randn(rows, width, generator=generator, dtype=torch.float64).to(matrix)
-    ritz, vectors = _ritz(apply, start)
+    drawn = torch.randn(
+        rows, width, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu"
+    )
+    ritz, vectors = _ritz(apply, drawn.to(matrix))
     if not float(ritz[0]) > _DIGITS[matrix.dtype] * float(ritz[-1]):
         return None
     return vectors.flip(1)[:, :rank]
@@ -99,9 +100,8 @@ def filtered(
         degree: Of p; it takes `degree - 1` products more.
     """
     cut = float(torch.linalg.eigvalsh(block.T @ image)[0])
-    if not cut > 0:
-        return torch.as_tensor(torch.linalg.qr(image)[0])
-    before, now = block, image * (2 / cut) - block
-    for _ in range(degree - 1):
+    before, now = block, image * (2 / cut) - block if cut > 0 else image
+    for _ in range(degree - 1 if cut > 0 else 0):
         before, now = now, (apply(now) * (2 / cut) - now) * 2 - before
-    return torch.as_tensor(torch.linalg.qr(now)[0])
+    columns: Tensor = torch.linalg.qr(now)[0]
+    return columns

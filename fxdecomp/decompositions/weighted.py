@@ -285,5 +285,6 @@ def cholesky(matrix: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]
     while True:
         lower, failed = torch.linalg.cholesky_ex(matrix + ridge * mean * eye)
         if not bool(failed.any()):
-            return torch.as_tensor(lower)
+            found: Tensor = lower
+            return found
         ridge *= 100

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Generic, TypeVar
 
+import torch
 from torch.fx import GraphModule
 
 from fxdecomp.allocation.candidates import Question
@@ -18,6 +19,23 @@ from fxdecomp.sites import Site
 
 Item = TypeVar("Item", Task, Question)
 Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class WithThreads(Generic[Item, Result]):
+    """A function as this process would run it: sums come out alike, bit for bit, on as many threads only."""
+
+    function: Callable[[Item], Result]
+    threads: int
+
+    def __call__(self, item: Item) -> Result:
+        """The function's result; a worker's own number of threads is put back."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+        try:
+            return self.function(item)
+        finally:
+            torch.set_num_threads(before)
 
 
 @dataclass(slots=True)
@@ -63,7 +81,11 @@ class SiteWork:
         results: dict[str, Result],
         total: int,
     ) -> None:
-        run = map if self.executor is None else self.executor.map
-        for name, result in zip(items, run(function, items.values()), strict=True):
+        found = (
+            map(function, items.values())
+            if self.executor is None
+            else self.executor.map(WithThreads(function, torch.get_num_threads()), items.values())
+        )
+        for name, result in zip(items, found, strict=True):
             results[name] = result
             self.progress(work, len(results), total)
