@@ -185,11 +185,10 @@ def even_norms(factors: Factors) -> Factors:
 
 
 def _scaled(factors: Factors, norms: Float[Tensor, "modes r"]) -> Factors:
-    """Factors of even norms from those of the norms given."""
-    alive = (norms > 0).all(0)
-    share = norms.clamp_min(torch.finfo(torch.float64).tiny).log().mean(0).exp()
-    weights = torch.where(alive, share / norms.where(alive, torch.ones_like(norms)), 0.0)
-    return tuple(factor * w for factor, w in zip(factors, weights.to(factors[0].dtype), strict=True))
+    """Factors of even norms from those of the norms given; a term without norm in one is zero in all."""
+    share = norms.prod(0) ** (1 / len(norms))
+    weights = torch.nan_to_num(share / norms, nan=0.0, posinf=0.0).to(factors[0].dtype)
+    return tuple(factor * w for factor, w in zip(factors, weights, strict=True))
 
 
 def gram(factor: Float[Tensor, "n r"]) -> Float[Tensor, "r r"]:
@@ -212,13 +211,15 @@ def solve(
     known size.
     """
     diagonal = normal.diagonal()
-    scale = torch.where(diagonal > 0, diagonal.clamp_min(torch.finfo(torch.float64).tiny).rsqrt(), 0.0)
+    scale = torch.where(diagonal > 0, diagonal.rsqrt(), 0.0)
     unit = normal * scale * scale[:, None]
     ridge = max(damping, _RIDGE[product.dtype])
-    lower, failed = torch.linalg.cholesky_ex(unit + torch.diag(ridge + (diagonal <= 0).double()))
-    while int(failed):
+    failed = True
+    while failed:
+        unit.diagonal().fill_(1 + ridge)
+        lower, info = torch.linalg.cholesky_ex(unit)
+        failed = bool(info)
         ridge *= 100
-        lower, failed = torch.linalg.cholesky_ex(unit + torch.diag(ridge + (diagonal <= 0).double()))
     wide = product.double() * scale
     if 2 * len(product) < len(normal):
         solution = torch.cholesky_solve(wide.T, lower).T

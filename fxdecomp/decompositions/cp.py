@@ -33,7 +33,7 @@ class CanonicalPolyadic(Decomposition):
         iterations: The most that are taken on the compressed kernel, and again on the kernel itself.
     """
 
-    tolerance: float = 2e-5
+    tolerance: float = 5e-5
     iterations: int = 100
 
     @abstractmethod

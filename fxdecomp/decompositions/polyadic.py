@@ -31,6 +31,7 @@ ROUNDING = 3e-3
 _ROOM = 1.5
 _WORTH = 0.25
 _KEPT = 0.35
+_ROUGH = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,8 @@ def _start(
         return separable_terms(tensor, basis(0), rank)
     identity = torch.eye(U.shape[1], dtype=core.dtype, device=core.device)
     start = separable_terms(core, identity, rank)
-    found = _settled(core, start, effort)[1].point.factors
+    rough = replace(effort, tolerance=_ROUGH * effort.tolerance)
+    found = _settled(core, start, rough)[1].point.factors
     A, B, *spatial = (factor.to(core.dtype) for factor in found)
     return (U @ A, V @ B, *spatial)
 
