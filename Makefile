@@ -7,12 +7,12 @@ STAMP := $(VENV)/.installed
 # Two test processes with one thread each: more threads than cores are much slower.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: demo test lint types unit openvino clean
+.PHONY: demo test lint types unit docs openvino clean
 
 demo: $(STAMP)
 	$(BIN)/fxdecomp demo --out demo-output
 
-test: lint types unit
+test: lint types docs unit
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -31,6 +31,10 @@ openvino:
 	$(OPENVINO)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[openvino]' pytest beartype
 	$(TEST_ENV) $(OPENVINO)/bin/python -m pytest tests/export/test_benchmark.py
 
+# A warning is an error: a broken link, a name without documentation, a page that is not there.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 # torch goes first and by itself: a bare requirement would take the CUDA build.
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -39,4 +43,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) $(OPENVINO) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis demo-output
+	rm -rf $(VENV) $(OPENVINO) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis demo-output site

@@ -46,9 +46,9 @@ def test_all_three_networks_read(result):
 
 
 @pytest.mark.slow
-def test_two_models_the_numbers_and_the_page_are_left_and_nothing_else(result):
+def test_two_models_the_numbers_the_page_and_a_picture_are_left_and_nothing_else(result):
     written = {path.name for path in result.folder.iterdir()}
-    assert written == {"dense.onnx", "small.onnx", "demo.json", "report.html"}
+    assert written == {"dense.onnx", "small.onnx", "demo.json", "report.html", "layers.png"}
     data = json.loads((result.folder / "demo.json").read_text())
     assert data == json.loads(json.dumps(result.to_dict()))
     assert set(result.sizes_bytes) == {"dense", "small"}

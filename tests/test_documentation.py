@@ -1,0 +1,121 @@
+"""Every python block of README and docs runs, page by page; command lines that they show can be parsed."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import typer.main
+from torch import nn
+
+import fxdecomp
+import fxdecomp.calibration
+from fxdecomp.cli import app
+from tests.nets import drawn, image
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SKIPPED = "<!-- not run: "
+"""Stands on the line before a block that cannot run here, with the reason."""
+
+BLOCK = re.compile(r"^(?P<mark>[^\n]*)\n```python\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+SLOW = {"tutorial.md", "recovery.md", "budgets.md", "README.md", "int8.md"}
+
+
+def blocks(page: Path) -> list[tuple[int, str]]:
+    """The code of a page, with the line that each block begins on."""
+    text = page.read_text(encoding="utf-8")
+    return [
+        (text.count("\n", 0, found.start("code")), found["code"])
+        for found in BLOCK.finditer(text)
+        if SKIPPED not in found["mark"]
+    ]
+
+
+def given(folder: Path) -> dict[str, Any]:
+    """What pages take for granted: a network with the usual names, inputs for it, and its file."""
+    net = nn.Sequential()
+    net.add_module("stem", nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU()))
+    layers = (nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU())
+    net.add_module("features", nn.Sequential(*layers))
+    net.add_module("classifier", nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(128, 10)))
+    example = image(1, 3, 16, 16)
+    drawn(net)
+    fxdecomp.export.to_onnx(fxdecomp.trace(net, example), example, folder / "dense.onnx")
+    batches = [image(8, 3, 16, 16, seed=seed) for seed in range(5)]
+    labels = [net(batch).argmax(1) for batch in batches]
+    return {
+        "__name__": "page",
+        "fxdecomp": fxdecomp,
+        "torch": torch,
+        "model": net,
+        "example_inputs": example,
+        "batches": batches,
+        "labels": labels,
+        "loader": list(zip(batches, labels, strict=True)),
+        "policy": fxdecomp.Policy(method="tucker2", rank=0.5),
+        "cross_entropy": nn.functional.cross_entropy,
+        "Calibration": fxdecomp.calibration.Calibration,
+    }
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, id=page.name, marks=[pytest.mark.slow] if page.name in SLOW else [])
+        for page in PAGES
+        if blocks(page)
+    ],
+)
+def test_the_code_of_a_page_runs_from_top_to_bottom(page: Path, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FXDECOMP_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    names = given(tmp_path)
+    for line, code in blocks(page):
+        exec(compile("\n" * line + code, str(page), "exec"), names)
+
+
+def test_pages_have_code_and_a_broken_block_is_noticed(tmp_path) -> None:
+    assert sum(len(blocks(page)) for page in PAGES) >= 20
+    page = tmp_path / "page.md"
+    page.write_text(f"text\n```python\nraise ValueError\n```\n{SKIPPED}why -->\n```python\n1 / 0\n```\n")
+    assert blocks(page) == [(2, "raise ValueError\n")]
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The command lines of `fxdecomp` in a page's code, comments and results cut off."""
+    text = page.read_text(encoding="utf-8")
+    fenced = "\n".join(re.findall(r"^```(?:console|sh|bash)?\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
+    lines = re.findall(r"^(?:\$ )?fxdecomp .*$", fenced, re.MULTILINE)
+    lines += re.findall(r"`(fxdecomp [a-z]+ [^`]*)`", text)
+    return [shlex.split(line.removeprefix("$ "), comments=True)[1:] for line in lines]
+
+
+def test_the_command_lines_that_pages_show_are_those_of_the_program() -> None:
+    group = typer.main.get_command(app)
+    found = [(page.name, words) for page in PAGES for words in commands(page)]
+    assert len(found) >= 6
+    for page, (name, *words) in found:
+        command = group.commands.get(name)  # type: ignore[attr-defined]
+        assert command is not None, f"{page}: fxdecomp {name}"
+        known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
+        given_options = {word.split("=")[0] for word in words if word.startswith("-")}
+        assert given_options <= known, f"{page}: fxdecomp {name} {words}"
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    for page in PAGES[1:]:
+        assert str(page.relative_to(ROOT / "docs")) in navigation, f"add {page.name} to nav in mkdocs.yml"
+
+
+def test_every_reason_is_explained() -> None:
+    questions = (ROOT / "docs" / "questions.md").read_text(encoding="utf-8")
+    told = {fxdecomp.Reason.NOT_TRANSFORMED, fxdecomp.Reason.ZERO_WEIGHT, fxdecomp.Reason.NOT_FINITE}
+    for reason in set(fxdecomp.Reason) - told:
+        assert reason.value in questions
