@@ -2,36 +2,114 @@
 
 
 class FxdecompError(Exception):
-    """Base of every error that this package raises on purpose."""
+    """Base of every error that this package raises on purpose.
+
+    Example:
+        >>> import fxdecomp
+        >>> try:
+        ...     fxdecomp.transform(None, fxdecomp.Policy(method="svd"))
+        ... except fxdecomp.FxdecompError as error:
+        ...     print(error)
+        transform takes a GraphModule, got NoneType; use fxdecomp.trace(model, inputs)
+    """
 
 
 class TraceError(FxdecompError):
-    """A model could not be turned into a graph."""
+    """A model could not be turned into a graph.
+
+    Example:
+        >>> import fxdecomp
+        >>> try:
+        ...     fxdecomp.trace(3, ())
+        ... except fxdecomp.TraceError as error:
+        ...     print(error)
+        trace takes a module, an ExportedProgram or the path of a .pt2 file, got int
+    """
 
 
 class PolicyError(FxdecompError, ValueError):
-    """A policy, a rule or a rank cannot be meant for this network."""
+    """A policy, a rule or a rank cannot be meant for this network.
+
+    Example:
+        >>> import fxdecomp
+        >>> try:
+        ...     fxdecomp.Policy(method="tuker2")
+        ... except fxdecomp.PolicyError as error:
+        ...     print(error)
+        there is no method 'tuker2'; use tucker2
+    """
 
 
 class PassError(FxdecompError):
-    """A pass broke one of its own invariants; names the pass and the node."""
+    """A pass broke one of its own invariants; names the pass and the node.
+
+    Example:
+        >>> import fxdecomp
+        >>> issubclass(fxdecomp.PassError, fxdecomp.FxdecompError)
+        True
+    """
 
 
 class CalibrationError(FxdecompError, ValueError):
-    """The calibration data cannot be used."""
+    """The calibration data cannot be used.
+
+    Example:
+        >>> import torch, fxdecomp
+        >>> from fxdecomp.calibration import Calibration
+        >>> try:
+        ...     Calibration(torch.randn(8, 4))
+        ... except fxdecomp.CalibrationError as error:
+        ...     print(error)
+        calibration is one tensor, wanted an iterable of batches; put it in a list
+    """
 
 
 class RecoveryError(FxdecompError, ValueError):
-    """The networks, the data or the checkpoint do not fit a recovery."""
+    """The networks, the data or the checkpoint do not fit a recovery.
+
+    Example:
+        >>> import torch, fxdecomp
+        >>> gm = fxdecomp.trace(torch.nn.Sequential(torch.nn.Linear(4, 2)), torch.randn(1, 4))
+        >>> try:
+        ...     fxdecomp.recover(gm, gm, [])
+        ... except fxdecomp.RecoveryError as error:
+        ...     print(error)
+        data holds 0 batches, wanted at least 2: one is held out to judge by
+    """
 
 
 class ExportError(FxdecompError):
-    """A model could not be exported."""
+    """A model could not be exported.
+
+    Example:
+        >>> import torch, fxdecomp
+        >>> gm = fxdecomp.trace(torch.nn.Sequential(torch.nn.Linear(64, 32)), torch.randn(1, 64))
+        >>> try:
+        ...     fxdecomp.export.to_onnx(gm, torch.randn(1, 64), "no/such/folder/small.onnx")
+        ... except fxdecomp.ExportError as error:
+        ...     print(error)
+        no/such/folder/small.onnx: the folder no/such/folder does not exist; create it first
+    """
 
 
 class ParityError(ExportError):
-    """An exported model does not compute what the PyTorch model computes."""
+    """An exported model does not compute what the PyTorch model computes.
+
+    Example:
+        >>> import fxdecomp
+        >>> issubclass(fxdecomp.ParityError, fxdecomp.ExportError)
+        True
+    """
 
 
 class BenchmarkError(FxdecompError):
-    """A benchmark was asked for something that cannot be timed."""
+    """A benchmark was asked for something that cannot be timed.
+
+    Example:
+        >>> import fxdecomp
+        >>> try:
+        ...     fxdecomp.export.benchmark({"dense": "missing.onnx"})
+        ... except fxdecomp.BenchmarkError as error:
+        ...     print(error)
+        no such file: missing.onnx
+    """

@@ -8,7 +8,13 @@ from typing import Any
 
 
 class Reason(StrEnum):
-    """Why a layer was left alone. The value is the sentence that users read."""
+    """Why a layer was left alone. The value is the sentence that users read.
+
+    Example:
+        >>> import fxdecomp
+        >>> print(fxdecomp.Reason.DEPTHWISE)
+        a depthwise layer has no channels to decompose
+    """
 
     NOT_TRANSFORMED = "no policy has been applied to this graph"
     NOT_SELECTED = "the policy does not select this layer"
@@ -46,6 +52,16 @@ class Applied:
         stages: Names of the chain's stages, in order.
         output_error: `E||y - y'||^2 / E||y - mean(y)||^2` on calibration data, where there was any; after a
             refit, `y'` is what the chain gives behind the chains before it.
+
+    Example:
+        >>> import torch, fxdecomp
+        >>> gm = fxdecomp.trace(torch.nn.Sequential(torch.nn.Linear(64, 32)), torch.randn(1, 64))
+        >>> small = fxdecomp.transform(gm, fxdecomp.Policy(method="svd", rank=4))
+        >>> done = fxdecomp.report(small).applied[0]
+        >>> done.layer, done.method, done.rank, done.stages
+        ('Linear 64->32', 'svd', (4,), ('pointwise_in', 'pointwise_out'))
+        >>> done.params_before, done.params_after
+        (2080, 416)
     """
 
     site: str
@@ -78,6 +94,14 @@ class Skipped:
         detail: The particulars, with numbers.
         params: Weights and biases of the layer.
         macs: Its multiply-accumulates over all its call sites, 0 where unknown.
+
+    Example:
+        >>> import torch, fxdecomp
+        >>> gm = fxdecomp.trace(torch.nn.Sequential(torch.nn.Linear(64, 32)), torch.randn(1, 64))
+        >>> policy = fxdecomp.Policy(method="svd", rank=32)
+        >>> left = fxdecomp.report(fxdecomp.transform(gm, policy)).skipped[0]
+        >>> left.site, left.reason is fxdecomp.Reason.NO_SAVING
+        ('0', True)
     """
 
     site: str
@@ -118,6 +142,14 @@ class Folded:
     """A BatchNorm that was folded into the layers before it, or (`reason` set) was left in the graph.
 
     One that stands at several places may be both.
+
+    Example:
+        >>> import torch, fxdecomp
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(8, 8, 3), torch.nn.BatchNorm2d(8))
+        >>> gm = fxdecomp.trace(model, torch.randn(1, 8, 8, 8))
+        >>> small = fxdecomp.transform(gm, fxdecomp.Policy(method="tucker2", rank=2))
+        >>> fxdecomp.report(small).record.folds
+        (Folded(norm='1', into='0', reason=''),)
     """
 
     norm: str

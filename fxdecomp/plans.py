@@ -37,6 +37,15 @@ class Plan:
 
     A plan holds methods and ranks, no weights: replayed on the same weights (and the same calibration, where
     there was one) it gives the same network, without solving or timing anything.
+
+    Example:
+        >>> import torch, fxdecomp
+        >>> gm = fxdecomp.trace(torch.nn.Sequential(torch.nn.Linear(64, 32)), torch.randn(1, 64))
+        >>> small = fxdecomp.transform(gm, fxdecomp.Policy(method="svd", rank=4))
+        >>> plan = fxdecomp.report(small).plan
+        >>> plan.choices
+        (Choice(site='0', layer='Linear 64->32', method='svd', rank=(4,)),)
+        >>> again = fxdecomp.transform(gm, fxdecomp.Policy.from_plan(plan))
     """
 
     choices: tuple[Choice, ...]

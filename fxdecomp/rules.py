@@ -40,6 +40,11 @@ class Rule:
         rank: A rank rule; an int or tuple is `Fixed`, a float is `Ratio`. None leaves it to the budget, and
             is `VBMF` where there is none.
         floor: Least share of its own cost that a budget must leave to each of the layers.
+
+    Example:
+        >>> import fxdecomp
+        >>> fxdecomp.Rule("classifier.*", method="svd", rank=32).matches("classifier.0")
+        True
     """
 
     pattern: str

@@ -59,6 +59,13 @@ class SearchResult:
         speedup: `(value, low, high)`: how many times faster than the dense network `model` was measured, with
             its 95 % interval; None where nothing was timed.
         notes: Sentences for the reader.
+
+    Example:
+        >>> import torch, fxdecomp
+        >>> gm = fxdecomp.trace(torch.nn.Sequential(torch.nn.Linear(64, 32)), torch.randn(1, 64))
+        >>> found = fxdecomp.search(gm, torch.randn(4, 64), max_drop=2.0, evaluations=1)
+        >>> [trial.macs for trial in found.trials], found.best.accepted
+        ([2048, 576], True)
     """
 
     model: GraphModule

@@ -82,6 +82,13 @@ def search(
     Raises:
         PolicyError: A setting is out of range.
         FxdecompError: The state file belongs to another search.
+
+    Example:
+        >>> import torch, fxdecomp
+        >>> gm = fxdecomp.trace(torch.nn.Sequential(torch.nn.Linear(64, 32)), torch.randn(1, 64))
+        >>> found = fxdecomp.search(gm, torch.randn(4, 64), max_drop=2.0, evaluations=1)
+        >>> found.best.macs < found.trials[0].macs
+        True
     """
     if not (max_drop >= 0 and 0 < least_share < 1 and evaluations >= 1):
         raise PolicyError(

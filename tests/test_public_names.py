@@ -3,10 +3,12 @@
 import doctest
 import importlib
 import pkgutil
+from types import ModuleType, UnionType
 
 import pytest
 
 import fxdecomp
+import fxdecomp.reporting
 
 PROMISED = {
     "Applied",
@@ -48,9 +50,12 @@ def test_the_promised_names_are_there() -> None:
     assert len(set(fxdecomp.__all__)) == len(fxdecomp.__all__)
 
 
-@pytest.mark.parametrize("name", ["trace", "transform", "report", "graph_diff", "Policy", "Rule", "Report"])
-def test_public_names_have_documentation(name: str) -> None:
-    assert (getattr(fxdecomp, name).__doc__ or "").strip()
+@pytest.mark.parametrize("module", [fxdecomp, fxdecomp.export, fxdecomp.reporting])
+def test_every_public_name_has_documentation_with_an_example(module: ModuleType) -> None:
+    for name in module.__all__:
+        value = getattr(module, name)
+        if not isinstance(value, ModuleType | UnionType):
+            assert ">>> " in (value.__doc__ or ""), f"{module.__name__}.{name}"
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -73,7 +73,13 @@ class MACs(Budget):
 @final
 @dataclass(frozen=True, slots=True)
 class Params(Budget):
-    """Weights and biases of all Conv and Linear layers, as `report` counts them."""
+    """Weights and biases of all Conv and Linear layers, as `report` counts them.
+
+    Example:
+        >>> import fxdecomp
+        >>> fxdecomp.Params(0.25).limit(1000)
+        250.0
+    """
 
     name: ClassVar[str] = "params"
 

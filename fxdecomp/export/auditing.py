@@ -58,6 +58,17 @@ class LayoutAudit:
         blocked: Convolutions in the blocked layout.
         outside: Those that are not, and why.
         changes: The layout changes that the runtime put in.
+
+    Example:
+        >>> import tempfile, torch, fxdecomp
+        >>> from pathlib import Path
+        >>> gm = fxdecomp.trace(torch.nn.Sequential(torch.nn.Linear(64, 32)), torch.randn(1, 64))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "small.onnx"
+        ...     _ = fxdecomp.export.to_onnx(gm, torch.randn(1, 64), path)
+        ...     audit = fxdecomp.export.audit_layout(path)
+        >>> print(type(audit).__name__)
+        LayoutAudit
     """
 
     blocked: tuple[str, ...]
@@ -85,6 +96,17 @@ def audit_layout(path: Path | str) -> LayoutAudit:
 
     Raises:
         ExportError: If onnxruntime is missing or cannot load the file.
+
+    Example:
+        >>> import tempfile, torch, fxdecomp
+        >>> from pathlib import Path
+        >>> gm = fxdecomp.trace(torch.nn.Sequential(torch.nn.Linear(64, 32)), torch.randn(1, 64))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "small.onnx"
+        ...     _ = fxdecomp.export.to_onnx(gm, torch.randn(1, 64), path)
+        ...     audit = fxdecomp.export.audit_layout(path)
+        >>> type(audit).__name__
+        'LayoutAudit'
     """
     import onnx
 

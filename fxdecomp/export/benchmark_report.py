@@ -33,6 +33,11 @@ class Timing:
             measured.
         nodes: How many nodes of the optimised graph each provider ran; empty where it was not profiled.
         problem: Why there are no times; empty where there are.
+
+    Example:
+        >>> from fxdecomp.export import Timing
+        >>> Timing("small", "CUDAExecutionProvider", 1, 1, problem="not available").problem
+        'not available'
     """
 
     model: str
@@ -51,7 +56,13 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """How many times faster one model is than another, with a 95 % confidence interval."""
+    """How many times faster one model is than another, with a 95 % confidence interval.
+
+    Example:
+        >>> from fxdecomp.export import Ratio
+        >>> print(Ratio(1.88, 1.79, 1.93))
+        1.88x [1.79, 1.93]
+    """
 
     value: float
     low: float
@@ -73,6 +84,13 @@ class BenchmarkReport:
         kernels: The kernel table of every model, in the first setting in which it ran.
         machine: Processor, cores and versions.
         settings: How it was measured.
+
+    Example:
+        >>> from fxdecomp.export import BenchmarkReport, Timing
+        >>> times = {"dense": 4.0, "small": 2.0}
+        >>> rows = [Timing(name, "CPUExecutionProvider", 1, 1, (s, s), s, s) for name, s in times.items()]
+        >>> print(BenchmarkReport(tuple(rows)).ratio("dense", "small"))
+        2.00x [2.00, 2.00]
     """
 
     timings: tuple[Timing, ...]

@@ -45,6 +45,13 @@ class Comparison:
         only_before: What only the first timed, in words.
         only_after: What only the second timed.
         differences: Entries of machine and settings that differ: name -> (first, second).
+
+    Example:
+        >>> from fxdecomp.export import BenchmarkReport, Timing, compare
+        >>> rows = [Timing("small", "CPUExecutionProvider", 1, 1, (s, s), s, s) for s in (3.0, 2.0)]
+        >>> old, new = (BenchmarkReport((row,)) for row in rows)
+        >>> compare(old, new).rows[0].speedup.value
+        1.5
     """
 
     rows: tuple[ComparedTiming, ...]
@@ -79,6 +86,13 @@ def compare(before: BenchmarkReport, after: BenchmarkReport) -> Comparison:
 
     Raises:
         BenchmarkError: If they have nothing in common.
+
+    Example:
+        >>> from fxdecomp.export import BenchmarkReport, Timing, compare
+        >>> rows = [Timing("small", "CPUExecutionProvider", 1, 1, (s, s), s, s) for s in (3.0, 2.0)]
+        >>> old, new = (BenchmarkReport((row,)) for row in rows)
+        >>> print(compare(old, new).rows[0].speedup)
+        1.50x [1.50, 1.50]
     """
     first, second = _by_setting(before), _by_setting(after)
     common = [key for key in first if key in second]

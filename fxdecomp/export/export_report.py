@@ -26,6 +26,16 @@ class ExportReport:
         quantization: What was lowered to int8 or fp16, and at what price; None for a file in full precision.
             The comparison is that of the model before.
         notes: Sentences for the reader.
+
+    Example:
+        >>> import tempfile, torch, fxdecomp
+        >>> from pathlib import Path
+        >>> gm = fxdecomp.trace(torch.nn.Sequential(torch.nn.Linear(64, 32)), torch.randn(1, 64))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "small.onnx"
+        ...     written = fxdecomp.export.to_onnx(gm, torch.randn(1, 64), path)
+        >>> written.max_relative < 1e-4
+        True
     """
 
     path: Path

@@ -29,6 +29,11 @@ class Fp16:
 
     Attributes:
         max_error: Largest `||y' - y|| / ||y - mean(y)||` of the outputs that it may cause.
+
+    Example:
+        >>> from fxdecomp.export import Fp16
+        >>> Fp16(max_error=0.01).max_error
+        0.01
     """
 
     kind: ClassVar[str] = "fp16"

@@ -38,6 +38,11 @@ class Int8:
         balance: Whether to balance the scales between neighbouring linear stages first.
         recurrent: Whether LSTMs are quantised too. The operator that they become is ONNX Runtime's own, and
             only its CPU provider has it: False keeps the file for other providers.
+
+    Example:
+        >>> from fxdecomp.export import Int8
+        >>> Int8(max_error=0.05, weight_bits=7)
+        Int8(max_error=0.05, weight_bits=7, balance=True, recurrent=True)
     """
 
     kind: ClassVar[str] = "int8"

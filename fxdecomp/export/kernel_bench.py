@@ -70,6 +70,12 @@ def bench_kernels(
     Raises:
         BenchmarkError: If the provider is not there, or a kind or precision is unknown.
         ExportError: If onnxruntime is missing.
+
+    Example:
+        >>> import fxdecomp
+        >>> sizes = {"channels": (16,), "sizes": (14,), "kinds": ("pointwise",)}
+        >>> len(fxdecomp.export.bench_kernels(runs=1, **sizes).points)
+        1
     """
     unknown = [kind for kind in kinds if kind not in KERNELS]
     if unknown or precision not in _ITEM_BYTES:

@@ -27,6 +27,12 @@ class KernelPoint:
         macs: Multiply-accumulates.
         bytes: Input, weight and output, each once.
         bound_gflops: What the roofline allows, in GFLOP/s.
+
+    Example:
+        >>> from fxdecomp.export import KernelPoint
+        >>> point = KernelPoint("pointwise", 64, 28, 1e-4, 3_211_264, 421_888, 80.0)
+        >>> round(point.gflops, 1), f"{point.reached:.0%}"
+        (64.2, '80%')
     """
 
     kind: str
@@ -69,6 +75,14 @@ class KernelMap:
         precision: float32, float16 or int8.
         threads: Intra-op threads.
         machine: Processor, cores and versions.
+
+    Example:
+        >>> from fxdecomp.export import KernelMap, KernelPoint
+        >>> points = (KernelPoint("pointwise", 64, 28, 1e-4, 3_211_264, 421_888, 80.0),)
+        >>> print(KernelMap(points, 80.0, 10.0, "CPUExecutionProvider", "float32", 1, {}))
+        CPUExecutionProvider, float32, 1 thread(s): matrix product 80.0 GFLOP/s, memory 10.0 GB/s
+        kernel         channels  size        ms  GFLOP/s  of roofline
+        pointwise            64    28     0.100     64.2          80%
     """
 
     points: tuple[KernelPoint, ...]

@@ -37,6 +37,11 @@ class Kernel:
         share: Part of the summed time of all kernels.
         macs: Multiply-accumulates; 0 for `other`.
         provider: Where it ran; several, joined by commas, only for `other`.
+
+    Example:
+        >>> from fxdecomp.export import Kernel
+        >>> Kernel("features.3.core", "core", 1e-3, 0.5, 10_000_000, "CPUExecutionProvider").gflops
+        20.0
     """
 
     name: str

@@ -31,6 +31,17 @@ class FileMetadata:
         record: The history of the graph, with policy and outcomes; None where there was none.
         record_digest: SHA-256 of the record's JSON text; empty without a record.
         quantization: What was quantised and what was not; None for a file that is not quantised.
+
+    Example:
+        >>> import tempfile, torch, fxdecomp
+        >>> from pathlib import Path
+        >>> gm = fxdecomp.trace(torch.nn.Sequential(torch.nn.Linear(64, 32)), torch.randn(1, 64))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "small.onnx"
+        ...     _ = fxdecomp.export.to_onnx(gm, torch.randn(1, 64), path)
+        ...     told = fxdecomp.export.read_metadata(path)
+        >>> told.quantization is None
+        True
     """
 
     version: str
@@ -82,6 +93,17 @@ def read_metadata(path: Path | str) -> FileMetadata | None:
 
     Raises:
         ExportError: If the file is no ONNX model, or its record was altered.
+
+    Example:
+        >>> import tempfile, torch, fxdecomp
+        >>> from pathlib import Path
+        >>> gm = fxdecomp.trace(torch.nn.Sequential(torch.nn.Linear(64, 32)), torch.randn(1, 64))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "small.onnx"
+        ...     _ = fxdecomp.export.to_onnx(gm, torch.randn(1, 64), path)
+        ...     told = fxdecomp.export.read_metadata(path)
+        >>> told.inputs
+        {'input': (1, 64)}
     """
     import onnx
 

@@ -67,6 +67,17 @@ def check_parity(gm: GraphModule, path: Path | str, inputs: Sequence[ExampleInpu
     Raises:
         ParityError: If an output differs; says where and by how much.
         ExportError: If onnxruntime is missing or cannot run the file.
+
+    Example:
+        >>> import tempfile, torch, fxdecomp
+        >>> from pathlib import Path
+        >>> gm = fxdecomp.trace(torch.nn.Sequential(torch.nn.Linear(64, 32)), torch.randn(1, 64))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "small.onnx"
+        ...     _ = fxdecomp.export.to_onnx(gm, torch.randn(1, 64), path)
+        ...     rows = fxdecomp.export.check_parity(gm, path, [[torch.randn(3, 64)]])
+        >>> all(row.max_relative < 1e-4 for row in rows)
+        True
     """
     tensors = [as_inputs(gm, value)[1] for value in inputs]
     gm = flat_graph(gm)

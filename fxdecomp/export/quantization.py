@@ -29,6 +29,11 @@ class Quantization:
         alone: The error that each stage causes when it alone is quantised; empty where that was not needed.
         weight_bits: Bits of the weights.
         balanced: Number of pairs of stages whose scales were balanced.
+
+    Example:
+        >>> from fxdecomp.export import Quantization
+        >>> print(Quantization("int8", 0.02, kept=("stem.0",)))
+        int8 with 8-bit weights: relative error of the output 0.0200; in fp32 stay stem.0
     """
 
     kind: str

@@ -64,6 +64,17 @@ def benchmark(
     Raises:
         BenchmarkError: If a file is missing or an input cannot be made.
         ExportError: If onnxruntime is missing.
+
+    Example:
+        >>> import tempfile, torch, fxdecomp
+        >>> from pathlib import Path
+        >>> gm = fxdecomp.trace(torch.nn.Sequential(torch.nn.Linear(64, 32)), torch.randn(1, 64))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "small.onnx"
+        ...     _ = fxdecomp.export.to_onnx(gm, torch.randn(1, 64), path)
+        ...     told = fxdecomp.export.benchmark({"small": path}, rounds=2)
+        >>> told.median_s["small"] > 0
+        True
     """
     paths = {name: Path(path) for name, path in models.items()}
     missing = [str(path) for path in paths.values() if not path.is_file()]

@@ -76,6 +76,16 @@ def to_onnx(
         ParityError: If the file computes something else.
         ExportError: If the graph cannot be exported or quantised, the check refuses the model, or onnxruntime
             is missing.
+
+    Example:
+        >>> import tempfile, torch, fxdecomp
+        >>> from pathlib import Path
+        >>> gm = fxdecomp.trace(torch.nn.Sequential(torch.nn.Linear(64, 32)), torch.randn(1, 64))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "small.onnx"
+        ...     written = fxdecomp.export.to_onnx(gm, torch.randn(1, 64), path)
+        >>> written.inputs, written.outputs, written.dynamic_batch
+        (('input',), ('output',), True)
     """
     onnxruntime()
     path = Path(path)

@@ -17,6 +17,11 @@ class Energy(SpectralRule):
 
     Attributes:
         share: In (0, 1].
+
+    Example:
+        >>> import fxdecomp
+        >>> fxdecomp.Policy(method="svd", rank=fxdecomp.Energy(0.9)).rank
+        Energy(share=0.9)
     """
 
     name: ClassVar[str] = "energy"

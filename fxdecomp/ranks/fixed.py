@@ -19,6 +19,11 @@ class Fixed(RankRule):
 
     Attributes:
         rank: One entry per rank of the method, or one number for all of them.
+
+    Example:
+        >>> import fxdecomp
+        >>> fxdecomp.Policy(method="tucker2", rank=(64, 32)).rank
+        Fixed(rank=(64, 32))
     """
 
     name: ClassVar[str] = "fixed"

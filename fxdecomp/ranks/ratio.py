@@ -24,6 +24,11 @@ class Ratio(RankRule):
     Attributes:
         share: In (0, 1].
         multiple_of: Ranks that are multiples of 16 waste least on vector units.
+
+    Example:
+        >>> import fxdecomp
+        >>> fxdecomp.Ratio(1 / 3, multiple_of=16).multiple_of
+        16
     """
 
     name: ClassVar[str] = "ratio"

@@ -32,7 +32,13 @@ from fxdecomp.ranks.spectral import SpectralRule
 @final
 @dataclass(frozen=True, slots=True)
 class VBMF(SpectralRule):
-    """The rank of the analytic global solution of empirical VB matrix factorisation, on each unfolding."""
+    """The rank of the analytic global solution of empirical VB matrix factorisation, on each unfolding.
+
+    Example:
+        >>> import fxdecomp
+        >>> fxdecomp.Policy(method="tucker2").rank
+        VBMF()
+    """
 
     name: ClassVar[str] = "vbmf"
 

@@ -43,6 +43,11 @@ class FrontierPoint:
         quality: How good it is; higher is better.
         accepted: Whether its loss of quality is allowed.
         chosen: Whether it is the one that was taken.
+
+    Example:
+        >>> from fxdecomp.reporting import FrontierPoint
+        >>> FrontierPoint("half", cost=50.0, quality=0.98, chosen=True).accepted
+        True
     """
 
     name: str
@@ -60,6 +65,11 @@ class Frontier:
         points: The networks, in any order.
         cost_name: What the cost is, with its unit.
         quality_name: What the quality is.
+
+    Example:
+        >>> from fxdecomp.reporting import Frontier, FrontierPoint
+        >>> len(Frontier((FrontierPoint("half", 50.0, 0.98),), "ms").best)
+        1
     """
 
     points: tuple[FrontierPoint, ...]

@@ -22,6 +22,18 @@ def report_of_files(files: Mapping[str, Path], benchmark: BenchmarkReport, comma
 
     Raises:
         ExportError: A file is no ONNX model, or its record was altered.
+
+    Example:
+        >>> import tempfile, torch, fxdecomp
+        >>> from pathlib import Path
+        >>> gm = fxdecomp.trace(torch.nn.Sequential(torch.nn.Linear(64, 32)), torch.randn(1, 64))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "small.onnx"
+        ...     _ = fxdecomp.export.to_onnx(gm, torch.randn(1, 64), path)
+        ...     times = fxdecomp.export.benchmark({"small": path}, rounds=2)
+        ...     told = fxdecomp.reporting.report_of_files({"small": path}, times)
+        >>> [variant.name for variant in told.variants]
+        ['small']
     """
     told: dict[str, Report] = {}
     for name, path in files.items():
