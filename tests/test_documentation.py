@@ -22,18 +22,27 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SKIPPED = "<!-- not run: "
 """Stands on the line before a block that cannot run here, with the reason."""
 
-BLOCK = re.compile(r"^(?P<mark>[^\n]*)\n```python\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 SLOW = {"tutorial.md", "recovery.md", "budgets.md", "README.md", "int8.md"}
 
 
+def fences(page: Path) -> list[tuple[str, int, str]]:
+    """The fenced blocks of a page: language, the line they begin on, and the text."""
+    found: list[tuple[str, int, list[str]]] = []
+    inside, before = False, ""
+    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), start=1):
+        if line.startswith("```"):
+            inside = not inside
+            if inside:
+                found.append(("skipped" if SKIPPED in before else line[3:].strip(), number, []))
+        elif inside:
+            found[-1][2].append(line)
+        before = line
+    return [(language, number, "\n".join(lines) + "\n") for language, number, lines in found]
+
+
 def blocks(page: Path) -> list[tuple[int, str]]:
-    """The code of a page, with the line that each block begins on."""
-    text = page.read_text(encoding="utf-8")
-    return [
-        (text.count("\n", 0, found.start("code")), found["code"])
-        for found in BLOCK.finditer(text)
-        if SKIPPED not in found["mark"]
-    ]
+    """The code of a page, with the line before each block."""
+    return [(number, code) for language, number, code in fences(page) if language == "python"]
 
 
 def given(folder: Path) -> dict[str, Any]:
@@ -49,7 +58,7 @@ def given(folder: Path) -> dict[str, Any]:
     batches = [image(8, 3, 16, 16, seed=seed) for seed in range(5)]
     labels = [net(batch).argmax(1) for batch in batches]
     return {
-        "__name__": "page",
+        "__name__": "__main__",  # dataclasses look their module up
         "fxdecomp": fxdecomp,
         "torch": torch,
         "model": net,
@@ -90,8 +99,8 @@ def test_pages_have_code_and_a_broken_block_is_noticed(tmp_path) -> None:
 def commands(page: Path) -> list[list[str]]:
     """The command lines of `fxdecomp` in a page's code, comments and results cut off."""
     text = page.read_text(encoding="utf-8")
-    fenced = "\n".join(re.findall(r"^```(?:console|sh|bash)?\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
-    lines = re.findall(r"^(?:\$ )?fxdecomp .*$", fenced, re.MULTILINE)
+    shell = "\n".join(code for language, _, code in fences(page) if language in ("", "console", "sh"))
+    lines = re.findall(r"^(?:\$ )?fxdecomp .*$", shell, re.MULTILINE)
     lines += re.findall(r"`(fxdecomp [a-z]+ [^`]*)`", text)
     return [shlex.split(line.removeprefix("$ "), comments=True)[1:] for line in lines]
 
