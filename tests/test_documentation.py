@@ -53,8 +53,8 @@ def given(folder: Path) -> dict[str, Any]:
     net.add_module("features", nn.Sequential(*layers))
     net.add_module("classifier", nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(128, 10)))
     example = image(1, 3, 16, 16)
-    drawn(net)
-    fxdecomp.export.to_onnx(fxdecomp.trace(net, example), example, folder / "dense.onnx")
+    gm = fxdecomp.trace(drawn(net), example)
+    fxdecomp.export.to_onnx(gm, example, folder / "dense.onnx")
     batches = [image(8, 3, 16, 16, seed=seed) for seed in range(5)]
     labels = [net(batch).argmax(1) for batch in batches]
     return {
@@ -62,6 +62,7 @@ def given(folder: Path) -> dict[str, Any]:
         "fxdecomp": fxdecomp,
         "torch": torch,
         "model": net,
+        "gm": gm,
         "example_inputs": example,
         "batches": batches,
         "labels": labels,
