@@ -17,7 +17,7 @@ LEFT = {
     "own_policy": {"plan.json"},
 }
 TOLD = {
-    "image_classifier": "4 of 5 layers replaced",
+    "image_classifier": "3 of 5 layers replaced",
     "detector": "taken",
     "transformer": "int8 with",
     "own_policy": "the plan gives the same network: True",
