@@ -22,7 +22,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SKIPPED = "<!-- not run: "
 """Stands on the line before a block that cannot run here, with the reason."""
 
-SLOW = {"tutorial.md", "recovery.md", "budgets.md", "README.md", "int8.md"}
+SLOW = {"tutorial.md", "recovery.md", "budgets.md", "README.md", "int8.md", "deployment.md"}
 
 
 def fences(page: Path) -> list[tuple[str, int, str]]:
@@ -63,6 +63,8 @@ def given(folder: Path) -> dict[str, Any]:
         "torch": torch,
         "model": net,
         "gm": gm,
+        "small": fxdecomp.transform(gm, fxdecomp.Policy(method="tucker2", rank=0.5)),
+        "example": example,
         "example_inputs": example,
         "batches": batches,
         "labels": labels,
