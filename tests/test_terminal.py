@@ -80,7 +80,7 @@ def test_quiet_prints_nothing_on_standard_error(monkeypatch: pytest.MonkeyPatch,
 
 
 @pytest.mark.parametrize(
-    "command", ["", "inspect", "compress", "bench", "bench-kernels", "diff", "demo", "cache", "bench-kernels"]
+    "command", ["", "inspect", "compress", "bench", "bench-kernels", "diff", "demo", "cache"]
 )
 def test_each_help_is_one_screen_and_ends_with_an_example(command: str, monkeypatch, capsys) -> None:
     monkeypatch.setenv("COLUMNS", "80")
