@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument("step", choices=("search", "uniform", "final"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--lines", type=int, default=300)
-    parser.add_argument("--evaluations", type=int, default=4)
+    parser.add_argument("--evaluations", type=int, default=3)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     {"search": searched, "uniform": uniform, "final": final}[options.step](options)

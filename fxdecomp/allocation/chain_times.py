@@ -23,7 +23,14 @@ from fxdecomp.allocation.latency_cache import LatencyCache, cache_folder
 from fxdecomp.errors import PolicyError
 from fxdecomp.export.kernels import profile_events
 from fxdecomp.export.machine import machine
-from fxdecomp.export.sessions import CPU, available_providers, bound_run, onnxruntime, open_session
+from fxdecomp.export.sessions import (
+    CPU,
+    available_providers,
+    bound_run,
+    onnxruntime,
+    open_session,
+    thread_count,
+)
 from fxdecomp.layers import LayerSpec
 
 _RUNS = 9
@@ -42,7 +49,7 @@ class ChainTimes:
 
     Attributes:
         provider: The execution provider.
-        threads: Intra-op threads.
+        threads: Intra-op threads; 0 for every core of this process.
         cache: Where times are kept.
         measured: How many chains were timed, not read from the cache.
 
@@ -68,7 +75,7 @@ class ChainTimes:
             "provider": self.provider,
             "version": onnxruntime().__version__,
             "processor": machine()["processor"],
-            "threads": self.threads,
+            "threads": thread_count(self.threads),
             "dtype": "float32",
         }
 

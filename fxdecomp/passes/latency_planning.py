@@ -90,9 +90,13 @@ class LatencyPlanner:
         self._folder = Path(self._scratch.name)
 
     def __enter__(self) -> LatencyPlanner:
-        self._times = ChainTimes(self._budget.provider, self._budget.threads)
-        write_mock(self._gm, {}, self._folder / "dense.onnx")
-        self._dense_s = self._median_s()
+        try:
+            self._times = ChainTimes(self._budget.provider, self._budget.threads)
+            write_mock(self._gm, {}, self._folder / "dense.onnx")
+            self._dense_s = self._median_s()
+        except BaseException:
+            self._scratch.cleanup()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:

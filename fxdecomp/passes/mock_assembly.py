@@ -58,6 +58,7 @@ def recorded_inputs(gm: GraphModule) -> tuple[Tensor, ...]:
         PolicyError: They are not recorded.
     """
     generator = torch.Generator().manual_seed(0)
+    device = next((parameter.device for parameter in gm.parameters()), torch.device("cpu"))
     values: list[Tensor] = []
     for node in gm.graph.nodes:
         if node.op != "placeholder":
@@ -74,7 +75,7 @@ def recorded_inputs(gm: GraphModule) -> tuple[Tensor, ...]:
             values.append(torch.randn(shape, generator=generator).to(dtype))
         else:
             values.append(torch.zeros(shape, dtype=dtype))
-    return tuple(values)
+    return tuple(value.to(device) for value in values)
 
 
 def _chains(site: Site, method: str, rank: tuple[int, ...], generator: torch.Generator) -> list[list[Stage]]:
@@ -82,13 +83,13 @@ def _chains(site: Site, method: str, rank: tuple[int, ...], generator: torch.Gen
     chains = []
     for call in site.calls:
         specs = grouped_stage_specs(method_named(method), call.spec, rank)
-        weights = weights or [_drawn(stage.spec, site.weight.dtype, generator) for stage in specs]
+        weights = weights or [_drawn(stage.spec, site.weight, generator) for stage in specs]
         stages = [Stage(each.name, each.spec, w) for each, w in zip(specs, weights, strict=True)]
         stages[-1] = Stage(stages[-1].name, stages[-1].spec, weights[-1], site.bias)
         chains.append(stages)
     return chains
 
 
-def _drawn(spec: LayerSpec, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+def _drawn(spec: LayerSpec, like: Tensor, generator: torch.Generator) -> Tensor:
     scale = math.prod(spec.weight_shape[1:]) ** -0.5
-    return torch.randn(spec.weight_shape, generator=generator).mul(scale).to(dtype)
+    return torch.randn(spec.weight_shape, generator=generator).mul(scale).to(like)

@@ -10,6 +10,7 @@ from fxdecomp.allocation.chain_graphs import chain_graph
 from fxdecomp.allocation.chain_times import ChainTimes, _inside_s
 from fxdecomp.allocation.latency_cache import LatencyCache
 from fxdecomp.decompositions import grouped_stage_specs, method_named
+from fxdecomp.export.sessions import thread_count
 from fxdecomp.layers import LayerSpec
 
 pytest.importorskip("onnxruntime")
@@ -79,6 +80,13 @@ def test_every_time_is_measured_once_and_an_interruption_loses_none(
     assert again.measured == 1
     other = ChainTimes(threads=2, cache=LatencyCache(tmp_path))
     assert other.time_s(chains[0]) == 7.0
+
+
+def test_all_cores_are_as_many_threads_as_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ChainTimes, "_measure", lambda *_: 1.0)
+    ChainTimes(threads=0, cache=LatencyCache(tmp_path)).time_s((CONV,))
+    monkeypatch.setattr(ChainTimes, "_measure", lambda *_: 2.0)
+    assert ChainTimes(threads=thread_count(0), cache=LatencyCache(tmp_path)).time_s((CONV,)) == 1.0
 
 
 def test_a_measured_time_is_a_time(tmp_path: Path) -> None:
