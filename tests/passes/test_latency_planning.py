@@ -72,7 +72,7 @@ def test_a_budget_that_the_whole_network_keeps_takes_one_attempt(gm: GraphModule
     used = clock(lambda _: 0.49)
     report = fxdecomp.report(fxdecomp.transform(gm, Policy(budget=Latency(0.5))))
     assert used.calls == 1
-    assert 0.47 <= share_of(report) <= 0.5
+    assert share_of(report) <= 0.5
     assert report.record.latency is not None
     assert report.record.latency["taken"] == 0
     (attempt,) = report.record.latency["attempts"]
@@ -125,7 +125,7 @@ def test_rules_exclusions_and_floors_are_respected(gm: GraphModule, clock: Any) 
         budget=Latency(0.6), exclude=["0"], rules=[Rule("2", "svd", rank=8), Rule("4", "auto", floor=0.5)]
     )
     with pytest.raises(PolicyError, match=r"Latency.* cannot be met: .* ms of .* ms \(\d+\.\d%\)"):
-        fxdecomp.transform(gm, Policy(budget=Latency(0.01)))
+        fxdecomp.transform(gm, Policy(budget=Latency(0.001)))
     policy = Policy(
         budget=Latency(0.6),
         exclude=["0"],
