@@ -42,4 +42,4 @@ def test_weights_above_two_gibibytes_go_to_a_second_file_within_eight(tmp_path: 
     assert path.with_name("large.onnx.data").stat().st_size > 2 * (1 << 30)
     assert read_metadata(path) is not None
     graph = onnx.load(path, load_external_data=False).graph
-    assert [node.op_type for node in graph.node] == ["MatMul"] * 2
+    assert [node.op_type for node in graph.node] == ["Gemm"] * 2
