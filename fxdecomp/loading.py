@@ -146,7 +146,8 @@ def load_object(reference: str) -> object:
         for part in attribute.split("."):
             value = getattr(value, part)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ModelReferenceError(f"{reference}: {error}") from error
+        hint = f"; write {module_name[:-3]}:{attribute}" if module_name.endswith(".py") else ""
+        raise ModelReferenceError(f"{reference}: {error}{hint}") from error
     return value
 
 

@@ -91,6 +91,7 @@ def test_compress_writes_everything_and_the_file_knows_its_history(tmp_path, mon
     [
         (["inspect", "nonsense"], 2, "neither a .pt2 or .onnx file nor of the form package.module:callable"),
         (["inspect", "no.such.module:net"], 2, "No module named 'no'"),
+        (["inspect", "cli_models.py:net"], 2, "write cli_models:net"),
         (["inspect", "tests.cli_models:absent"], 2, "has no attribute 'absent'"),
         (["inspect", "tests.cli_models:without_inputs"], 2, "add --input 1x3x224x224"),
         (["inspect", "tests.cli_models:failing"], 2, "raised RuntimeError: weights are missing"),
@@ -147,9 +148,11 @@ def test_a_module_runs_the_command_line():
 
 def test_both_networks_are_timed_and_the_page_of_the_files_tells_of_the_layers(tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
-    options = ["--method", "tucker2", "--rank", "0.5", "-o", str(out), "--time", "--quiet"]
+    options = ["--method", "tucker2", "--rank", "0.5", "-o", str(out), "--time"]
     assert run("compress", NET, *options, monkeypatch=monkeypatch) == 0
-    assert "faster than first" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert "faster than first" in shown.out
+    assert shown.err == "", "no progress where nobody watches"
     assert (out / "dense.onnx").exists()
     page = (out / "report.html").read_text()
     assert f"fxdecomp compress {NET} --method tucker2" in page
@@ -160,3 +163,9 @@ def test_both_networks_are_timed_and_the_page_of_the_files_tells_of_the_layers(t
     page = target.read_text()
     assert '<h2 id="layers">' in page
     assert "Where the time of small goes" in page
+
+
+def test_a_diff_without_difference_says_so(monkeypatch, capsys):
+    assert run("diff", NET, NET, monkeypatch=monkeypatch) == 0
+    shown = capsys.readouterr()
+    assert (shown.out, "no difference" in shown.err) == ("", True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -61,6 +62,8 @@ def _options(
 def main() -> None:
     """Entry point: errors in one line with what to do."""
     debug = "--debug" in sys.argv
+    # Raised inside torch when it copies an exported graph, whatever the model.
+    warnings.filterwarnings("ignore", message=r"`isinstance\(treespec", category=FutureWarning)
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:
         app()

@@ -70,4 +70,8 @@ def compress(
     told = [] if result.search is None else [str(result.search)]
     told += [result.report.summary, *result.report.remarks, str(result.exported)]
     told += [] if result.quantised is None else [str(result.quantised)]
+    if timed is not None and timed.ratio("dense", "small").low <= 1:
+        told.append(
+            "small was not shown to be faster: ship dense, or try --budget latency:0.5 (docs/questions.md)"
+        )
     print_blocks(*tables, "\n".join(told), f"Everything is in {out}; open {out / 'report.html'} first")

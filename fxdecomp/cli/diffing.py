@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from fxdecomp.cli.options import Inputs, Method, Model, PolicyFile, Quiet, RankText, traced
-from fxdecomp.cli.terminal import console, working
+from fxdecomp.cli.terminal import console, print_error, working
 
 
 def diff(
@@ -33,4 +33,12 @@ def diff(
     else:
         with working("decomposing", quiet=quiet):
             other = transform(gm, chosen)
-    console.print(coloured_diff(graph_diff(gm, other)), soft_wrap=True, end="")
+    text = graph_diff(gm, other)
+    if not text:
+        why = (
+            ""
+            if chosen is None
+            else ": no layer was replaced; `fxdecomp compress` lists each with the reason"
+        )
+        print_error(f"no difference{why}")
+    console.print(coloured_diff(text), soft_wrap=True, end="")

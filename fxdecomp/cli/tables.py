@@ -33,12 +33,11 @@ def inspect_table(rows: Sequence[LayerRow]) -> Table:
 
 def layer_tables(told: Report) -> list[Table]:
     """The layers that were replaced, and those that were left alone with the reason."""
-    columns = {"layer": "name", "": "left", "method": "left", "rank": "right", "error": "right"}
+    columns = {"layer": "name", "method": "left", "rank": "right", "error": "right"}
     replaced = table_with("", columns | {"MACs": "right", "factor": "right"})
     for o in told.applied:
         replaced.add_row(
             Text(o.site),
-            o.layer,
             o.method,
             rank_text(o.rank),
             f"{o.relative_error:.1%}" if o.output_error is None else f"{o.output_error:.1%} out",

@@ -56,7 +56,7 @@ def progress_bars(*, quiet: bool) -> Iterator[Any]:
     """Progress bars with an estimate of the time left, on standard error, one for each kind of work."""
     from fxdecomp.progress import silent
 
-    if quiet:
+    if quiet or not messages.is_terminal:
         yield silent
         return
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
@@ -75,7 +75,7 @@ def progress_bars(*, quiet: bool) -> Iterator[Any]:
 @contextmanager
 def working(work: str, *, quiet: bool) -> Iterator[Any]:
     """A sign of life with the time so far, for work of unknown length; yields a way to rename it."""
-    if quiet:
+    if quiet or not messages.is_terminal:
         yield lambda sentence: None
         return
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
