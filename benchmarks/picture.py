@@ -24,7 +24,7 @@ def main(path: Path) -> None:
     gm = fxdecomp.trace(load_recogniser(), torch.zeros(1, 1, 64, WIDTH))
     told = fxdecomp.report(fxdecomp.transform(gm, DEMO_POLICY))
     figure = Figure(figsize=(8, 3.4), layout="constrained")
-    told.plot_layers(figure.subplots()).set_title(told.summary)
+    told.plot_layers(figure.subplots()).set_title(told.summary, fontsize="medium")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 

@@ -131,3 +131,10 @@ def test_every_reason_is_explained() -> None:
     told = {fxdecomp.Reason.NOT_TRANSFORMED, fxdecomp.Reason.ZERO_WEIGHT, fxdecomp.Reason.NOT_FINITE}
     for reason in set(fxdecomp.Reason) - told:
         assert reason.value in questions
+
+
+def test_the_links_of_the_readme_lead_somewhere() -> None:
+    links = re.findall(r"\]\(([^)#]+)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert len(links) >= 8
+    for link in links:
+        assert (ROOT / link).exists(), link
