@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -62,7 +63,10 @@ def _clone(tensor: Tensor) -> Tensor:
 
 def _copy(gm: GraphModule, memo: dict[int, object]) -> GraphModule:
     memo = {id(tensor): tensor for tensor in derived_tensors(gm)} | memo
-    result: GraphModule = copy.deepcopy(gm, memo)
+    with warnings.catch_warnings():
+        # Raised inside torch when it copies an exported graph, whatever the model.
+        warnings.filterwarnings("ignore", message=r"`isinstance\(treespec", category=FutureWarning)
+        result: GraphModule = copy.deepcopy(gm, memo)
     record = record_of(gm)
     if record is not None:
         attach_record(result, record)  # deepcopy drops the attribute that pickling needs

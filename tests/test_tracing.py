@@ -1,5 +1,6 @@
 """`trace`: which tracer, what it says when none works, and that sizes stay free."""
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -174,3 +175,12 @@ def test_a_graph_without_shapes_says_what_to_do() -> None:
         match=r"the graph has no recorded shapes; use fxdecomp\.trace\(gm, example_inputs\) first",
     ):
         fxdecomp.transform(gm, FULL)
+
+
+def test_a_deprecation_inside_torch_does_not_reach_the_user() -> None:
+    program = torch.export.export(nn.Sequential(nn.Linear(8, 4)).eval(), (torch.randn(2, 8),))
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        gm = fxdecomp.trace(program, torch.randn(2, 8))
+        fxdecomp.transform(gm, fxdecomp.Policy(method="svd", rank=2))
+    assert [str(each.message) for each in heard if "treespec" in str(each.message)] == []

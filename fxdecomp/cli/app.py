@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -62,8 +61,6 @@ def _options(
 def main() -> None:
     """Entry point: errors in one line with what to do."""
     debug = "--debug" in sys.argv
-    # Raised inside torch when it copies an exported graph, whatever the model.
-    warnings.filterwarnings("ignore", message=r"`isinstance\(treespec", category=FutureWarning)
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:
         app()
