@@ -36,7 +36,7 @@ from fxdecomp.decompositions import Decomposition, decompose, method_named, prob
 from fxdecomp.demo.recogniser import load_recogniser
 from fxdecomp.export.machine import machine
 from fxdecomp.layers import LayerSpec
-from fxdecomp.ranks import VBMF, RankRule, Ratio
+from fxdecomp.ranks import VBMF, Fixed, RankRule, Ratio
 
 warnings.filterwarnings("ignore", message="Trying to compute SVD with n_eigenvecs")
 warnings.filterwarnings("ignore", message=".*unclosed.*")
@@ -256,12 +256,18 @@ def measure_memory(shape: tuple[int, ...], name: str, rank: int | None, pipe: An
     """What a factorisation adds to the peak, the weight itself not counted."""
     method = method_named(name)
     small = torch.randn(64, 64, *shape[2:])
-    ours(method, small, (8,))  # the libraries' own buffers
+    few = Fixed(8).choose(method, spec_of(small), ())
+    assert few is not None
+    ours(method, small, few)  # the libraries' own buffers
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     spec = spec_of(weight)
     before = status_bytes("VmRSS")
     problems = problems_of(weight, spec)
-    chosen = (rank,) if rank else VBMF().choose(method, spec, problems) or (min(shape) // 3,)
+    if rank is None:
+        VBMF().choose(method, spec, problems)  # nothing in noise, but it needs the spectra
+    wanted = THIRD if rank is None else Fixed(rank)
+    chosen = wanted.choose(method, spec, problems)
+    assert chosen is not None
     decompose(method, problems, spec, chosen, dtype=weight.dtype)
     pipe.send((status_bytes("VmHWM") - before, weight.numel() * weight.element_size(), chosen))
 
