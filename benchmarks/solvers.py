@@ -14,29 +14,26 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import multiprocessing as mp
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tensorly as tl
 import torch
 from tensorly import plugins, tenalg
-from tensorly.decomposition import parafac, partial_tucker, randomised_parafac
-from torch import Tensor, nn
+from tensorly.decomposition import parafac, randomised_parafac
+from torch import Tensor
 
-from fxdecomp.decompositions import Decomposition, decompose, method_named, problems_of
+from benchmarks.solver_layers import bench_executors, bench_memory, bench_vgg16
+from benchmarks.solver_sides import Save, ours, relative_error, timed
+from fxdecomp.decompositions import method_named
 from fxdecomp.demo.recogniser import load_recogniser
 from fxdecomp.export.machine import machine
-from fxdecomp.layers import LayerSpec
-from fxdecomp.ranks import VBMF, Fixed, RankRule, Ratio
 
 warnings.filterwarnings("ignore", message="Trying to compute SVD with n_eigenvecs")
 warnings.filterwarnings("ignore", message=".*unclosed.*")
@@ -49,7 +46,6 @@ VARIANTS: tuple[dict[str, Any], ...] = (
     {"init": "random", "linesearch": True},
     {"init": "random", "n_samples": 8},  # randomised_parafac, this many times the rank
 )
-THIRD = Ratio(1 / 3)
 
 
 def kernel(case: str) -> Tensor:
@@ -59,34 +55,6 @@ def kernel(case: str) -> Tensor:
         return load_recogniser().features.get_submodule("conv6").get_parameter("weight").detach()
     n = int(channels)
     return torch.randn(n, n, 3, 3, generator=torch.Generator().manual_seed(0))
-
-
-def relative_error(weight: Tensor, composed: Tensor) -> float:
-    return float(torch.linalg.vector_norm(weight - composed) / torch.linalg.vector_norm(weight))
-
-
-def timed(function: Callable[[], Any]) -> tuple[float, Any]:
-    start = time.perf_counter()
-    result = function()
-    return time.perf_counter() - start, result
-
-
-def spec_of(weight: Tensor) -> LayerSpec:
-    return LayerSpec(weight.shape[1], weight.shape[0], kernel=tuple(weight.shape[2:]))
-
-
-def ours(method: Decomposition, weight: Tensor, rank: tuple[int, ...]) -> tuple[float, float]:
-    """Seconds and error of fxdecomp; nothing is known of the weight beforehand."""
-    spec = spec_of(weight)
-
-    def run() -> Any:
-        return decompose(method, problems_of(weight, spec), spec, rank, dtype=weight.dtype)
-
-    known = torch.backends.opt_einsum.enabled
-    torch.backends.opt_einsum.enabled = False
-    seconds, chain = timed(run)
-    torch.backends.opt_einsum.enabled = known
-    return seconds, relative_error(weight, chain.composed_weight())
 
 
 @contextmanager
@@ -152,7 +120,7 @@ def until(
     }
 
 
-def bench_cp(case: str, limit_s: float, extrapolate: bool, save: Callable[[dict[str, Any]], None]) -> None:
+def bench_cp(case: str, limit_s: float, extrapolate: bool, save: Save) -> None:
     """Ours, TensorLy as it comes, ours, TensorLy's settings until they reach our error, ours."""
     weight, rank = kernel(case), int(case.split("-")[2])
     method = method_named("cp")
@@ -198,133 +166,6 @@ def bench_cp(case: str, limit_s: float, extrapolate: bool, save: Callable[[dict[
             "at_least": None if best else longest / mine,
         }
     )
-
-
-def vgg16_weights() -> dict[str, Tensor]:
-    """The weights of every Conv and Linear of pytorchcv's VGG-16, as it is initialised from seed 0."""
-    from pytorchcv.model_provider import get_model
-
-    torch.manual_seed(0)
-    model = get_model("vgg16")
-    kinds = (nn.Conv2d, nn.Linear)
-    return {name: m.weight.detach() for name, m in model.named_modules() if isinstance(m, kinds)}
-
-
-def rank_by(rule: RankRule, weight: Tensor) -> tuple[Decomposition, tuple[int, ...]]:
-    method = method_named("tucker2" if weight.ndim == 4 else "svd")
-    rank = rule.choose(method, spec_of(weight), problems_of(weight, spec_of(weight)))
-    assert rank is not None
-    return method, rank
-
-
-def same_recipe(weight: Tensor, rank: tuple[int, ...]) -> tuple[float, float]:
-    """Seconds and error of `partial_tucker` as it comes, or of NumPy's SVD, truncated."""
-    array = weight.numpy()
-    if weight.ndim == 4:
-        seconds, found = timed(lambda: partial_tucker(array, list(rank), modes=[0, 1])[0])
-        composed = tenalg.multi_mode_dot(found[0], found[1], modes=[0, 1])
-    else:
-        seconds, (U, S, V) = timed(lambda: np.linalg.svd(array, full_matrices=False))
-        composed = (U[:, : rank[0]] * S[: rank[0]]) @ V[: rank[0]]
-    return seconds, relative_error(weight, torch.from_numpy(composed))
-
-
-def bench_vgg16(save: Callable[[dict[str, Any]], None]) -> None:
-    """Layer by layer, ours and theirs in turn; a third of the channels everywhere."""
-    total, theirs_total = 0.0, 0.0
-    ours(method_named("svd"), torch.randn(64, 64), (8,))
-    for name, weight in vgg16_weights().items():
-        method, rank = rank_by(THIRD, weight)
-        mine, error = ours(method, weight, rank)
-        seconds, their_error = same_recipe(weight, rank)
-        total, theirs_total = total + mine, theirs_total + seconds
-        print(
-            f"{name:28s} {tuple(weight.shape)!s:20s} {rank!s:11s} {mine:7.3f} s {error:.5f}   "
-            f"{seconds:8.3f} s {their_error:.5f}   {seconds / mine:6.1f}x",
-            flush=True,
-        )
-    save({"bench": "vgg16", "ours_s": total, "tensorly_numpy_s": theirs_total, "ratio": theirs_total / total})
-
-
-def status_bytes(key: str) -> int:
-    """VmHWM or VmRSS of this process (Linux)."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith(key)).split()[1])
-
-
-def measure_memory(shape: tuple[int, ...], name: str, rank: int | None, pipe: Any) -> None:
-    """What a factorisation adds to the peak, the weight itself not counted."""
-    method = method_named(name)
-    small = torch.randn(64, 64, *shape[2:])
-    few = Fixed(8).choose(method, spec_of(small), ())
-    assert few is not None
-    ours(method, small, few)  # the libraries' own buffers
-    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    spec = spec_of(weight)
-    before = status_bytes("VmRSS")
-    problems = problems_of(weight, spec)
-    if rank is None:
-        VBMF().choose(method, spec, problems)  # nothing in noise, but it needs the spectra
-    wanted = THIRD if rank is None else Fixed(rank)
-    chosen = wanted.choose(method, spec, problems)
-    assert chosen is not None
-    decompose(method, problems, spec, chosen, dtype=weight.dtype)
-    pipe.send((status_bytes("VmHWM") - before, weight.numel() * weight.element_size(), chosen))
-
-
-def bench_memory(save: Callable[[dict[str, Any]], None]) -> None:
-    """CP on a wide kernel, SVD on VGG's first Linear by a rank and by its whole spectrum."""
-    context = mp.get_context("spawn")
-    wide, linear = (512, 512, 7, 7), (4096, 25088)
-    for shape, name, rank in (
-        (wide, "cp", 128),
-        (wide, "cp", 512),
-        (wide, "tucker2", None),
-        (linear, "svd", 128),
-        (linear, "svd", 1365),
-        (linear, "svd", None),
-    ):
-        receiver, sender = context.Pipe(duplex=False)
-        arguments = (shape, name, rank or None, sender)
-        process = context.Process(target=measure_memory, args=arguments)
-        seconds, (extra, size, chosen) = timed(lambda p=process, r=receiver: (p.start(), r.recv())[1])  # type: ignore[misc]
-        process.join()
-        row = {"bench": "memory", "shape": shape, "method": name, "rank": chosen, "by": rank or "spectrum"}
-        save(
-            {**row, "weight_bytes": size, "extra_bytes": extra, "multiple": extra / size, "seconds": seconds}
-        )
-
-
-def factorise_alone(weight: Tensor) -> float:
-    method, rank = rank_by(THIRD, weight)
-    return ours(method, weight, rank)[0]
-
-
-def bench_executors(save: Callable[[dict[str, Any]], None]) -> None:
-    """The convolutions of VGG-16: one after the other on all threads, and side by side on one thread each."""
-    weights = [weight for weight in vgg16_weights().values() if weight.ndim == 4]
-    small = [torch.randn(32, 32, 3, 3) for _ in range(400)]
-    cores = torch.get_num_threads()
-    for name, work in (("vgg16 convs", weights), ("400 of 32x32x3x3", small)):
-        row: dict[str, Any] = {"bench": "executors", "work": name, "threads": cores}
-        for _ in range(2):
-            torch.set_num_threads(cores)
-            row["serial_s"] = timed(lambda w=work: [factorise_alone(each) for each in w])[0]  # type: ignore[misc]
-            torch.set_num_threads(1)
-            row["serial_one_thread_s"] = timed(lambda w=work: [factorise_alone(each) for each in w])[0]  # type: ignore[misc]
-            with ThreadPoolExecutor(cores) as pool:
-                row["thread_pool_s"] = _mapped(pool, work)
-            context = mp.get_context("spawn")
-            with ProcessPoolExecutor(
-                cores, context, initializer=torch.set_num_threads, initargs=(1,)
-            ) as processes:
-                _mapped(processes, small[: 4 * cores])  # started before the clock
-                row["process_pool_s"] = _mapped(processes, work)
-        save(row)
-
-
-def _mapped(pool: Executor, work: list[Tensor]) -> float:
-    return timed(lambda: list(pool.map(factorise_alone, work)))[0]
 
 
 def main() -> None:
