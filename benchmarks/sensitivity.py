@@ -83,7 +83,7 @@ def gradient_sensitivity(gm: GraphModule, sites: list[Site], batches: list[Tenso
     runner = copy_sharing_tensors(gm).eval()
     layers = {call.node.name: site for site in sites for call in site.calls}
     sums = {site.name: [0.0, 0.0, 0.0] for site in sites}
-    total = [float_leaves(runner(batch)) for batch in batches]
+    total = [Agreement.outputs(runner, batch) for batch in batches]
     power = sum(
         float((each - each.mean()).square().sum()) for each in map(torch.cat, zip(*total, strict=True))
     )

@@ -187,14 +187,14 @@ def test_the_next_share_lies_where_the_losses_point_and_off_the_ends() -> None:
 
 
 def time_by_macs(monkeypatch: pytest.MonkeyPatch) -> list[fxdecomp.Latency]:
-    """Let a budget of time be one of ever fewer multiply-accumulates; returns what is asked for."""
+    """Let a budget of time be one of ever more multiply-accumulates; returns what is asked for."""
     asked: list[fxdecomp.Latency] = []
 
     def fake(gm: GraphModule, policy: Policy, **options: object) -> GraphModule:
         if not isinstance(policy.budget, fxdecomp.Latency):
             return fxdecomp.transform(gm, policy)
         asked.append(policy.budget)
-        small = fxdecomp.transform(gm, replace(POLICY, budget=fxdecomp.MACs(0.6 - 0.1 * len(asked))))
+        small = fxdecomp.transform(gm, replace(POLICY, budget=fxdecomp.MACs(0.3 + 0.1 * len(asked))))
         record = record_of(small)
         assert record is not None
         assert policy.budget.target is not None

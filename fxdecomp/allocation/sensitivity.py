@@ -7,8 +7,8 @@ At one layer at a time the output `y` is replaced by
 with `m` its mean and `U` the leading eigenvectors of its covariance over the channels, all but those that
 hold a small share of its variance: the error of a calibrated `channel_svd`, and of the kind of that of other
 methods. With `e` the variance that is lost and `D` the damage at the network's output
-(`fxdecomp.allocation.agreement`), the sensitivity is `D / e`. Small shares predict best
-(`benchmarks/sensitivity.py`).
+(`fxdecomp.allocation.agreement`), the sensitivity is `D / e`. `benchmarks/sensitivity.py`
+compares it with gradients.
 """
 
 from __future__ import annotations
