@@ -90,7 +90,7 @@ class DecomposeLayers(Pass):
             notes, latency = planned.notes, planned.latency
         if self.calibration is not None:
             notes += (
-                f"the activations' moments took {work.runs} forward passes over the calibration batches",
+                f"forward passes over the calibration batches for the activations' moments: {work.runs}",
             )
         for site in sites:
             result = results.get(site.name)

@@ -134,8 +134,8 @@ def test_a_small_budget_takes_more_passes_and_gives_the_same_model():
         models.append(small)
         notes.append(next(note for note in record_of(small).notes if "passes" in note))
     assert notes == [
-        "the activations' moments took 1 forward passes over the calibration batches",
-        "the activations' moments took 4 forward passes over the calibration batches",
+        "forward passes over the calibration batches for the activations' moments: 1",
+        "forward passes over the calibration batches for the activations' moments: 4",
     ]
     x = batches()[1]
     assert torch.equal(models[0](x), models[1](x))
