@@ -29,7 +29,7 @@ from fxdecomp.layers import StageSpec
 RIDGES = (1.0, 1e-1, 1e-2, 1e-3)
 _FLOOR = 1e-2
 """Weight of the directions that the samples do not show, as a share of their mean variance."""
-_GAIN = 1e-3
+GAIN = 1e-3
 """Share of the held-out error that a change must take away."""
 
 
@@ -151,7 +151,7 @@ def _fitted(fit: JointMoments, held: JointMoments, chain: GroupChain) -> GroupCh
     ridge = min(RIDGES, key=lambda strength: judged(fit.regressed(start, strength)))
     new = refined(fit, chain.weights)
     kept, changed = judged(chain.composed), judged(new.composed)
-    if not min(kept, changed) < held.error(chain.composed, chain.bias) * (1 - _GAIN):
+    if not min(kept, changed) < held.error(chain.composed, chain.bias) * (1 - GAIN):
         return chain
     both = fit + held
     best = refined(both, new.weights) if changed < kept else chain

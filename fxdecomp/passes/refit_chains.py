@@ -4,7 +4,8 @@
     after    x' -> chain -> y''       E ||y - y''||^2 is least, y from the original network
 
 In graph order, so that a chain makes up for the errors of those before it (asymmetric reconstruction, Zhang
-et al. 2015, arXiv 1505.06798, section 3.3). A chain whose fit does not hold on held-out samples stays.
+et al. 2015, arXiv 1505.06798, section 3.3). Where nothing but a ReLU sees the layer's output, the last stage
+is then fitted to what the ReLU lets through. A chain whose fit does not hold on held-out samples stays.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from fxdecomp.calibration import Calibration
 from fxdecomp.calibration.lockstep import Lockstep
 from fxdecomp.calibration.moments import MomentsSum
 from fxdecomp.calibration.patches import draw_positions, patches_at
 from fxdecomp.decompositions import method_named
+from fxdecomp.decompositions.rectifying import Samples, rectify
 from fxdecomp.decompositions.refitting import GroupChain, JointMoments, refit
 from fxdecomp.graphs import copy_sharing_tensors, stored_layout
 from fxdecomp.outcomes import Applied, Outcome
@@ -32,6 +34,16 @@ from fxdecomp.records import Record
 from fxdecomp.sites import Site, survey
 
 _HELD_EVERY = 4
+_RELUS = (
+    "relu",
+    "relu_",
+    torch.relu,
+    torch.relu_,
+    nn.functional.relu,
+    nn.functional.relu_,
+    torch.ops.aten.relu.default,
+    torch.ops.aten.relu_.default,
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,6 +53,12 @@ class _Chain:
     outcome: Applied
     stages: tuple[Site, ...]
     layer: Site
+
+    @property
+    def is_rectified(self) -> bool:
+        """Whether nothing but ReLUs sees the layer's output."""
+        users = self.layer.calls[0].node.users
+        return bool(users) and all(map(_is_relu, users))
 
     def by_group(self) -> list[GroupChain]:
         """What is to be fitted, group by group, in at least float32."""
@@ -81,9 +99,12 @@ class RefitChains(Pass):
         outcomes: dict[str, Outcome] = {outcome.site: outcome for outcome in record.outcomes}
         changed = 0
         for number, chain in enumerate(chains):
-            sums = self._sums(lockstep, chain, number)
+            observed = self._observed(lockstep, chain, number)
+            sums = [each.moments() for each in observed]
             before = chain.by_group()
             after = [refit(*known, group) for known, group in zip(sums, before, strict=True)]
+            if chain.is_rectified:
+                after = [rectify(*o.samples(), group) for o, group in zip(observed, after, strict=True)]
             if after != before:
                 changed += 1
                 for each in (gm, runner):
@@ -95,16 +116,14 @@ class RefitChains(Pass):
             notes.append(f"chains that are applied at several places are not refitted: {', '.join(shared)}")
         return replace(record, outcomes=tuple(outcomes.values()), notes=(*record.notes, *notes))
 
-    def _sums(
-        self, lockstep: Lockstep, chain: _Chain, number: int
-    ) -> list[tuple[JointMoments, JointMoments]]:
-        """For each group, the sums to fit to and those that are held out."""
+    def _observed(self, lockstep: Lockstep, chain: _Chain, number: int) -> list[_Observed]:
+        """What is known of each group's inputs and wanted outputs."""
         spec = chain.layer.spec
         groups = spec.groups
         batches = len(tuple(self.calibration.batches))
         size = spec.in_channels // groups * math.prod(spec.kernel)
         most = math.ceil(self.calibration.samples_of(size) / batches)
-        sums = [{held: MomentsSum() for held in (False, True)} for _ in range(groups)]
+        found = [_Observed(size, keep=chain.is_rectified) for _ in range(groups)]
         first = chain.stages[0].calls[0]
         values = lockstep.values_at(first.node, first.source, chain.layer.calls[0].node.name)
         for index, (x, y) in enumerate(values):
@@ -114,10 +133,44 @@ class RefitChains(Pass):
                 for z, where in zip(patches_at(x, spec, part), torch.split(part, 4096), strict=True):
                     outputs = wanted[where.to(wanted.device)].reshape(len(z), groups, -1).to(z.dtype)
                     rows = torch.cat((z.reshape(len(z), groups, -1), outputs), dim=2)
-                    for group, total in enumerate(sums):
-                        total[held].add(rows[:, group])
-        moments = [[JointMoments(each.moments(), size) for each in total.values()] for total in sums]
-        return [(fit, held) for fit, held in moments]
+                    for group, each in enumerate(found):
+                        each.add(rows[:, group], held=held)
+        return found
+
+
+class _Observed:
+    """One group's rows of input patch and wanted output: their moments, and the rows where needed."""
+
+    def __init__(self, inputs: int, *, keep: bool) -> None:
+        self._inputs = inputs
+        self._keep = keep
+        self._sums = {False: MomentsSum(), True: MomentsSum()}
+        self._rows: dict[bool, list[Tensor]] = {False: [], True: []}
+
+    def add(self, rows: Tensor, *, held: bool) -> None:
+        self._sums[held].add(rows)
+        if self._keep:
+            self._rows[held].append(rows)
+
+    def moments(self) -> tuple[JointMoments, JointMoments]:
+        """Of the rows to fit to, and of those that are held out."""
+        fit, held = (JointMoments(self._sums[key].moments(), self._inputs) for key in (False, True))
+        return fit, held
+
+    def samples(self) -> tuple[Samples, Samples]:
+        """The rows to fit to, and those that are held out."""
+        fit, held = (torch.cat(self._rows[key]) for key in (False, True))
+        return self._halves(fit), self._halves(held)
+
+    def _halves(self, rows: Tensor) -> Samples:
+        return Samples(rows[:, : self._inputs], rows[:, self._inputs :])
+
+
+def _is_relu(node: Node) -> bool:
+    if node.op == "call_module":
+        module = node.graph.owning_module
+        return module is not None and isinstance(module.get_submodule(str(node.target)), nn.ReLU)
+    return node.target in _RELUS
 
 
 def _split(positions: Tensor, index: int, batches: int) -> dict[bool, Tensor]:

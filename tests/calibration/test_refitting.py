@@ -105,3 +105,66 @@ def test_weights_stay_small_in_directions_that_smooth_images_do_not_show(method)
     policy = Policy(method=method, rank=0.3, require_saving=False)
     small = fxdecomp.transform(fxdecomp.trace(net, data[0]), policy, calibration=data)
     assert max(outcome.relative_error for outcome in fxdecomp.report(small).applied) < 1.1
+
+
+class Activated(nn.Module):
+    """A convolution that `behind` sees, and nothing else."""
+
+    def __init__(self, behind) -> None:
+        super().__init__()
+        self.conv, self.behind = nn.Conv2d(6, 16, 3, padding=1), behind
+
+    def forward(self, x):
+        return self.behind(self.conv(x))
+
+
+class Leaking(nn.Module):
+    """The output of the convolution is seen before its ReLU too."""
+
+    def forward(self, x):
+        return x.relu() + x.sum()
+
+
+@pytest.mark.parametrize(
+    ("behind", "rectified"),
+    [
+        (nn.ReLU(), True),
+        (nn.Sequential(nn.BatchNorm2d(16), nn.ReLU(inplace=True)), True),
+        (nn.Sequential(nn.GELU(), nn.ReLU()), False),
+        (Leaking(), False),
+        (nn.Identity(), False),
+    ],
+)
+@pytest.mark.parametrize("exported", [False, True])
+def test_only_a_relu_that_alone_sees_the_output_is_accounted_for(monkeypatch, behind, rectified, exported):
+    import fxdecomp.passes.refit_chains as refit_chains
+
+    torch.manual_seed(0)
+    net = Activated(behind).eval()
+    data = smooth(4, 0)
+    source = torch.export.export(net, (data[0],)) if exported else net
+    gm = fxdecomp.trace(source, data[0])
+    policy = Policy(method="tucker2", rank=0.4, require_saving=False)
+    asked: list[bool] = []
+    monkeypatch.setattr(refit_chains, "rectify", lambda fit, held, group: asked.append(True) or group)
+    fxdecomp.transform(gm, policy, calibration=data)
+    assert bool(asked) is rectified
+
+
+def test_the_relu_output_comes_closer_on_other_inputs(monkeypatch):
+    import fxdecomp.passes.refit_chains as refit_chains
+
+    torch.manual_seed(0)
+    net = Activated(nn.ReLU()).eval()
+    with torch.no_grad():
+        net.conv.bias.fill_(-0.1)
+    data, others = smooth(4, 0), torch.cat(smooth(4, 1))
+    gm = fxdecomp.trace(net, data[0])
+    policy = Policy(method="tucker2", rank=0.4, require_saving=False)
+    errors = []
+    for fitted in (refit_chains.rectify, lambda fit, held, group: group):
+        monkeypatch.setattr(refit_chains, "rectify", fitted)
+        small = fxdecomp.transform(gm, policy, calibration=data)
+        with torch.no_grad():
+            errors.append(float((small(others) - net(others)).square().mean()))
+    assert errors[0] < 0.95 * errors[1]
