@@ -31,7 +31,7 @@ class Calibration:
         seed: Of the drawing of patches.
         budget_bytes: Memory for the sums and activations that are held at one time; where it does not
             suffice, the batches are run several times.
-        refit: Whether every chain's last stage is fitted once more, to the output of the original network.
+        refit: Whether every chain is fitted once more, to the output of the original network.
 
     Raises:
         CalibrationError: There are no batches, or one holds NaN.
