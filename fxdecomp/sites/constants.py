@@ -26,11 +26,13 @@ class Constant:
         value: The tensor.
         path: Qualified name of the stored tensor, None where several went into the value.
         roots: Identities of the stored tensors.
+        expression: What is computed from them; equal expressions have equal values.
     """
 
     value: Tensor
     path: str | None
     roots: frozenset[int]
+    expression: str
 
 
 class Constants:
@@ -59,7 +61,8 @@ class Constants:
         if not isinstance(value, Tensor):
             return None
         paths = {str(n.target) for n in stored}
-        return Constant(value, paths.pop() if len(paths) == 1 else None, frozenset(map(id, tensors)))
+        path = paths.pop() if len(paths) == 1 else None
+        return Constant(value, path, frozenset(map(id, tensors)), self._expression(node))
 
     def consumers(self, node: Node) -> Iterator[Node]:
         """The nodes that use a constant in earnest: its users, through users that are constant themselves."""
@@ -68,6 +71,12 @@ class Constants:
                 yield from self.consumers(user)
             else:
                 yield user
+
+    def _expression(self, node: Node) -> str:
+        """Slices of one tensor may have the same roots and shape, but not the same expression."""
+        if node.op == "get_attr":
+            return str(id(_get_attr(self._gm, str(node.target))))
+        return f"{node.target}{fx.node.map_arg((node.args, node.kwargs), self._expression)}"
 
     @torch.no_grad()
     def _evaluate(self, node: Node) -> Any:

@@ -102,7 +102,7 @@ def read_function_call(node: Node, constants: Constants) -> Reading | Refusal | 
         weight=matrix,
         bias=None if bias is None else bias.value,
         roots=weight.roots,
-        key=("function", weight.roots, bias and bias.roots, geometry),
+        key=("function", weight.expression, bias and bias.expression, geometry),
     )
 
 
