@@ -44,6 +44,11 @@ AUDIO = ("jasper", "jasperdr", "quartznet")
 CAUSES: dict[str, str] = {
     "linknet": "pytorchcv: its constructor fails, whatever the caller does",
     "superpointnet": "PyTorch: the network picks key points by value, which no tracer can follow",
+    **dict.fromkeys(
+        ("simplepose_coco", "simpleposemobile_coco", "alphapose_coco"),
+        "PyTorch: heat maps are decoded by value, into a Python integer, which no tracer can follow",
+    ),
+    "ntsnet_cub": "PyTorch: regions are chosen in NumPy inside the network, which no tracer can follow",
     "revnet": "PyTorch: an `autograd.Function` of its own, which torch.export cannot trace",
 }
 """Why a network fails, by name or family, where the cause is known."""
