@@ -68,9 +68,9 @@ class Residual(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(3, 16, 3, padding=1)
-        self.first = nn.Conv2d(16, 16, 3, padding=1)
-        self.second = tucker_chain(16, 8, 16)
+        self.stem = nn.Conv2d(3, 32, 3, padding=1)
+        self.first = nn.Conv2d(32, 32, 3, padding=1)
+        self.second = tucker_chain(32, 16, 32)
 
     def forward(self, x: Tensor) -> Tensor:
         x = torch.relu(self.stem(x))

@@ -243,14 +243,14 @@ from fxdecomp.export import writing
 def killed_at(step, path):
     real = getattr(writing, step)
     def die(*args):
-        if step == "_save":  # half of the file is on the disk
+        if step == "save_model":  # half of the file is on the disk
             real(*args)
             args[1].write_bytes(args[1].read_bytes()[:100])
         os.kill(os.getpid(), signal.SIGKILL)
     setattr(writing, step, die)
     writing.to_onnx(torch.fx.symbolic_trace(nn.Sequential(nn.Linear(4, 3))), torch.ones(1, 4), path)
 
-for step in ("_save", "_check", "check_parity", "_publish"):
+for step in ("save_model", "_check", "check_parity", "_publish"):
     path = Path({str(tmp_path)!r}) / step
     child = os.fork()
     if child == 0:
@@ -262,7 +262,7 @@ for step in ("_save", "_check", "check_parity", "_publish"):
 """
     subprocess.run([sys.executable, "-c", script], check=True, env=os.environ)
     drafts = list(tmp_path.glob(".*/*"))
-    assert sorted(file.name for file in drafts) == ["_check", "_publish", "_save", "check_parity"]
+    assert sorted(file.name for file in drafts) == ["_check", "_publish", "check_parity", "save_model"]
 
 
 def test_large_weights_go_to_a_second_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
