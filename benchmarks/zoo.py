@@ -237,7 +237,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         "Random weights, drawn BatchNorm statistics, the smallest input that each network accepts, Tucker-2.",
         "",
         f"- The zoo: {len(known)} names in {len(set(map(family, known.values())))} families.",
-        f"- Networks swept so far: {len(rows)} of {len({row['family'] for row in rows})} families; "
+        f"- Swept so far: {len(rows)} networks from {len({row['family'] for row in rows})} families; "
         f"**{passed} pass ({passed / max(len(rows), 1):.1%})**.",
         f"- Tracers: {', '.join(f'{kind} {count}' for kind, count in tracers.items())}.",
         f"- Full rank: largest difference over largest output at most {TOLERANCE:g} with float32 factors "
