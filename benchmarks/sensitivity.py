@@ -22,7 +22,7 @@ from torch.fx import GraphModule, Node
 
 import fxdecomp
 from benchmarks.calibration import Residual, Transformer, fit
-from fxdecomp.allocation.agreement import Agreement, float_leaves
+from fxdecomp.allocation.agreement import Agreement
 from fxdecomp.allocation.allocate import damage
 from fxdecomp.allocation.candidates import Question, candidates
 from fxdecomp.allocation.sensitivity import measure_sensitivity, truncated
@@ -30,6 +30,7 @@ from fxdecomp.calibration import Calibration
 from fxdecomp.demo.lines import Split, render_lines
 from fxdecomp.demo.recogniser import load_recogniser
 from fxdecomp.graphs import copy_sharing_tensors
+from fxdecomp.inputs import float_leaves
 from fxdecomp.passes import FoldBatchNorm
 from fxdecomp.passes.site_work import SiteWork
 from fxdecomp.plans import Choice, Plan
@@ -100,7 +101,7 @@ def gradient_sensitivity(gm: GraphModule, sites: list[Site], batches: list[Tenso
                 kept[n.name] = value if value.requires_grad else value.requires_grad_()
                 return 1.0 * value
 
-        outputs = float_leaves(Watched(runner).run(batch))
+        outputs = [leaf.double() for leaf in float_leaves(Watched(runner).run(batch))]
         changes = {n: truncated(y.detach(), layers[n].spec.ndim, SHARES[0]) for n, y in kept.items()}
         for name, (_, gone, whole) in changes.items():
             sums[layers[name].name][1] += gone

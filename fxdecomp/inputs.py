@@ -59,6 +59,12 @@ def placeholder_values(gm: GraphModule, inputs: ExampleInputs) -> list[Any]:
     return values
 
 
+def float_leaves(value: object) -> list[Tensor]:
+    """The floating-point tensors of a nested structure, in order."""
+    leaves = pytree.tree_leaves(value)
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+
 def _flat_values(codegen: _PyTreeCodeGen, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
     spec = codegen.pytree_info.in_spec
     if spec is not None and spec.type is tuple and spec.num_children == 2 and kwargs:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.fx import GraphModule
 
 from fxdecomp.calibration import Batch
 from fxdecomp.export.parity import evaluating
-from fxdecomp.inputs import call_arguments
+from fxdecomp.inputs import call_arguments, float_leaves
 
 
 class Agreement:
@@ -48,10 +47,4 @@ class Agreement:
         """The floating-point outputs for a batch, in double precision."""
         args, kwargs = call_arguments(batch)
         with evaluating(module):
-            return float_leaves(module(*args, **kwargs))
-
-
-def float_leaves(value: object) -> list[Tensor]:
-    """The floating-point tensors of a nested structure, in double precision."""
-    leaves = pytree.tree_leaves(value)
-    return [leaf.double() for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+            return [leaf.double() for leaf in float_leaves(module(*args, **kwargs))]

@@ -21,10 +21,10 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx
 from torch.fx import GraphModule, Node
 
-from fxdecomp.allocation.agreement import Agreement, float_leaves
+from fxdecomp.allocation.agreement import Agreement
 from fxdecomp.calibration import Batch, Calibration
 from fxdecomp.graphs import copy_sharing_tensors
-from fxdecomp.inputs import placeholder_values
+from fxdecomp.inputs import float_leaves, placeholder_values
 from fxdecomp.progress import Progress, silent
 from fxdecomp.sites import Site
 
@@ -122,4 +122,5 @@ def _run(
             result = super().run_node(n)
             return change(result) if n.name in nodes else result
 
-    return float_leaves(Changed(gm).run(*values, enable_io_processing=False))
+    outputs = Changed(gm).run(*values, enable_io_processing=False)
+    return [leaf.double() for leaf in float_leaves(outputs)]

@@ -92,6 +92,8 @@ class RefitChains(Pass):
     def call(self, gm: GraphModule, record: Record) -> Record:
         """Replace the stages' weights and the bias where that pays on held-out samples."""
         chains, shared = _chains(gm, self.original, record)
+        if not chains and not shared:
+            return record
         runner = copy_sharing_tensors(gm).eval()
         original = copy_sharing_tensors(self.original).eval()
         pairs = list(zip(self.calibration.values(runner), self.calibration.values(original), strict=True))

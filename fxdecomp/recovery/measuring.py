@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor
 
 from fxdecomp.errors import RecoveryError
+from fxdecomp.inputs import float_leaves
 
 Agreement = Callable[[Any, Any], Tensor]
 """Outputs and the original's outputs to one number in [0, 1] per example, `[N]`."""
@@ -70,11 +70,6 @@ class Measure:
             f"error {self.error:.4f}, examples alike {self.examples:.4f}, "
             f"decisions alike {self.decisions:.4f}"
         )
-
-
-def float_leaves(outputs: Any) -> list[Tensor]:
-    """The floating-point tensors of an output of any structure, in order."""
-    return [t for t in pytree.tree_leaves(outputs) if isinstance(t, Tensor) and t.is_floating_point()]
 
 
 def relative_error(outputs: Any, wanted: Any, variances: Tensor) -> Tensor:
