@@ -170,18 +170,20 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Rows of the digit as tokens."""
+    """Three blocks over sixteen tokens, from a convolutional stem (Xiao et al. 2021, section 4)."""
 
     def __init__(self, width: int = 96) -> None:
         super().__init__()
-        self.embed = nn.Linear(8, width)
-        self.place = nn.Parameter(torch.randn(8, width) * 0.1)
+        self.stem = nn.Sequential(
+            nn.Conv2d(1, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, width, 2, 2)
+        )
+        self.place = nn.Parameter(torch.randn(16, width) * 0.1)
         self.blocks = nn.Sequential(*(Block(width, 4) for _ in range(3)))
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 10)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images `[N, 1, 8, 8]` to scores `[N, 10]`."""
-        tokens = self.embed(x.squeeze(1)) + self.place
+        tokens = self.stem(x).flatten(2).transpose(1, 2) + self.place
         logits: Tensor = self.head(self.norm(self.blocks(tokens)).mean(1))
         return logits
 
@@ -201,7 +203,7 @@ def digits(arguments: argparse.Namespace) -> None:
     )  # fmt: skip
     for name, build, methods, excluded in (
         ("resnet", lambda: resnet, arguments.methods, ("0", "8")),
-        ("transformer", Transformer, ["svd"], ("embed", "head")),
+        ("transformer", Transformer, ["svd"], ("stem.0", "stem.3", "head")),
     ):
         torch.manual_seed(0)
         network = fit(build(), images[train], labels[train])

@@ -39,15 +39,18 @@ from benchmarks.network_checks import (
 )
 
 SIZES = (32, 64, 96, 128, 160, 192, 224, 256, 320, 384, 480)
-AUDIO = ("jasper", "jasperdr", "quartznet")
+OPTIONS: dict[str, dict[str, bool]] = {
+    **{kind: {"from_audio": False} for kind in ("jasper", "jasperdr", "quartznet")},
+    **{
+        kind: {"return_heatmap": True}
+        for kind in ("simplepose_coco", "simpleposemobile_coco", "alphapose_coco")
+    },
+}
+"""Families that are built without a part that is no network: reading sound files, decoding key points."""
 
 CAUSES: dict[str, str] = {
     "linknet": "pytorchcv: its constructor fails, whatever the caller does",
     "superpointnet": "PyTorch: the network picks key points by value, which no tracer can follow",
-    **dict.fromkeys(
-        ("simplepose_coco", "simpleposemobile_coco", "alphapose_coco"),
-        "PyTorch: heat maps are decoded by value, into a Python integer, which no tracer can follow",
-    ),
     "ntsnet_cub": "PyTorch: regions are chosen in NumPy inside the network, which no tracer can follow",
     "revnet": "PyTorch: an `autograd.Function` of its own, which torch.export cannot trace",
 }
@@ -87,11 +90,9 @@ def family(constructor: Callable[..., nn.Module]) -> str:
 
 
 def build(constructor: Callable[..., nn.Module]) -> nn.Module:
-    """The network with random weights, without the parts that read sound files."""
+    """The network with random weights."""
     torch.manual_seed(0)
-    if family(constructor) in AUDIO:
-        return constructor(from_audio=False)
-    return constructor()
+    return constructor(**OPTIONS.get(family(constructor), {}))
 
 
 def count_parameters(constructor: Callable[..., nn.Module]) -> int:
@@ -134,22 +135,21 @@ def _propainter_inputs() -> Inputs:
 
 
 def _smallest_image(model: nn.Module) -> Inputs:
-    channels = next(
-        (m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), getattr(model, "in_channels", 3)
-    )
-    channels = int(getattr(model, "in_channels", channels))
+    first = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
     own = getattr(model, "in_size", None)
+    sizes = [*((s, s) for s in SIZES), *([tuple(own)] if own else []), (1, 29)]
     failure: Exception = ValueError("no size was tried")
-    for size in [*((s, s) for s in SIZES), *([tuple(own)] if own else []), (1, 29)]:
-        image = torch.randn(1, channels, *size)
-        try:
-            with torch.no_grad():
-                model.eval()(image)
-        except Exception as error:  # noqa: BLE001 - the next size may do
-            failure = error
-        else:
-            return (image,)
-    raise ValueError(f"no input size works: {failure}") from failure
+    for channels in dict.fromkeys((getattr(model, "in_channels", first), 3)):
+        for size in sizes:
+            image = torch.randn(1, channels, *size)
+            try:
+                with torch.no_grad():
+                    model.eval()(image)
+            except Exception as error:  # noqa: BLE001 - the next size may do
+                failure = error
+            else:
+                return (image,)
+    raise ValueError(f"no input size works: {failure!r}") from failure
 
 
 def check_one(name: str, pipe: Any, onnx: bool) -> None:
@@ -235,6 +235,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         "",
         "Written by `python -m benchmarks.zoo --out zoo.jsonl --table docs/zoo.md`; do not edit by hand.",
         "Random weights, drawn BatchNorm statistics, the smallest input that each network accepts, Tucker-2.",
+        "Pose networks give heat maps, sound networks take spectra (pytorchcv's own options): no tracer can",
+        "follow key points that are decoded by value, into Python integers.",
         "",
         f"- The zoo: {len(known)} names in {len(set(map(family, known.values())))} families.",
         f"- Swept so far: {len(rows)} networks from {len({row['family'] for row in rows})} families; "

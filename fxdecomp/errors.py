@@ -113,3 +113,9 @@ class BenchmarkError(FxdecompError):
         ...     print(error)
         no such file: missing.onnx
     """
+
+
+def first_line(error: object) -> str:
+    """The kind of an exception and the first line of what it says, for a message of our own."""
+    text = next(iter(str(error).strip().splitlines()), "no message")
+    return f"{type(error).__name__}: {text[:300]}"

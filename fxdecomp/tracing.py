@@ -14,7 +14,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.passes.shape_prop import _extract_tensor_metadata
 from torch.nn.parameter import is_lazy
 
-from fxdecomp.errors import TraceError
+from fxdecomp.errors import TraceError, first_line
 from fxdecomp.graphs import copy_sharing_tensors, derived_tensors
 from fxdecomp.inputs import ExampleInputs, call_arguments, placeholder_values
 from fxdecomp.records import Record, attach_record, record_of
@@ -72,8 +72,8 @@ def trace(model: nn.Module | ExportedProgram | str | Path, example_inputs: Examp
     if isinstance(symbolic, GraphModule):
         return _with_shapes(symbolic, example_inputs, "symbolic_trace")
     raise TraceError(
-        f"{type(model).__name__} cannot be traced. symbolic_trace: {_first_line(symbolic)}. "
-        f"torch.export: {_first_line(exported)}. Take the data-dependent part out of the network, or pass a "
+        f"{type(model).__name__} cannot be traced. symbolic_trace: {first_line(symbolic)}. "
+        f"torch.export: {first_line(exported)}. Take the data-dependent part out of the network, or pass a "
         "GraphModule of the part that is to be decomposed"
     ) from exported
 
@@ -168,7 +168,7 @@ def load_program(path: Path) -> ExportedProgram:
     try:
         return torch.export.load(path)
     except Exception as error:
-        raise TraceError(f"{path} is not a readable .pt2 file: {_first_line(error)}") from error
+        raise TraceError(f"{path} is not a readable .pt2 file: {first_line(error)}") from error
 
 
 class _ShapeRecorder(fx.Interpreter):
@@ -188,13 +188,8 @@ def _with_shapes(gm: GraphModule, inputs: ExampleInputs, traced_with: str, *, no
         with torch.no_grad():
             _ShapeRecorder(gm).run(*values, enable_io_processing=False)
     except Exception as error:
-        raise TraceError(f"the network does not run on the example inputs: {_first_line(error)}") from error
+        raise TraceError(f"the network does not run on the example inputs: {first_line(error)}") from error
     record = record_of(gm) or Record()
     notes = (*record.notes, note) if note and note not in record.notes else record.notes
     attach_record(gm, replace(record, traced_with=traced_with, notes=notes))
     return gm
-
-
-def _first_line(error: object) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0] if text else 'no message'}"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fxdecomp.errors import BenchmarkError
+from fxdecomp.errors import BenchmarkError, first_line
 from fxdecomp.export.feeds import fixed_batch, make_feed
 from fxdecomp.export.kernels import Kernel, profile_model
 from fxdecomp.export.memory import peak_bytes
@@ -106,7 +106,7 @@ def load_runner(name: str, path: Path, setting: Setting, *, profile: bool, memor
             path, provider=setting.provider, provider_options=setting.options, threads=setting.threads
         )
     except Exception as error:
-        raise NotTimed(f"cannot load: {_first_line(error)}") from error
+        raise NotTimed(f"cannot load: {first_line(error)}") from error
     load_s = time.perf_counter() - start
     if setting.provider not in session.get_providers():
         raise NotTimed(
@@ -118,7 +118,7 @@ def load_runner(name: str, path: Path, setting: Setting, *, profile: bool, memor
         run = bound_run(session, setting.provider, feed)
         first_run_s = _timed(run)
     except Exception as error:
-        raise NotTimed(f"cannot run: {_first_line(error)}") from error
+        raise NotTimed(f"cannot run: {first_line(error)}") from error
     runner = Runner(name, batch, run, load_s, first_run_s)
     if profile or setting.provider != CPU:
         runs = max(3, min(20, round(0.5 / max(first_run_s, 1e-4))))
@@ -163,7 +163,3 @@ def _timed(run: Callable[[], object]) -> float:
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]

@@ -118,7 +118,8 @@ def test_one_method_a_floor_and_a_fixed_rank_are_respected(gm: GraphModule) -> N
     assert all(rank % 4 == 0 for rank in applied["5"].rank)
     assert "10" not in applied
     assert "2" not in applied or applied["2"].macs_after >= 0.8 * applied["2"].macs_before
-    assert 0.95 * 0.6 * report.macs_before <= report.macs_after <= 0.6 * report.macs_before
+    assert report.macs_after <= 0.6 * report.macs_before
+    assert report.macs_after >= 0.99 * 0.6 * report.macs_before or "no nearer" in report.record.notes[0]
 
 
 def test_predicted_errors_choose_the_method_that_suits_each_layer() -> None:
