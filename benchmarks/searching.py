@@ -2,12 +2,12 @@
 
     python -m benchmarks.searching uniform --out rec
     python -m benchmarks.searching search --out rec    # again after an interruption: it goes on
-    python -m benchmarks.searching final --out rec     # what `search` ends with, once more
+    python -m benchmarks.searching final --out rec     # every plan that lies there, or --plans auto-0.455 ...
 
 Calibrated on 64 unlabelled lines, searched on 300 others, judged on 1,000 that neither saw. `uniform` finds
 the smallest Tucker-2 ratio for all convolutions but the first that loses at most as much, with the same
-calibration and the same lines. `final` times the dense network and both outcomes in turn, and reads the 1,000
-lines with each.
+calibration and the same lines. Every network that was tried leaves its plan; `final` times the dense network
+and those of the plans in turn, and reads the 1,000 lines with each.
 """
 
 from __future__ import annotations
@@ -60,9 +60,10 @@ def searched(options: argparse.Namespace) -> None:
     )
     print(found, flush=True)
     found.save(options.out / "search.json")
-    fxdecomp.report(found.model).plan.save(options.out / "auto.json")
+    for trial in found.trials:
+        if trial.plan is not None:
+            fxdecomp.Plan.from_dict(trial.plan).save(options.out / f"auto-{trial.share:.3f}.plan.json")
     print(fxdecomp.report(found.model), flush=True)
-    final(options)
 
 
 def uniform(options: argparse.Namespace) -> None:
@@ -78,21 +79,18 @@ def uniform(options: argparse.Namespace) -> None:
         small = fxdecomp.transform(gm, policy, calibration=data)
         value = metric(small)
         print(f"ratio {ratio:.3f}: exact {value:.4f}, wanted {wanted:.4f}", flush=True)
-        if value >= wanted:
-            high = ratio
-            fxdecomp.report(small).plan.save(options.out / "uniform.json")
-        else:
-            low = ratio
+        fxdecomp.report(small).plan.save(options.out / f"uniform-{ratio:.3f}.plan.json")
+        low, high = (low, ratio) if value >= wanted else (ratio, high)
 
 
 def final(options: argparse.Namespace) -> None:
     gm, example, data = prepared()
     lines = render_lines(1000, Split.JUDGE)
     models = {"dense": gm}
-    for name in ("auto", "uniform"):
-        if (options.out / f"{name}.json").exists():
-            plan = fxdecomp.Plan.load(options.out / f"{name}.json")
-            models[name] = fxdecomp.transform(gm, fxdecomp.Policy.from_plan(plan), calibration=data)
+    known = {path.name.removesuffix(".plan.json"): path for path in sorted(options.out.glob("*.plan.json"))}
+    for name in options.plans or known:
+        policy = fxdecomp.Policy.from_plan(fxdecomp.Plan.load(known[name]))
+        models[name] = fxdecomp.transform(gm, policy, calibration=data)
     paths = {name: options.out / f"{name}.onnx" for name in models}
     for name, model in models.items():
         to_onnx(model, example, paths[name])
@@ -110,7 +108,8 @@ def main() -> None:
     )
     parser.add_argument("step", choices=("search", "uniform", "final"))
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--lines", type=int, default=300)
+    parser.add_argument("--lines", type=int, default=300, help="to search on")
+    parser.add_argument("--plans", nargs="*", help="for `final`, by name")
     parser.add_argument("--evaluations", type=int, default=3)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)

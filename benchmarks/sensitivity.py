@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 from scipy.stats import spearmanr
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.fx import GraphModule, Node
 
 import fxdecomp
-from benchmarks.calibration import Residual, Transformer, fit
+from benchmarks.digit_networks import TRAINED, Transformer, digit_cnn, digit_images, trained
 from fxdecomp.allocation.agreement import Agreement
 from fxdecomp.allocation.allocate import damage
 from fxdecomp.allocation.candidates import Question, candidates
@@ -124,29 +124,10 @@ def correlated_network(name: str) -> tuple[GraphModule, list[Tensor], list[Tenso
             list(torch.split(known, 8)),
             list(torch.split(judged, 8)),
         )
-    images, labels = digit_images()
-    torch.manual_seed(0)
-    network = fit(DIGITS[name](), images[:1297], labels[:1297])
-    known, judged = images[:256], images[1297:1553]
-    gm = fxdecomp.trace(network, images[:2])
+    images, _ = digit_images()
+    known, judged = images[:256], images[TRAINED : TRAINED + 256]
+    gm = fxdecomp.trace(trained(DIGITS[name]), images[:2])
     return gm, list(torch.split(known, 64)), list(torch.split(judged, 64))
-
-
-def digit_images() -> tuple[Tensor, Tensor]:
-    """scikit-learn's digits `[1797, 1, 8, 8]`, shuffled, and what they are."""
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    images = torch.tensor(data.images, dtype=torch.float32).unsqueeze(1) / 8 - 1
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    return images[order], torch.tensor(data.target)[order]
-
-
-def digit_cnn() -> nn.Module:
-    """The residual network of `benchmarks.calibration`."""
-    stem = (nn.Conv2d(1, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU())
-    body = (Residual(32, 32, 1), Residual(32, 64, 2), Residual(64, 64, 1))
-    return nn.Sequential(*stem, *body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
 
 
 DIGITS = {"cnn": digit_cnn, "transformer": Transformer}

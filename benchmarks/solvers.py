@@ -19,6 +19,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ warnings.filterwarnings("ignore", message=".*unclosed.*")
 
 CASES = ("random-256-64", "recogniser-256-64", "random-512-128", "random-512-256")
 SETTINGS = (("numpy", "core"), ("pytorch", "core"), ("numpy", "einsum"), ("pytorch", "einsum"))
+LADDER = (3e-3, 2e-3, 1e-3, 5e-4, 2e-4, 1e-4, 5e-5)
 VARIANTS: tuple[dict[str, Any], ...] = (
     {"init": "random"},
     {"init": "svd"},
@@ -120,6 +122,17 @@ def until(
     }
 
 
+def at_error(weight: Tensor, rank: int, error: float) -> dict[str, Any]:
+    """Ours with the loosest tolerance whose error is no more than TensorLy's."""
+    for tolerance in LADDER:
+        method = replace(method_named("cp"), tolerance=tolerance)  # type: ignore[type-var]
+        runs = [ours(method, weight, (rank,)) for _ in range(3)]
+        if runs[0][1] <= error:
+            seconds = statistics.median(run[0] for run in runs)
+            return {"tolerance": tolerance, "at_their_error_s": seconds, "at_their_error": runs[0][1]}
+    return {}
+
+
 def bench_cp(case: str, limit_s: float, extrapolate: bool, save: Save) -> None:
     """Ours, TensorLy as it comes, ours, TensorLy's settings until they reach our error, ours."""
     weight, rank = kernel(case), int(case.split("-")[2])
@@ -143,6 +156,7 @@ def bench_cp(case: str, limit_s: float, extrapolate: bool, save: Save) -> None:
         print(json.dumps(found[-1]), flush=True)
     runs.append(ours(method, weight, (rank,)))
     mine = statistics.median(run[0] for run in runs)
+    loosest = at_error(weight, rank, error) if not extrapolate else {}
     best = min(
         (item for item in found if item.get("reached")), key=lambda item: item["seconds"], default=None
     )
@@ -159,6 +173,8 @@ def bench_cp(case: str, limit_s: float, extrapolate: bool, save: Save) -> None:
             "tensorly_is_extrapolated": extrapolate,
             "tensorly_error": error,
             "ratio": seconds / mine,
+            **loosest,
+            "ratio_at_their_error": seconds / loosest["at_their_error_s"] if loosest else None,
             "seconds_an_iteration": {" ".join(item): value for item, value in each.items()},
             "settings": found,
             "fastest": best,

@@ -99,7 +99,7 @@ def compress_to(
     times = None
     if time:
         exports["dense"] = _export(loaded, gm, folder / "dense.onnx")
-        times = benchmark({name: exports[name].path for name in sorted(exports)})
+        times = benchmark({name: exports[name].path for name in sorted(exports)}, progress=progress)
     progress("compress", 4, _STEPS)
     _save_program(small, args, kwargs, folder / "small.pt2")
     progress("compress", _STEPS, _STEPS)
@@ -109,10 +109,7 @@ def compress_to(
         before=gm,
         benchmark=times,
         variants=[
-            Variant(name, {}, plain.macs_before, plain.params_before, _size(exports.get(name)))
-            if name == "dense"
-            else Variant(name, {}, plain.macs_after, plain.params_after, _size(exports[name]))
-            for name in dict.fromkeys(["dense", *exports])
+            _variant(name, plain, exports.get(name), found) for name in dict.fromkeys(["dense", *exports])
         ],
         search=found,
         command=command,
@@ -174,8 +171,16 @@ def _export(
     )
 
 
-def _size(written: ExportReport | None) -> int | None:
-    return None if written is None else written.size_bytes
+def _variant(name: str, told: Report, written: ExportReport | None, found: SearchResult | None) -> Variant:
+    """A network's row in the summary, with what a search judged it at."""
+    judged = {} if found is None else {"dense": found.trials[0].metric, "small": found.best.metric}
+    return Variant(
+        name,
+        {"metric": f"{judged[name]:.4f}"} if name in judged else {},
+        told.macs_before if name == "dense" else told.macs_after,
+        told.params_before if name == "dense" else told.params_after,
+        None if written is None else written.size_bytes,
+    )
 
 
 def _save_program(gm: GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any], path: Path) -> None:

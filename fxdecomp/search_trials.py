@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Mapping
@@ -115,7 +116,9 @@ def next_share(trials: list[Trial], least_share: float, max_drop: float) -> floa
     """The share to judge next: inside the bracket of the cheapest accepted and the dearest rejected one.
 
     On a logarithmic scale, where the line through the losses at both ends meets `max_drop`; never in the
-    outer quarters of the bracket, and in its middle where an end has no loss.
+    outer quarters of the bracket, and in its middle where an end has no loss. The distance of an end that
+    stays is halved with every further trial on the other side (the Illinois method, Dowell and Jarratt 1971,
+    BIT 11), as the loss rises slowly at first and steeply then.
     """
     wanted = trials[0].metric
     above = min((t for t in trials if t.accepted), key=lambda t: t.share)
@@ -123,9 +126,13 @@ def next_share(trials: list[Trial], least_share: float, max_drop: float) -> floa
     low = least_share if below is None or below.share >= above.share else below.share
     place = 0.5
     if below is not None and not math.isnan(below.metric) and below.share < above.share:
-        near, far = wanted - above.metric, wanted - below.metric
-        if far > near:
-            place = min(max((max_drop - near) / (far - near), _EDGE), 1 - _EDGE)
+        room, excess = max_drop - (wanted - above.metric), (wanted - below.metric) - max_drop
+        verdict = trials[-1].accepted
+        same = sum(1 for _ in itertools.takewhile(lambda t: t.accepted == verdict, reversed(trials[1:])))
+        halved = 0.5 ** max(same - 1, 0)
+        room, excess = (room, excess * halved) if verdict else (room * halved, excess)
+        if room + excess > 0:
+            place = min(max(room / (room + excess), _EDGE), 1 - _EDGE)
     return math.exp(math.log(above.share) + place * (math.log(low) - math.log(above.share)))
 
 

@@ -128,7 +128,11 @@ def search(
     if best is trials[0]:
         note = "nothing worth changing: no smaller network that was judged keeps the metric"
         return replace(result, notes=(note,))
-    return result if provider is None else _timed(result, gm, example_inputs, provider, threads)
+    return (
+        result
+        if provider is None
+        else _timed(result, gm, example_inputs, Latency(1.0, provider, threads), progress)
+    )
 
 
 @dataclass(slots=True)
@@ -233,7 +237,11 @@ def _untouched(gm: GraphModule) -> GraphModule:
 
 
 def _timed(
-    result: SearchResult, gm: GraphModule, example_inputs: ExampleInputs, provider: str, threads: int
+    result: SearchResult,
+    gm: GraphModule,
+    example_inputs: ExampleInputs,
+    where: Latency,
+    progress: Progress,
 ) -> SearchResult:
     """The result with its measured speed; the original's layers where that is no gain."""
     dense = _untouched(gm)
@@ -242,10 +250,12 @@ def _timed(
         paths = {"dense": Path(folder, "dense.onnx"), "small": Path(folder, "small.onnx")}
         to_onnx(dense, inputs, paths["dense"])
         to_onnx(result.model, inputs, paths["small"])
-        times = benchmark(paths, providers=[provider], threads=threads, profile=False)
+        times = benchmark(
+            paths, providers=[where.provider], threads=where.threads, profile=False, progress=progress
+        )
     ratio = times.ratio("dense", "small")
     measured = replace(result, speedup=(ratio.value, ratio.low, ratio.high))
-    told = f"measured on {provider}, {threads} thread(s): {ratio} of the dense network's speed"
+    told = f"measured on {where.provider}, {where.threads} thread(s): {ratio} of the dense network's speed"
     if ratio.low > 1:
         return replace(measured, notes=(told,))
     dropped = f"nothing worth changing: {told}, which is not faster beyond the noise"

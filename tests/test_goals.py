@@ -30,7 +30,11 @@ def test_a_search_writes_what_it_judged_and_goes_on(
     assert len(result["search"]["trials"]) == 3
     record = read_metadata(tmp_path / "out" / "small.onnx").record  # type: ignore[union-attr]
     assert record is not None
-    assert record.plan == result["search"]["trials"][result["search"]["best"]]["plan"]
+    best = result["search"]["trials"][result["search"]["best"]]
+    assert record.plan == best["plan"]
+    summary = (tmp_path / "out" / "report.html").read_text().partition("Cost against quality</h2>")[0]
+    assert "metric</th>" in summary
+    assert f"{best['metric']:.4f}" in summary
 
 
 def test_a_budget_and_calibration_without_a_search(

@@ -186,6 +186,17 @@ def test_the_next_share_lies_where_the_losses_point_and_off_the_ends() -> None:
     assert low < next_share([dense, rejected, better], 0.1, 0.1) < high
 
 
+def test_an_end_that_stays_counts_half_with_every_further_trial_on_the_other_side() -> None:
+    dense = Trial(1.0, 100, 10, 1.0, accepted=True)
+    trials = [dense, Trial(0.25, 20, 5, 0.8, accepted=False)]
+    places = []
+    for above in (1.0, 0.8, 0.7, 0.6):
+        share = next_share(trials, 0.1, 0.1)
+        places.append(math.log(share / above) / math.log(0.25 / above))
+        trials.append(Trial({1.0: 0.8, 0.8: 0.7, 0.7: 0.6, 0.6: 0.5}[above], 60, 8, 1.0, accepted=True))
+    assert places == pytest.approx([0.5, 0.5, 2 / 3, 0.75])  # room 0.1 against 0.1, 0.1, 0.05, 0.025
+
+
 def time_by_macs(monkeypatch: pytest.MonkeyPatch) -> list[fxdecomp.Latency]:
     """Let a budget of time be one of ever more multiply-accumulates; returns what is asked for."""
     asked: list[fxdecomp.Latency] = []

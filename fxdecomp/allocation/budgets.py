@@ -40,6 +40,10 @@ class Budget(ABC):
         """Whether the target is a share of the dense network."""
         return isinstance(self.target, float)
 
+    def __str__(self) -> str:
+        """How it was asked for, such as `MACs(0.5)`, for messages."""
+        return f"{type(self).__name__}({format(self.target, '.4g' if self.is_share else ',')})"
+
     def limit(self, dense: float) -> float:
         """The most that a network may cost whose dense form costs `dense`."""
         return dense * self.target if self.is_share else float(self.target)
@@ -132,6 +136,11 @@ class Latency(Budget):
     def absolute(self) -> str:
         """Seconds are said by name."""
         return "seconds=0.01"
+
+    def __str__(self) -> str:
+        """How it was asked for, and where."""
+        wanted = f"{self.target:.4g}" if self.is_share else f"seconds={self.seconds:.4g}"
+        return f"Latency({wanted}) on {self.provider}, {self.threads} thread(s)"
 
     def limit(self, dense: float) -> float:
         """The most that a network may take whose dense form takes `dense` seconds."""

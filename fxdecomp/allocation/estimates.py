@@ -9,7 +9,9 @@ relative to it:
     tensor_train                     e^2 <= the sum of the tails of its unfoldings   (Oseledets 2011, th. 2.2)
     cp, cp3                          a short run of the iteration at a few ranks
 
-With calibration the spectra are those of the whitened unfoldings, so that errors are those of the output.
+With calibration errors are those of the output. `svd` and `channel_svd` have them from the whitened spectrum;
+for all others the last stages are fitted to the layer's inputs behind the stages that the method starts from
+(`fitted_tails`), so that methods are compared by one measure: never less than what alternation ends with.
 """
 
 from __future__ import annotations
@@ -23,13 +25,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fxdecomp.allocation.fitted_tails import Rank, chain_error, nested_errors, tucker2_errors
 from fxdecomp.decompositions import Decomposition, Problem, decompose
 from fxdecomp.decompositions.cp import CanonicalPolyadic
+from fxdecomp.decompositions.spatial_svd import SpatialSVD
 from fxdecomp.decompositions.tensor_train import TensorTrain
 from fxdecomp.decompositions.tucker2 import Tucker2
 from fxdecomp.layers import LayerSpec
-
-Rank = tuple[int, ...]
 
 FINE: Mapping[int, int] = {1: 40, 2: 16}
 """How many ranks of a method of one and of two ranks are considered, at most, along each rank."""
@@ -70,7 +72,10 @@ def estimate(
     Cost: the spectra, which all methods share; for `cp` and `cp3` a few short iterations.
     """
     errors: dict[Rank, float]
-    if isinstance(method, Tucker2):
+    if isinstance(method, SpatialSVD) and _is_calibrated(problems):
+        ranks = rank_grid(method.rank_limits(spec.per_group)[0], multiple_of, points[1])
+        errors = nested_errors(method, problems, ranks) if ranks else {}
+    elif isinstance(method, Tucker2):
         errors = _tucker2(method, spec, problems, multiple_of, points[2])
     elif isinstance(method, TensorTrain):
         errors = _tensor_train(method, spec, problems, multiple_of)
@@ -105,14 +110,14 @@ def _truncated(
 def _tucker2(
     method: Tucker2, spec: LayerSpec, problems: Sequence[Problem], multiple_of: int, points: int
 ) -> dict[Rank, float]:
-    out_limit, in_limit = method.rank_limits(spec.per_group)
-    kept, total = _core_energies(problems)
-    errors: dict[Rank, float] = {}
-    outs = [*rank_grid(out_limit, multiple_of, points), out_limit]
-    ins = [*rank_grid(in_limit, multiple_of, points), in_limit]
-    for p, q in itertools.product(outs, ins):
-        if (p, q) != (out_limit, in_limit):
-            errors[p, q] = 1.0 - float(kept[p - 1, q - 1]) / total
+    limits = method.rank_limits(spec.per_group)
+    outs, ins = ([*rank_grid(limit, multiple_of, points), limit] for limit in limits)
+    if _is_calibrated(problems):
+        errors = tucker2_errors(method, problems, outs, ins)
+    else:
+        kept, total = _core_energies(problems)
+        errors = {(p, q): 1.0 - float(kept[p - 1, q - 1]) / total for p, q in itertools.product(outs, ins)}
+    del errors[limits]
     return errors
 
 
@@ -141,8 +146,12 @@ def _tensor_train(
             min(_aligned(int((tail > threshold).sum()), limit, multiple_of), limit)
             for tail, limit in zip(tails, limits, strict=True)
         )
-        bound = sum(float(tail[min(r, len(tail) - 1)]) for tail, r in zip(tails, rank, strict=True))
-        if min(rank) > 0:
+        if min(rank) < 1 or rank in errors:
+            continue
+        if _is_calibrated(problems):
+            errors[rank] = chain_error(method, rank, ((p, method.factors(p, rank)) for p in problems))
+        else:
+            bound = sum(float(tail[min(r, len(tail) - 1)]) for tail, r in zip(tails, rank, strict=True))
             errors[rank] = min(bound, 1.0)
     return errors
 
@@ -158,29 +167,23 @@ def _polyadic(
         rank = (min(_aligned(round(share * channels), limit, multiple_of), limit),)
         if rank in errors or rank[0] < 1:
             continue
-        lost = total = 0.0
-        for problem in problems:
-            rest = problem.weight - _composed(quick, problem, rank)
-            lost += _energy(problem, rest)
-            total += _energy(problem, problem.weight)
-        errors[rank] = lost / max(total, 1e-300)
+        bare = [Problem(problem.weight, problem.spec) for problem in problems]
+        if _is_calibrated(problems):
+            chains = zip(problems, (quick.factors(each, rank) for each in bare), strict=True)
+            errors[rank] = chain_error(quick, rank, chains)
+        else:
+            composed = [decompose(quick, (each,), each.spec, rank, dtype=each.weight.dtype) for each in bare]
+            rest = [each.weight - chain.composed_weight() for each, chain in zip(bare, composed, strict=True)]
+            errors[rank] = _energy(rest) / max(_energy(each.weight for each in bare), 1e-300)
     return errors
 
 
-def _composed(method: Decomposition, problem: Problem, rank: Rank) -> Tensor:
-    bare = Problem(problem.weight, problem.spec)
-    chain = decompose(method, (bare,), problem.spec, rank, dtype=problem.weight.dtype)
-    return chain.composed_weight()
+def _energy(kernels: Iterable[Tensor]) -> float:
+    return sum(float(kernel.double().square().sum()) for kernel in kernels)
 
 
-def _energy(problem: Problem, kernel: Tensor) -> float:
-    """Squared norm of a kernel, or of its output, in the metric of a problem."""
-    flat = kernel.flatten(1).double()
-    if problem.moments is None:
-        return float(flat.square().sum())
-    covariance = problem.moments.covariance.double()
-    root = covariance.shape[0] != covariance.shape[1]
-    return float((flat @ covariance.T).square().sum() if root else ((flat @ covariance) * flat).sum())
+def _is_calibrated(problems: Sequence[Problem]) -> bool:
+    return problems[0].moments is not None
 
 
 def _relative_tails(values: Iterable[Float[Tensor, " n"]]) -> Float[Tensor, " m"]:

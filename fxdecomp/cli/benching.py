@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fxdecomp.cli.options import AsJson, Quiet
-from fxdecomp.cli.terminal import print_blocks, print_json, print_text, this_command, working
+from fxdecomp.cli.terminal import print_blocks, print_json, print_text, progress_bars, this_command
 
 
 def bench(
@@ -41,7 +41,7 @@ def bench(
         return
     named = dict(zip(_distinct_names(files), files, strict=True))
     axes, options = parse_axes(axis or []), parse_provider_options(provider_option or [])
-    with working("timing", quiet=quiet or as_json) as renamed:
+    with progress_bars(quiet=quiet or as_json) as progress:
         report = benchmark(
             named,
             providers=[provider_of(name) for name in provider or ["cpu"]],
@@ -51,7 +51,7 @@ def bench(
             axes=axes,
             provider_options=options,
             memory=memory,
-            progress=renamed,
+            progress=progress,
         )
     if html is not None:
         report_of_files(named, report, this_command()).to_html(html, title="fxdecomp bench")

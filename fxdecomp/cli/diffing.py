@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from fxdecomp.cli.options import Inputs, Method, Model, PolicyFile, Quiet, RankText, traced
-from fxdecomp.cli.terminal import console, print_error, working
+from fxdecomp.cli.terminal import console, print_error, progress_bars
 
 
 def diff(
@@ -31,8 +31,8 @@ def diff(
     if chosen is None:
         other = traced(str(after), inputs, quiet=quiet)
     else:
-        with working("decomposing", quiet=quiet):
-            other = transform(gm, chosen)
+        with progress_bars(quiet=quiet) as progress:
+            other = transform(gm, chosen, progress=progress)
     text = graph_diff(gm, other)
     if not text:
         why = (

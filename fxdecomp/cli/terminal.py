@@ -73,12 +73,12 @@ def progress_bars(*, quiet: bool) -> Iterator[Any]:
 
 
 @contextmanager
-def working(work: str, *, quiet: bool) -> Iterator[Any]:
-    """A sign of life with the time so far, for work of unknown length; yields a way to rename it."""
+def working(work: str, *, quiet: bool) -> Iterator[None]:
+    """A sign of life with the time so far, for work of unknown length."""
     if quiet or not messages.is_terminal:
-        yield lambda sentence: None
+        yield
         return
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=messages, transient=True) as bars:
-        task = bars.add_task(work, total=None)
-        yield lambda sentence: bars.update(task, description=sentence)
+        bars.add_task(work, total=None)
+        yield

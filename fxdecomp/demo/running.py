@@ -156,7 +156,7 @@ def run_demo(
         readings[name] = judge(read, fresh, progress=progress, work=f"lines read, {name}")
         progress("demo", step, _STEPS)
     threads = sorted({1, thread_count(0)})
-    timings = benchmark(paths, threads=threads)
+    timings = benchmark(paths, threads=threads, progress=progress)
     progress("demo", _STEPS, _STEPS)
     params = {name: _params(gm) for name, gm in networks.items()}
     result = DemoResult(readings, sizes, params, timings, report(small), folder)

@@ -8,7 +8,7 @@ its runs.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from fxdecomp.export.kernels import Kernel
 from fxdecomp.export.loading import VISIT_S, NotTimed, Runner, Setting, load_runner
 from fxdecomp.export.machine import machine
 from fxdecomp.export.sessions import CPU, DEVICES, options_of, thread_count
+from fxdecomp.progress import Progress, silent
 
 
 def benchmark(
@@ -36,7 +37,7 @@ def benchmark(
     profile: bool = True,
     memory: bool = False,
     seed: int = 0,
-    progress: Callable[[str], None] | None = None,
+    progress: Progress = silent,
 ) -> BenchmarkReport:
     """Time ONNX files against each other on every provider, number of threads and batch size.
 
@@ -56,7 +57,7 @@ def benchmark(
         profile: Whether to make the kernel tables.
         memory: Whether to measure the peak of memory, each model in a process of its own.
         seed: Seed of the random inputs.
-        progress: Called with a sentence before every setting.
+        progress: Told of every round, by setting.
 
     Returns:
         Times, ratios and kernel tables.
@@ -101,10 +102,9 @@ def benchmark(
         for batch in ((batch_sizes,) if batch_sizes is None or isinstance(batch_sizes, int) else batch_sizes)
     ]
     for setting in settings:
-        if progress:
-            progress(f"timing on {setting.provider}, {setting.threads} thread(s), batch {setting.batch or 1}")
+        profiled = set(paths) - set(kernels) if profile else set()
         rows, tables = _time_setting(
-            paths, setting, rounds, set(paths) - set(kernels) if profile else set(), memory
+            paths, setting, rounds, profiled=profiled, memory=memory, progress=progress
         )
         timings += rows
         kernels |= tables
@@ -131,9 +131,17 @@ def benchmark(
 
 
 def _time_setting(
-    paths: Mapping[str, Path], setting: Setting, rounds: int, profiled: set[str], memory: bool
+    paths: Mapping[str, Path],
+    setting: Setting,
+    rounds: int,
+    *,
+    profiled: set[str],
+    memory: bool,
+    progress: Progress,
 ) -> tuple[list[Timing], dict[str, tuple[Kernel, ...]]]:
     """Time every model in one setting; and the kernel tables of those that are to be profiled."""
+    work = f"timing on {setting.provider}, {setting.threads} thread(s), batch {setting.batch or 1}"
+    progress(work, 0, rounds)
     loaded: dict[str, Runner | str] = {}
     for name, path in paths.items():
         try:
@@ -146,6 +154,7 @@ def _time_setting(
     for index in range(rounds):
         for runner in runners if index % 2 == 0 else reversed(runners):
             runner.visit()
+        progress(work, index + 1, rounds)
     rows = [
         Timing(name, setting.provider, setting.threads, setting.batch or 1, problem=item)
         if isinstance(item, str)

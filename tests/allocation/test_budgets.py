@@ -7,7 +7,8 @@ from torch import nn
 from torch.fx import GraphModule
 
 import fxdecomp
-from fxdecomp import Energy, Fixed, MACs, Params, Plan, Policy, PolicyError, Reason, Rule
+from fxdecomp import Energy, Fixed, Latency, MACs, Params, Plan, Policy, PolicyError, Reason, Rule
+from fxdecomp.allocation import Budget
 from fxdecomp.rules import Selection
 
 
@@ -87,7 +88,7 @@ def test_an_absolute_budget_is_the_share_that_it_makes(gm: GraphModule) -> None:
 
 
 def test_a_budget_beyond_reach_says_what_is_reachable(gm: GraphModule) -> None:
-    with pytest.raises(PolicyError, match=r"MACs\(target=0.001\) cannot be met: .* \(\d+\.\d%\)"):
+    with pytest.raises(PolicyError, match=r"MACs\(0.001\) cannot be met: .* \(\d+\.\d%\)"):
         fxdecomp.transform(gm, Policy(budget=MACs(0.001)))
 
 
@@ -203,6 +204,19 @@ def test_a_policy_says_what_it_wants_of_a_layer() -> None:
     assert policy.select("a") == Selection("auto", None)
     assert policy.select("c") == Selection("svd", Fixed(4))
     assert policy.select("d") == Selection("cp", None, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("budget", "words"),
+    [
+        (MACs(0.316227766), "MACs(0.3162)"),
+        (Params(1_000_000), "Params(1,000,000)"),
+        (Latency(0.5, threads=2), "Latency(0.5) on CPUExecutionProvider, 2 thread(s)"),
+        (Latency(seconds=0.01), "Latency(seconds=0.01) on CPUExecutionProvider, 1 thread(s)"),
+    ],
+)
+def test_messages_name_a_budget_as_it_is_written(budget: Budget, words: str) -> None:
+    assert str(budget) == words
 
 
 @pytest.mark.parametrize("target", [0.0, -0.5, 1.5, 0, True, float("nan"), "half"])

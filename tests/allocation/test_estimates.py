@@ -1,8 +1,11 @@
+import math
+
 import pytest
 import torch
 
 from fxdecomp.allocation.candidates import Question, candidates
 from fxdecomp.allocation.estimates import estimate, rank_grid
+from fxdecomp.calibration.moments import Moments
 from fxdecomp.decompositions import decompose, method_named, problems_of
 from fxdecomp.layers import LayerSpec
 
@@ -65,6 +68,42 @@ def test_cp_is_never_better_than_its_full_iteration_by_much() -> None:
     weight = decaying_weight(CONV)
     for each in estimate(method_named("cp3"), CONV, problems_of(weight, CONV), 8):
         assert true_error("cp3", CONV, weight, each.rank) <= each.error * 1.01 + 1e-6
+
+
+def correlated_moments(spec: LayerSpec) -> tuple[Moments, ...]:
+    """Of patches whose neighbouring positions are alike, and whose channels are unequal and mixed."""
+    generator = torch.Generator().manual_seed(1)
+    inputs, taps = spec.in_channels // spec.groups, math.prod(spec.kernel)
+    found = []
+    for _ in range(spec.groups):
+        mixed = torch.randn(inputs, inputs, generator=generator) * 0.8 ** torch.arange(inputs)
+        near = 0.7 * torch.ones(taps, taps) + 0.3 * torch.eye(taps)
+        covariance = torch.kron(mixed @ mixed.T, near).double()
+        found.append(Moments(covariance, torch.zeros(inputs * taps, dtype=torch.float64), 10_000))
+    return tuple(found)
+
+
+@pytest.mark.parametrize("spec", [CONV, GROUPED])
+@pytest.mark.parametrize(
+    ("name", "slack"),
+    [("channel_svd", 1.001), ("spatial_svd", 1.6), ("tucker2", 2.0), ("tensor_train", 4.0), ("cp3", 4.0)],
+)
+def test_calibrated_errors_of_all_methods_are_those_of_the_output(
+    name: str, slack: float, spec: LayerSpec
+) -> None:
+    weight = decaying_weight(spec)
+    problems = problems_of(weight, spec, correlated_moments(spec))
+    method = method_named(name)
+    for each in estimate(method, spec, problems, 8):
+        chain = decompose(method, problems, spec, each.rank, dtype=weight.dtype)
+        rest = (weight - chain.composed_weight()).flatten(1).chunk(spec.groups)
+        pairs = list(zip(problems, rest, weight.flatten(1).chunk(spec.groups), strict=True))
+        lost, whole = (
+            sum(problem.moments.output_variance(pair[index]) for problem, *pair in pairs) for index in (0, 1)
+        )
+        true = lost / whole
+        assert true <= each.error * 1.001 + 1e-5, each
+        assert each.error <= slack * true + 1e-4, each
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,19 @@ def test_the_report_holds_times_settings_and_a_ratio_with_its_interval(files: di
     assert "x [" in str(report)
 
 
+def test_progress_is_told_after_every_round_of_every_setting(files: dict[str, Path]) -> None:
+    told: list[tuple[str, int, int]] = []
+    benchmark(
+        {"small": files["small"]},
+        threads=[1, 2],
+        rounds=2,
+        profile=False,
+        progress=lambda work, done, total: told.append((work, done, total)),
+    )
+    assert [(done, total) for _, done, total in told] == 2 * [(0, 2), (1, 2), (2, 2)]
+    assert ["1 thread(s)" in work for work, _, _ in told] == 3 * [True] + 3 * [False]
+
+
 def test_visits_are_interleaved_and_alternate(
     files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,101 @@
+"""How much of a layer's output a chain can keep when its last stages are fitted to the layer's inputs.
+
+With the stages before the tail held, the tail's best error is known (see `decompositions.weighted`): of the
+output's variance `tr W Sigma W^T` it keeps `tr K C^-1 K^T`. With `C = L L^T` that is the squared norm of
+`L^-1 K^T`. Where the heads of smaller ranks are the leading channels of the largest one, so are the rows of
+this matrix: one factorisation serves all ranks. A core with a pointwise stage behind it keeps the leading
+eigenvalues of `K C^-1 K^T`: all output ranks at once (reduced-rank regression, Izenman 1975).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fxdecomp.decompositions import Decomposition, Problem
+from fxdecomp.decompositions.tucker2 import Tucker2
+from fxdecomp.decompositions.weighted import Metric, basis_of, cholesky
+from fxdecomp.layers import StageSpec
+
+Rank = tuple[int, ...]
+
+
+def tail_spread(
+    problem: Problem, stages: Sequence[StageSpec], head: tuple[Tensor, ...]
+) -> tuple[Float[Tensor, "rows out"], float]:
+    """`L^-1 K^T`, and the output's variance, in one unit.
+
+    Args:
+        problem: One group, with moments.
+        stages: The chain's geometry.
+        head: The weights of the stages before the tail.
+
+    Cost: `rows d^2`, d the size of an input patch, rows what the first stage of the tail sees.
+    """
+    assert problem.moments is not None
+    metric = Metric.of(problem.weight, problem.moments)
+    total = problem.moments.output_variance(problem.weight.flatten(1))
+    B = basis_of(head, tuple(stages), len(head)).flatten(1)
+    seen = B @ metric.covariance
+    K = (seen @ metric.weight.flatten(1).T).double()
+    spread = torch.linalg.solve_triangular(cholesky((seen @ B.T).double()), K, upper=False)
+    unit = total / metric.total if metric.total > 0 else 0.0
+    return spread * math.sqrt(unit), total
+
+
+def tucker2_errors(
+    method: Tucker2, problems: Sequence[Problem], outs: Sequence[int], ins: Sequence[int]
+) -> dict[Rank, float]:
+    """Errors of all pairs of ranks, with the inputs' leading channels as the head."""
+    kept = dict.fromkeys(((p, q) for p in outs for q in ins), 0.0)
+    whole = 0.0
+    for problem in problems:
+        limits = method.rank_limits(problem.spec)
+        stages = method.stage_specs(problem.spec, limits)
+        spread, total = tail_spread(problem, stages, method.factors(problem, limits)[:1])
+        whole += total
+        taps = math.prod(problem.spec.kernel)
+        for q in ins:
+            rows = spread[: q * taps]
+            values = torch.linalg.eigvalsh(rows.T @ rows).flip(0).cumsum(0)
+            for p in outs:
+                kept[p, q] += float(values[p - 1])
+    return {rank: _lost(share, whole) for rank, share in kept.items()}
+
+
+def nested_errors(
+    method: Decomposition, problems: Sequence[Problem], ranks: Sequence[int]
+) -> dict[Rank, float]:
+    """Errors of a method of two stages and one rank, whose first stages are nested."""
+    kept = dict.fromkeys(ranks, 0.0)
+    whole = 0.0
+    for problem in problems:
+        largest = (max(ranks),)
+        stages = method.stage_specs(problem.spec, largest)
+        spread, total = tail_spread(problem, stages, method.factors(problem, largest)[:1])
+        whole += total
+        taps = math.prod(stages[-1].spec.kernel)
+        sums = spread.square().sum(1).cumsum(0)
+        for rank in ranks:
+            kept[rank] += float(sums[rank * taps - 1])
+    return {(rank,): _lost(share, whole) for rank, share in kept.items()}
+
+
+def chain_error(
+    method: Decomposition, rank: Rank, chains: Iterable[tuple[Problem, tuple[Tensor, ...]]]
+) -> float:
+    """The error of one rank, from the weights of each group's chain; the last stage is fitted anew."""
+    kept = whole = 0.0
+    for problem, weights in chains:
+        spread, total = tail_spread(problem, method.stage_specs(problem.spec, rank), weights[:-1])
+        kept += float(spread.square().sum())
+        whole += total
+    return _lost(kept, whole)
+
+
+def _lost(kept: float, whole: float) -> float:
+    return max(1.0 - kept / whole, 0.0) if whole > 0 else 0.0
