@@ -33,7 +33,7 @@ from fxdecomp.export import benchmark, to_onnx
 
 METHODS = ("auto", "tucker2", "spatial_svd", "channel_svd", "tensor_train", "cp")
 SCALE = 4
-LIGHT = {"mobilenet_wd4": 30, "efficientnet_b0": 12}
+LIGHT = {"mobilenet_wd4": 30, "efficientnet_b0": 10}
 """Rounds of training of each."""
 
 Judge = Callable[[GraphModule], dict[str, float]]
@@ -67,11 +67,11 @@ def digits(build: Callable[[], nn.Module], rounds: int) -> tuple[GraphModule, Te
     return gm, images[:1], Calibration(torch.split(images[:256], 64)), held_out
 
 
-def methods(name: str, share: float, out: Path) -> None:
+def compared(name: str, share: float, methods: list[str], out: Path) -> None:
     """Each method's network at the share, all of them timed in turn with the dense one."""
     gm, example, data, held_out = recogniser() if name == "recogniser" else digits(digit_cnn, 20)
     models = {"dense": gm}
-    for method in METHODS:
+    for method in methods:
         policy = fxdecomp.Policy(method=method, budget=fxdecomp.Latency(share))
         try:
             models[method] = fxdecomp.transform(gm, policy, calibration=data)
@@ -111,13 +111,14 @@ def main() -> None:
     )
     parser.add_argument("network", choices=("recogniser", "digits", "light"))
     parser.add_argument("--share", type=float, default=0.4)
+    parser.add_argument("--methods", nargs="+", default=METHODS)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     if options.network == "light":
         light(options.out)
     else:
-        methods(options.network, options.share, options.out)
+        compared(options.network, options.share, options.methods, options.out)
 
 
 if __name__ == "__main__":

@@ -85,11 +85,17 @@ def correlated_moments(spec: LayerSpec) -> tuple[Moments, ...]:
 
 @pytest.mark.parametrize("spec", [CONV, GROUPED])
 @pytest.mark.parametrize(
-    ("name", "slack"),
-    [("channel_svd", 1.001), ("spatial_svd", 1.6), ("tucker2", 2.0), ("tensor_train", 4.0), ("cp3", 4.0)],
+    ("name", "low", "high"),
+    [
+        ("channel_svd", 0.999, 1.001),
+        ("spatial_svd", 0.8, 1.4),
+        ("tucker2", 0.94, 2.1),
+        ("tensor_train", 0.7, 4.2),
+        ("cp3", 0.6, 2.6),
+    ],
 )
 def test_calibrated_errors_of_all_methods_are_those_of_the_output(
-    name: str, slack: float, spec: LayerSpec
+    name: str, low: float, high: float, spec: LayerSpec
 ) -> None:
     weight = decaying_weight(spec)
     problems = problems_of(weight, spec, correlated_moments(spec))
@@ -102,8 +108,7 @@ def test_calibrated_errors_of_all_methods_are_those_of_the_output(
             sum(problem.moments.output_variance(pair[index]) for problem, *pair in pairs) for index in (0, 1)
         )
         true = lost / whole
-        assert true <= each.error * 1.001 + 1e-5, each
-        assert each.error <= slack * true + 1e-4, each
+        assert low * true - 1e-5 <= each.error <= high * true + 1e-4, each
 
 
 @pytest.mark.parametrize(
