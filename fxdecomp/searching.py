@@ -126,8 +126,13 @@ def search(
     best = min((t for t in trials if t.accepted), key=lambda t: t.cost)
     result = SearchResult(seeker.model_of(best), tuple(trials), best, max_drop)
     if best is trials[0]:
-        note = "nothing worth changing: no smaller network that was judged keeps the metric"
-        return replace(result, notes=(note,))
+        judged = any(not trial.problem for trial in trials[1:])
+        why = (
+            "smaller network that was judged keeps the metric"
+            if judged
+            else "budget that was tried can be met"
+        )
+        return replace(result, notes=(f"nothing worth changing: no {why}",))
     return (
         result
         if provider is None

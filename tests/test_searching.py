@@ -75,6 +75,7 @@ def test_no_loss_allowed_gives_the_original_back(gm: GraphModule) -> None:
         gm, INPUTS, metric=lambda module: float(module is gm), max_drop=0.0, policy=POLICY, evaluations=2
     )
     assert found.best is found.trials[0]
+    assert "no smaller network that was judged keeps the metric" in found.notes[0]
     assert torch.allclose(found.model(INPUTS), gm(INPUTS))
     assert not fxdecomp.report(found.model).modified
 
@@ -138,6 +139,7 @@ def test_the_result_is_data(gm: GraphModule, tmp_path: Path) -> None:
     found = search(gm, INPUTS, policy=POLICY, max_drop=0.02, evaluations=1, least_share=1e-9)
     assert isinstance(found, SearchResult)
     assert "cannot be met" in found.trials[1].problem
+    assert found.notes == ("nothing worth changing: no budget that was tried can be met",)
     found.save(tmp_path / "search.json")
     assert json.loads((tmp_path / "search.json").read_text())["trials"][1]["metric"] is None
     assert "taken" in str(found)
