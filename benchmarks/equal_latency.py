@@ -89,8 +89,8 @@ def compared(name: str, share: float, methods: list[str], out: Path) -> None:
 
 def light_network(name: str) -> nn.Module:
     """A network of pytorchcv's for digits; its last pooling, of 7 x 7, becomes global."""
-    network = get_model(name, in_channels=1, num_classes=10)
-    network.features.final_pool = nn.AdaptiveAvgPool2d(1)
+    network: nn.Module = get_model(name, in_channels=1, num_classes=10)
+    network.get_submodule("features").final_pool = nn.AdaptiveAvgPool2d(1)
     return network
 
 
