@@ -126,11 +126,11 @@ def search(
     best = min((t for t in trials if t.accepted), key=lambda t: t.cost)
     result = SearchResult(seeker.model_of(best), tuple(trials), best, max_drop)
     if best is trials[0]:
-        judged = any(not trial.problem for trial in trials[1:])
+        unmet = all(trial.problem for trial in trials[1:])
         why = (
-            "smaller network that was judged keeps the metric"
-            if judged
-            else "budget that was tried can be met"
+            "budget that was tried can be met"
+            if unmet
+            else "smaller network that was judged keeps the metric"
         )
         return replace(result, notes=(f"nothing worth changing: no {why}",))
     return (
