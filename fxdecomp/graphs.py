@@ -176,11 +176,12 @@ def _meta(call: Call, spec: LayerSpec) -> dict[str, object]:
 def remove_unused(gm: GraphModule) -> None:
     """Erase constant nodes without users, and the stored tensors that only they used."""
     erased = set()
+    constants = _constants(gm)
     for node in reversed(gm.graph.nodes):
         if node.op == "get_attr" and not node.users:
             erased.add(str(node.target))
             gm.graph.erase_node(node)
-        elif node.op in ("call_function", "call_method") and not node.users and _from_constants(node):
+        elif node.op in ("call_function", "call_method") and not node.users and node in constants:
             gm.graph.erase_node(node)
     modules = {str(node.target) for node in gm.graph.nodes if node.op == "call_module"}
     kept = {str(node.target) for node in gm.graph.nodes if node.op == "get_attr"}
@@ -191,13 +192,14 @@ def remove_unused(gm: GraphModule) -> None:
             delattr(gm.get_submodule(owners[-1] if owners else ""), parts[-1])
 
 
-def _from_constants(node: Node) -> bool:
-    """Whether every input of a node without users is a constant, so that erasing it loses nothing."""
-    return (
-        not node.is_impure()
-        and bool(node.all_input_nodes)
-        and all(source.op == "get_attr" or _from_constants(source) for source in node.all_input_nodes)
-    )
+def _constants(gm: GraphModule) -> set[Node]:
+    """The nodes that nothing but stored tensors goes into; those without users can be erased without loss."""
+    found: set[Node] = set()
+    for node in gm.graph.nodes:
+        computed = bool(node.all_input_nodes) and found.issuperset(node.all_input_nodes)
+        if node.op == "get_attr" or (computed and not node.is_impure()):
+            found.add(node)
+    return found
 
 
 def _free_prefix(gm: GraphModule, site: Site) -> str:
