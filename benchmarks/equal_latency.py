@@ -25,10 +25,10 @@ from torch.fx import GraphModule
 
 import fxdecomp
 from benchmarks.digit_networks import TRAINED, digit_cnn, digit_images, trained
+from benchmarks.searching import prepared
 from fxdecomp.calibration import Calibration
 from fxdecomp.demo.judging import judge
 from fxdecomp.demo.lines import Split, render_lines
-from fxdecomp.demo.recogniser import load_recogniser
 from fxdecomp.export import benchmark, to_onnx
 
 METHODS = ("auto", "tucker2", "spatial_svd", "channel_svd", "tensor_train", "cp")
@@ -40,15 +40,8 @@ Judge = Callable[[GraphModule], dict[str, float]]
 
 
 def recogniser() -> tuple[GraphModule, Tensor, Calibration, Judge]:
-    known = render_lines(64, Split.CALIBRATION).images
     lines = render_lines(1000, Split.JUDGE)
-    gm = fxdecomp.trace(load_recogniser(), known[:1])
-    return (
-        gm,
-        known[:1],
-        Calibration(torch.split(known, 16)),
-        lambda network: {"exact": judge(network, lines).exact},
-    )
+    return *prepared(), lambda network: {"exact": judge(network, lines).exact}
 
 
 def digits(build: Callable[[], nn.Module], rounds: int) -> tuple[GraphModule, Tensor, Calibration, Judge]:

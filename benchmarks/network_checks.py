@@ -24,7 +24,6 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 import fxdecomp
-from fxdecomp.inputs import float_leaves
 from fxdecomp.sites.modules import Layer, is_layer
 
 TOLERANCE = 1e-4
@@ -34,8 +33,6 @@ TOLERANCE_DOUBLE = 1e-8
 
 FULL = fxdecomp.Policy(method="tucker2", rank=1.0, require_saving=False)
 HALF = fxdecomp.Policy(method="tucker2", rank=0.5)
-_NUDGE = 1e-10
-
 Inputs = tuple[Tensor, ...] | dict[str, Tensor]
 
 
@@ -259,57 +256,6 @@ def as_double(inputs: Inputs) -> Inputs:
     if isinstance(inputs, dict):
         return {key: wide(value) for key, value in inputs.items()}
     return tuple(wide(value) for value in inputs)
-
-
-def randomise(model: nn.Module, seed: int = 0, size: float = 1.0) -> nn.Module:
-    """Draw the statistics and weights of the BatchNorms, which a new network has at 0 and 1.
-
-    Args:
-        model: Changed in place.
-        seed: Of the draw.
-        size: Mean of the weights: 1 keeps the size of a signal through a layer, and lets it grow from block
-            to block of a residual network.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if not torch.isfinite(parameter).all() or parameter.abs().max() > 1e3:  # uninitialised memory
-                parameter.normal_(0, 0.05, generator=generator)
-        for module in model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                for tensor, low, high in (
-                    (module.running_mean, -0.1, 0.1),
-                    (module.running_var, 0.5, 1.5),
-                    (module.weight, 0.5 * size, 1.5 * size),
-                    (module.bias, -0.1, 0.1),
-                ):
-                    if tensor is not None:
-                        tensor.uniform_(low, high, generator=generator)
-    return model
-
-
-@torch.no_grad()
-def is_chaotic(model: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
-    """Whether the network overflows, or makes a rounding of its input a million times larger."""
-    if not all(bool(torch.isfinite(each).all()) for each in float_leaves(model.eval()(*inputs))):
-        return True
-    wide = copy.deepcopy(model).double().eval()
-    moved = [tuple(_nudged(each, by) for each in inputs) for by in (0.0, _NUDGE)]
-    try:
-        outputs = [float_leaves(wide(*each)) for each in moved]
-    except RuntimeError:  # a network that makes float32 tensors of its own does not run in float64
-        return False
-    for one, other in zip(*outputs, strict=True):
-        most = one.abs().max()
-        if (one - other).abs().max() > 1e6 * _NUDGE * most:
-            return True
-    return False
-
-
-def _nudged(value: Tensor, by: float) -> Tensor:
-    if not value.is_floating_point():
-        return value
-    return value.double() * (1 + by * torch.sin(torch.arange(value.numel())).reshape(value.shape))
 
 
 def _expect_equal_state(before: dict[str, Tensor], model: nn.Module) -> None:

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.network_checks import Inputs, Row, check_network, randomise, to_json
+from benchmarks.network_checks import Inputs, Row, check_network, to_json
+from benchmarks.zoo_networks import randomise
 
 SMALL: dict[str, Any] = {
     "hidden_size": 32,

@@ -1,4 +1,4 @@
-"""Sweep over pytorchcv: 867 networks in 154 families, random weights, results to a JSON lines file.
+"""Sweep over the networks of pytorchcv: random weights, results to a JSON lines file.
 
     python -m benchmarks.zoo --out zoo.jsonl             # every family, and every name below 30 M parameters
     python -m benchmarks.zoo --out zoo.jsonl --onnx      # with ONNX parity
@@ -11,43 +11,36 @@ already have a row are not run again.
 from __future__ import annotations
 
 import argparse
-import importlib
 import inspect
 import json
 import multiprocessing as mp
 import sys
 import time
-import types
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from benchmarks.network_checks import (
     TOLERANCE,
     TOLERANCE_DOUBLE,
-    Inputs,
     Row,
     check_network,
-    is_chaotic,
-    randomise,
     to_json,
 )
-
-SIZES = (32, 64, 96, 128, 160, 192, 224, 256, 320, 384, 480)
-OPTIONS: dict[str, dict[str, bool]] = {
-    **{kind: {"from_audio": False} for kind in ("jasper", "jasperdr", "quartznet")},
-    **{
-        kind: {"return_heatmap": True}
-        for kind in ("simplepose_coco", "simpleposemobile_coco", "alphapose_coco")
-    },
-}
-"""Families that are built without a part that is no network: reading sound files, decoding key points."""
+from benchmarks.zoo_networks import (
+    build,
+    constructors,
+    count_parameters,
+    family,
+    is_chaotic,
+    randomise,
+    smallest_inputs,
+)
 
 CAUSES: dict[str, str] = {
     "linknet": "pytorchcv: its constructor fails, whatever the caller does",
@@ -56,101 +49,6 @@ CAUSES: dict[str, str] = {
     "revnet": "PyTorch: an `autograd.Function` of its own, which torch.export cannot trace",
 }
 """Why a network fails, by name or family, where the cause is known."""
-
-
-class DeformConv2d(nn.Module):
-    """Stands in for torchvision's, which one network constructs, where torchvision does not load."""
-
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        super().__init__()
-
-    def forward(self, *args: object) -> None:
-        """Refuse."""
-        raise RuntimeError("torchvision.ops.DeformConv2d is not there: torchvision does not load here")
-
-
-def constructors() -> dict[str, Callable[..., nn.Module]]:
-    """Every network of the zoo by name; a family is the module that defines it."""
-    try:
-        importlib.import_module("torchvision.ops")
-    except Exception:  # noqa: BLE001 - absent, or built for another torch: both happen
-        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-            del sys.modules[name]
-        package, ops = types.ModuleType("torchvision"), types.ModuleType("torchvision.ops")
-        ops.DeformConv2d = DeformConv2d  # type: ignore[attr-defined]
-        sys.modules |= {"torchvision": package, "torchvision.ops": ops}
-    vars(np).setdefault("int", int)  # some networks still use the old alias
-    from pytorchcv.model_provider import _models
-
-    return dict(_models)
-
-
-def family(constructor: Callable[..., nn.Module]) -> str:
-    """The family that a constructor belongs to."""
-    return constructor.__module__.rpartition(".")[2]
-
-
-def build(constructor: Callable[..., nn.Module]) -> nn.Module:
-    """The network with random weights."""
-    torch.manual_seed(0)
-    return constructor(**OPTIONS.get(family(constructor), {}))
-
-
-def count_parameters(constructor: Callable[..., nn.Module]) -> int:
-    """Number of parameters, without allocating them; -1 where the network cannot be built."""
-    try:
-        with torch.device("meta"):
-            return sum(parameter.numel() for parameter in build(constructor).parameters())
-    except Exception:  # noqa: BLE001 - its row will tell
-        return -1
-
-
-def smallest_inputs(name: str, model: nn.Module) -> Inputs:
-    """The smallest inputs that a network accepts, by trial."""
-    torch.manual_seed(1)
-    special: dict[str, Callable[[], Inputs]] = {
-        "raft": lambda: (torch.randn(1, 3, 128, 128), torch.randn(1, 3, 128, 128)),
-        "propainter_rfc": lambda: (torch.randn(1, 4, 2, 64, 64), torch.randn(1, 4, 1, 64, 64)),
-        "propainter_ip": lambda: (
-            torch.randn(4, 3, 64, 64),
-            torch.randn(4, 1, 64, 64),
-            torch.randn(3, 4, 64, 64),
-        ),
-        "propainter": _propainter_inputs,
-        "voca": lambda: (torch.randn(2, 1, 16, 29), torch.full((2,), 3)),
-        "nvpattexp": lambda: (torch.randn(2, 8, 16, 29), torch.full((2,), 3)),
-        "visemenet": lambda: (torch.randn(2, 8, 195), torch.full((2, 76), 3)),
-        "jasper": lambda: (torch.randn(1, 64, 64), torch.tensor([60])),
-        "jasperdr": lambda: (torch.randn(1, 64, 64), torch.tensor([60])),
-        "quartznet": lambda: (torch.randn(1, 64, 64), torch.tensor([60])),
-    }
-    kind = type(model).__module__.rpartition(".")[2]
-    for key in (name.split("_", maxsplit=1)[0], kind, name):
-        if key in special:
-            return special[key]()
-    return _smallest_image(model)
-
-
-def _propainter_inputs() -> Inputs:
-    raise NotImplementedError("propainter's transformer takes six arguments that its own pipeline prepares")
-
-
-def _smallest_image(model: nn.Module) -> Inputs:
-    first = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
-    own = getattr(model, "in_size", None)
-    sizes = [*((s, s) for s in SIZES), *([tuple(own)] if own else []), (1, 29)]
-    failure: Exception = ValueError("no size was tried")
-    for channels in dict.fromkeys((getattr(model, "in_channels", first), 3)):
-        for size in sizes:
-            image = torch.randn(1, channels, *size)
-            try:
-                with torch.no_grad():
-                    model.eval()(image)
-            except Exception as error:  # noqa: BLE001 - the next size may do
-                failure = error
-            else:
-                return (image,)
-    raise ValueError(f"no input size works: {failure!r}") from failure
 
 
 def check_one(name: str, pipe: Any, onnx: bool) -> None:

@@ -126,18 +126,13 @@ def search(
     best = min((t for t in trials if t.accepted), key=lambda t: t.cost)
     result = SearchResult(seeker.model_of(best), tuple(trials), best, max_drop)
     if best is trials[0]:
-        unmet = all(trial.problem for trial in trials[1:])
-        why = (
-            "budget that was tried can be met"
-            if unmet
-            else "smaller network that was judged keeps the metric"
-        )
+        why = "smaller network that was judged keeps the metric"
+        if all(trial.problem for trial in trials[1:]):
+            why = "budget that was tried can be met"
         return replace(result, notes=(f"nothing worth changing: no {why}",))
-    return (
-        result
-        if provider is None
-        else _timed(result, gm, example_inputs, Latency(1.0, provider, threads), progress)
-    )
+    if provider is None:
+        return result
+    return _timed(result, gm, example_inputs, Latency(1.0, provider, threads), progress)
 
 
 @dataclass(slots=True)

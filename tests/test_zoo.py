@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from benchmarks.network_checks import Row, check_network, randomise
-from benchmarks.zoo import build, constructors, family, smallest_inputs
+from benchmarks.network_checks import Row, check_network
+from benchmarks.zoo_networks import build, constructors, family, randomise, smallest_inputs
 
 SAMPLE = (
     "cgnet_cityscapes",

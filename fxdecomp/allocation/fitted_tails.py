@@ -9,6 +9,7 @@ eigenvalues of `K C^-1 K^T`: all output ranks at once (reduced-rank regression, 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 
@@ -18,47 +19,49 @@ from torch import Tensor
 
 from fxdecomp.decompositions import Decomposition, Problem
 from fxdecomp.decompositions.tucker2 import Tucker2
-from fxdecomp.decompositions.weighted import Metric, basis_of, cholesky
-from fxdecomp.layers import StageSpec
+from fxdecomp.decompositions.weighted import Metric, tail_equations
 
 Rank = tuple[int, ...]
 
 
 def tail_spread(
-    problem: Problem, stages: Sequence[StageSpec], head: tuple[Tensor, ...]
+    method: Decomposition, problem: Problem, rank: Rank, weights: tuple[Tensor, ...], index: int
 ) -> tuple[Float[Tensor, "rows out"], float]:
     """`L^-1 K^T`, and the output's variance, in one unit.
 
     Args:
+        method: The decomposition.
         problem: One group, with moments.
-        stages: The chain's geometry.
-        head: The weights of the stages before the tail.
+        rank: The rank of the chain.
+        weights: The chain's, of which those of the tail do not matter.
+        index: The first stage of the tail.
 
     Cost: `rows d^2`, d the size of an input patch, rows what the first stage of the tail sees.
     """
     assert problem.moments is not None
     metric = Metric.of(problem.weight, problem.moments)
     total = problem.moments.output_variance(problem.weight.flatten(1))
-    B = basis_of(head, tuple(stages), len(head)).flatten(1)
-    seen = B @ metric.covariance
-    K = (seen @ metric.weight.flatten(1).T).double()
-    spread = torch.linalg.solve_triangular(cholesky((seen @ B.T).double()), K, upper=False)
+    lower, K = tail_equations(metric, method.stage_specs(problem.spec, rank), weights, index)
+    spread = torch.linalg.solve_triangular(lower, K.T, upper=False)
     unit = total / metric.total if metric.total > 0 else 0.0
     return spread * math.sqrt(unit), total
+
+
+def _nested_spread(method: Decomposition, problem: Problem, rank: Rank) -> tuple[Tensor, float, int]:
+    """The same behind the first stage of the largest rank; and how many rows a channel of it has."""
+    spread, total = tail_spread(method, problem, rank, method.factors(problem, rank), 1)
+    return spread, total, math.prod(method.stage_specs(problem.spec, rank)[1].spec.kernel)
 
 
 def tucker2_errors(
     method: Tucker2, problems: Sequence[Problem], outs: Sequence[int], ins: Sequence[int]
 ) -> dict[Rank, float]:
     """Errors of all pairs of ranks, with the inputs' leading channels as the head."""
-    kept = dict.fromkeys(((p, q) for p in outs for q in ins), 0.0)
+    kept = dict.fromkeys(itertools.product(outs, ins), 0.0)
     whole = 0.0
     for problem in problems:
-        limits = method.rank_limits(problem.spec)
-        stages = method.stage_specs(problem.spec, limits)
-        spread, total = tail_spread(problem, stages, method.factors(problem, limits)[:1])
+        spread, total, taps = _nested_spread(method, problem, method.rank_limits(problem.spec))
         whole += total
-        taps = math.prod(problem.spec.kernel)
         for q in ins:
             rows = spread[: q * taps]
             values = torch.linalg.eigvalsh(rows.T @ rows).flip(0).cumsum(0)
@@ -74,11 +77,8 @@ def nested_errors(
     kept = dict.fromkeys(ranks, 0.0)
     whole = 0.0
     for problem in problems:
-        largest = (max(ranks),)
-        stages = method.stage_specs(problem.spec, largest)
-        spread, total = tail_spread(problem, stages, method.factors(problem, largest)[:1])
+        spread, total, taps = _nested_spread(method, problem, (max(ranks),))
         whole += total
-        taps = math.prod(stages[-1].spec.kernel)
         sums = spread.square().sum(1).cumsum(0)
         for rank in ranks:
             kept[rank] += float(sums[rank * taps - 1])
@@ -91,7 +91,7 @@ def chain_error(
     """The error of one rank, from the weights of each group's chain; the last stage is fitted anew."""
     kept = whole = 0.0
     for problem, weights in chains:
-        spread, total = tail_spread(problem, method.stage_specs(problem.spec, rank), weights[:-1])
+        spread, total = tail_spread(method, problem, rank, weights, len(weights) - 1)
         kept += float(spread.square().sum())
         whole += total
     return _lost(kept, whole)

@@ -130,16 +130,23 @@ def basis_of(weights: tuple[Tensor, ...], stages: tuple[StageSpec, ...], index: 
     return torch.einsum("om...,mi...->oi...", identity, compose(weights[:index], stages[:index]))
 
 
+def tail_equations(
+    metric: Metric, stages: tuple[StageSpec, ...], weights: tuple[Tensor, ...], index: int
+) -> tuple[Float[Tensor, "rows rows"], Float[Tensor, "out rows"]]:
+    """The lower factor of `C = B Sigma B^T`, and `K = W Sigma B^T`, of what stage `index` sees."""
+    B = basis_of(weights, stages, index).flatten(1)
+    seen = B @ metric.covariance
+    C, K = (seen @ B.T).double(), (metric.weight.flatten(1) @ seen.T).double()
+    return cholesky(C), K
+
+
 def _with_tail(
     metric: Metric, stages: tuple[StageSpec, ...], weights: tuple[Tensor, ...], tail: int
 ) -> tuple[Tensor, ...]:
     """The last one or two stages in closed form."""
     head = weights[: len(weights) - tail]
     first = stages[len(head)]
-    B = basis_of(weights, stages, len(head)).flatten(1)
-    seen = B @ metric.covariance
-    C, K = (seen @ B.T).double(), (metric.weight.flatten(1) @ seen.T).double()
-    lower = cholesky(C)
+    lower, K = tail_equations(metric, stages, weights, len(head))
     regression = torch.cholesky_solve(K.T, lower).T
     if tail == 1:
         return (*head, regression.reshape(weights[-1].shape).to(weights[-1].dtype))

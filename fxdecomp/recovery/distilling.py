@@ -150,10 +150,9 @@ class Distillation:
         if not distributed.is_initialized():
             return module
         devices = [self.device] if self.device.type == "cuda" else None
-        known = inspect.signature(DistributedDataParallel).parameters
-        name = (
-            "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-        )  # torch < 2.13
+        name = "forward_sync_buffers"
+        if name not in inspect.signature(DistributedDataParallel).parameters:
+            name = "broadcast_buffers"  # torch < 2.13
         options: dict[str, Any] = {"device_ids": devices, name: False}
         return DistributedDataParallel(module, **options)
 
