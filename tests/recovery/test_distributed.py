@@ -13,6 +13,7 @@ import fxdecomp
 from .nets import batches, pair
 
 WORKER = """
+import os
 import sys
 import torch
 from torch import distributed
@@ -37,6 +38,7 @@ else:
     raise AssertionError("processes with different numbers of batches went on")
 distributed.barrier()  # a process that leaves while the other is in a collective may be aborted
 distributed.destroy_process_group()
+os._exit(0)  # all is done; PyTorch's own teardown at exit aborts now and then on a loaded machine
 """
 
 
@@ -50,11 +52,12 @@ def test_two_processes_do_what_one_does_on_the_joined_batches(tmp_path):
         [*launch, str(script), str(tmp_path)],
         cwd=root,
         env=os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
-        check=True,
+        check=False,
         timeout=300,
         stderr=subprocess.PIPE,
         text=True,
     )
+    assert done.returncode == 0, done.stderr
     assert "FutureWarning" not in done.stderr
     one, two = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     small, gm = pair("cp", 6)
