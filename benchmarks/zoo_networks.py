@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.network_checks import Inputs
+from benchmarks.network_checks import Inputs, as_double, run
 from fxdecomp.inputs import float_leaves
 
 SIZES = (32, 64, 96, 128, 160, 192, 224, 256, 320, 384, 480)
@@ -151,23 +151,19 @@ def randomise(model: nn.Module, seed: int = 0, size: float = 1.0) -> nn.Module:
 
 @torch.no_grad()
 def is_chaotic(model: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
-    """Whether the network overflows, or makes a rounding of its input a million times larger."""
+    """Whether the network overflows, or makes a rounding of its weights a million times larger."""
     if not all(bool(torch.isfinite(each).all()) for each in float_leaves(model.eval()(*inputs))):
         return True
-    wide = copy.deepcopy(model).double().eval()
-    moved = [tuple(_nudged(each, by) for each in inputs) for by in (0.0, _NUDGE)]
+    wide, wide_inputs = copy.deepcopy(model).double(), as_double(inputs)
     try:
-        outputs = [float_leaves(wide(*each)) for each in moved]
+        before = float_leaves(run(wide, wide_inputs))
+        for parameter in wide.parameters():
+            wave = torch.sin(torch.arange(parameter.numel(), dtype=torch.float64))
+            parameter.mul_(1 + _NUDGE * wave.reshape(parameter.shape))
+        after = float_leaves(run(wide, wide_inputs))
     except RuntimeError:  # a network that makes float32 tensors of its own does not run in float64
         return False
-    for one, other in zip(*outputs, strict=True):
-        most = one.abs().max()
-        if (one - other).abs().max() > 1e6 * _NUDGE * most:
-            return True
-    return False
-
-
-def _nudged(value: Tensor, by: float) -> Tensor:
-    if not value.is_floating_point():
-        return value
-    return value.double() * (1 + by * torch.sin(torch.arange(value.numel())).reshape(value.shape))
+    return any(
+        bool((one - other).abs().max() > 1e6 * _NUDGE * one.abs().max())
+        for one, other in zip(before, after, strict=True)
+    )
