@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks.network_checks import Row, check_network
-from benchmarks.zoo_networks import build, constructors, family, randomise, smallest_inputs
+from benchmarks.zoo_networks import build, constructors, family, is_chaotic, randomise, smallest_inputs
 
 SAMPLE = (
     "cgnet_cityscapes",
@@ -54,3 +54,16 @@ def test_network(name: str) -> None:
     assert row.applied > 0
     assert row.half_macs is not None
     assert row.half_macs < 0.95
+
+
+@pytest.mark.parametrize(
+    ("weight", "chaotic"),
+    [((1.0, -1.0 + 2e-7), True), ((1.0, -0.5), False), ((float("inf"), 1.0), True)],
+    ids=["amplifies roundings", "tame", "overflows"],
+)
+def test_a_network_that_amplifies_the_roundings_of_its_weights_is_known(
+    weight: tuple[float, float], chaotic: bool
+) -> None:
+    layer = torch.nn.Linear(2, 1, bias=False)
+    layer.weight.data = torch.tensor([weight])
+    assert is_chaotic(layer, (torch.ones(1, 2),)) is chaotic

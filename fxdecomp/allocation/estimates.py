@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fxdecomp.allocation.fitted_tails import Rank, chain_error, nested_errors, tucker2_errors
+from fxdecomp.allocation.fitted_tails import Rank, chain_error, metric_of, nested_errors, tucker2_errors
 from fxdecomp.decompositions import Decomposition, Problem, decompose
 from fxdecomp.decompositions.cp import CanonicalPolyadic
 from fxdecomp.decompositions.spatial_svd import SpatialSVD
@@ -145,6 +145,7 @@ def _tensor_train(
     by_mode = zip(*(method.spectra(problem) for problem in problems), strict=True)
     tails = [_relative_tails([s.singular_values for s in spectra]) for spectra in by_mode]
     limits = method.rank_limits(spec.per_group)
+    metrics = [metric_of(problem) for problem in problems] if _is_calibrated(problems) else []
     errors: dict[Rank, float] = {}
     for threshold in _TRAIN_ERRORS:
         rank = tuple(
@@ -153,8 +154,10 @@ def _tensor_train(
         )
         if min(rank) < 1 or rank in errors:
             continue
-        if _is_calibrated(problems):
-            errors[rank] = chain_error(method, rank, ((p, method.factors(p, rank)) for p in problems))
+        if metrics:
+            chains = (method.factors(problem, rank) for problem in problems)
+            stages = method.stage_specs(spec.per_group, rank)
+            errors[rank] = chain_error(stages, zip(metrics, chains, strict=True))
         else:
             bound = sum(float(tail[min(r, len(tail) - 1)]) for tail, r in zip(tails, rank, strict=True))
             errors[rank] = min(bound, 1.0)
@@ -167,15 +170,17 @@ def _polyadic(
     quick = replace(method, iterations=_POLYADIC_ITERATIONS)
     (channels,) = method.rank_channels(spec.per_group)
     (limit,) = method.rank_limits(spec.per_group)
+    bare = [Problem(problem.weight, problem.spec) for problem in problems]
+    metrics = [metric_of(problem) for problem in problems] if _is_calibrated(problems) else []
     errors: dict[Rank, float] = {}
     for share in _POLYADIC_SHARES:
         rank = (min(_aligned(round(share * channels), limit, multiple_of), limit),)
         if rank in errors or rank[0] < 1:
             continue
-        bare = [Problem(problem.weight, problem.spec) for problem in problems]
-        if _is_calibrated(problems):
-            chains = zip(problems, (quick.factors(each, rank) for each in bare), strict=True)
-            errors[rank] = chain_error(quick, rank, chains)
+        if metrics:
+            chains = (quick.factors(each, rank) for each in bare)
+            stages = quick.stage_specs(spec.per_group, rank)
+            errors[rank] = chain_error(stages, zip(metrics, chains, strict=True))
         else:
             composed = [decompose(quick, (each,), each.spec, rank, dtype=each.weight.dtype) for each in bare]
             rest = [each.weight - chain.composed_weight() for each, chain in zip(bare, composed, strict=True)]

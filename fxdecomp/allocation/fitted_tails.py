@@ -20,37 +20,41 @@ from torch import Tensor
 from fxdecomp.decompositions import Decomposition, Problem
 from fxdecomp.decompositions.tucker2 import Tucker2
 from fxdecomp.decompositions.weighted import Metric, tail_equations
+from fxdecomp.layers import StageSpec
 
 Rank = tuple[int, ...]
 
 
 def tail_spread(
-    method: Decomposition, problem: Problem, rank: Rank, weights: tuple[Tensor, ...], index: int
-) -> tuple[Float[Tensor, "rows out"], float]:
-    """`L^-1 K^T`, and the output's variance, in one unit.
+    metric: Metric, stages: tuple[StageSpec, ...], weights: tuple[Tensor, ...], index: int
+) -> Float[Tensor, "rows out"]:
+    """`L^-1 K^T` in the unit of `metric.total`.
 
     Args:
-        method: The decomposition.
-        problem: One group, with moments.
-        rank: The rank of the chain.
+        metric: Of one group.
+        stages: The geometry of its chain.
         weights: The chain's, of which those of the tail do not matter.
         index: The first stage of the tail.
 
     Cost: `rows d^2`, d the size of an input patch, rows what the first stage of the tail sees.
     """
-    assert problem.moments is not None
-    metric = Metric.of(problem.weight, problem.moments)
-    total = problem.moments.output_variance(problem.weight.flatten(1))
-    lower, K = tail_equations(metric, method.stage_specs(problem.spec, rank), weights, index)
-    spread = torch.linalg.solve_triangular(lower, K.T, upper=False)
-    unit = total / metric.total if metric.total > 0 else 0.0
-    return spread * math.sqrt(unit), total
+    lower, K = tail_equations(metric, stages, weights, index)
+    spread: Tensor = torch.linalg.solve_triangular(lower, K.T, upper=False)
+    return spread
 
 
 def _nested_spread(method: Decomposition, problem: Problem, rank: Rank) -> tuple[Tensor, float, int]:
-    """The same behind the first stage of the largest rank; and how many rows a channel of it has."""
-    spread, total = tail_spread(method, problem, rank, method.factors(problem, rank), 1)
-    return spread, total, math.prod(method.stage_specs(problem.spec, rank)[1].spec.kernel)
+    """The spread behind the first stage of a rank, the output's variance, and the rows a channel has."""
+    metric = metric_of(problem)
+    stages = method.stage_specs(problem.spec, rank)
+    spread = tail_spread(metric, stages, method.factors(problem, rank), 1)
+    return spread * math.sqrt(metric.scale), metric.total * metric.scale, math.prod(stages[1].spec.kernel)
+
+
+def metric_of(problem: Problem) -> Metric:
+    """The metric of a problem with moments. Cost: `out d^2`."""
+    assert problem.moments is not None
+    return Metric.of(problem.weight, problem.moments)
 
 
 def tucker2_errors(
@@ -85,15 +89,12 @@ def nested_errors(
     return {(rank,): _lost(share, whole) for rank, share in kept.items()}
 
 
-def chain_error(
-    method: Decomposition, rank: Rank, chains: Iterable[tuple[Problem, tuple[Tensor, ...]]]
-) -> float:
-    """The error of one rank, from the weights of each group's chain; the last stage is fitted anew."""
+def chain_error(stages: tuple[StageSpec, ...], chains: Iterable[tuple[Metric, tuple[Tensor, ...]]]) -> float:
+    """The error of a chain from its weights in each group; the last stage is fitted anew."""
     kept = whole = 0.0
-    for problem, weights in chains:
-        spread, total = tail_spread(method, problem, rank, weights, len(weights) - 1)
-        kept += float(spread.square().sum())
-        whole += total
+    for metric, weights in chains:
+        kept += float(tail_spread(metric, stages, weights, len(stages) - 1).square().sum()) * metric.scale
+        whole += metric.total * metric.scale
     return _lost(kept, whole)
 
 

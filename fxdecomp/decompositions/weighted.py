@@ -42,12 +42,14 @@ class Metric:
 
     Attributes:
         weight: `[out, in, *kernel]`.
-        covariance: Sigma, `[d, d]`, in the type of the weight, scaled to a mean diagonal of 1.
-        total: `tr W Sigma W^T`.
+        covariance: Sigma over `scale`, `[d, d]`, in the type of the weight.
+        scale: The mean diagonal of Sigma.
+        total: `tr W Sigma W^T` over `scale`.
     """
 
     weight: Float[Tensor, "out in *kernel"]
     covariance: Float[Tensor, "d d"]
+    scale: float
     total: float
 
     @staticmethod
@@ -57,7 +59,8 @@ class Metric:
         scale = dense.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
         covariance = (dense / scale).to(weight.dtype)
         flat = weight.flatten(1)
-        return Metric(weight, covariance, float(((flat @ covariance) * flat).sum(dtype=torch.float64)))
+        total = float(((flat @ covariance) * flat).sum(dtype=torch.float64))
+        return Metric(weight, covariance, float(scale), total)
 
     def error(self, composed: Tensor) -> float:
         """`tr (W - W') Sigma (W - W')^T` over `tr W Sigma W^T`."""

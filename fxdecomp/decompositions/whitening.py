@@ -6,8 +6,9 @@ that side, summed over the positions along the other axes, and `Sigma = L L^T`.
     inputs on the columns:  A L = U S X^T              the basis is U, the output's principal directions
     inputs on the rows:     L^T A = U S X^T            the basis spans A X, what the first stages must see
 
-In the first case `U U^T A` is the best approximation of a rank (Eckart and Young 1936, on `A L`); no inverse
-of L is needed, so that a singular covariance does no harm.
+X comes from `A^T Sigma A` where that is the smaller problem. In the first case `U U^T A` is the best
+approximation of a rank (Eckart and Young 1936, on `A L`); no inverse of L is needed, so that a singular
+covariance does no harm.
 """
 
 from __future__ import annotations
@@ -39,11 +40,14 @@ def whitened_svd(
     count = min(matrix.shape)
     if 1 in modes:
         sigma = _covariance(moments, tuple(weight.shape[1:]), modes)
-        root = _symmetric_root(sigma)
-        image = root @ matrix
-        squares, U = torch.linalg.eigh(image @ image.T)
-        basis = matrix @ (image.T @ U.flip(1)[:, :count])
-        basis = _orthonormal(basis)
+        if count < len(matrix):
+            squares, X = torch.linalg.eigh(matrix.T @ sigma @ matrix)
+            spanned = X * squares.clamp_min(0).sqrt()
+        else:
+            image = _symmetric_root(sigma) @ matrix
+            squares, U = torch.linalg.eigh(image @ image.T)
+            spanned = image.T @ U
+        basis = _orthonormal(matrix @ spanned.flip(1))
     else:
         others = tuple(mode for mode in range(weight.ndim) if mode not in modes)
         if len(others) == weight.ndim - 1:
