@@ -67,23 +67,22 @@ class CheckError(Exception):
 
 
 def check_network(row: Row, model: nn.Module, inputs: Inputs, *, onnx: bool = False) -> Row:
-    """Make every check of one network, up to the first that fails."""
+    """Make every check of one network that its row does not hold yet, up to the first that fails."""
     start = time.perf_counter()
     model = model.eval()
     state = {"at": "run"}
+    checks = [] if row.tracer else [("trace", _trace), ("half_rank", _half_rank), ("full_rank", _full_rank)]
     found = [replace(row, params=sum(p.numel() for p in model.parameters()), inputs=shapes(inputs))]
     try:
-        for at, check in (("trace", _trace), ("half_rank", _half_rank), ("full_rank", _full_rank)):
+        for at, check in [*checks, *([("onnx", _onnx)] if onnx else [])]:
             state["at"] = at
             found.append(check(found[-1], model, inputs))
-        if onnx:
-            state["at"] = "onnx"
-            found.append(_onnx(found[-1], model, inputs))
     except Exception as error:  # noqa: BLE001 - one network's failure is its row
         text = f"{type(error).__name__}: {error}".strip()
         found.append(replace(found[-1], failed_at=state["at"], error=text[:600]))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return replace(found[-1], seconds=round(time.perf_counter() - start, 2), peak_bytes=peak)
+    seconds = row.seconds + time.perf_counter() - start
+    return replace(found[-1], seconds=round(seconds, 2), peak_bytes=max(peak, row.peak_bytes))
 
 
 def _trace(row: Row, model: nn.Module, inputs: Inputs) -> Row:

@@ -1,11 +1,11 @@
 """Sweep over the networks of pytorchcv: random weights, results to a JSON lines file.
 
     python -m benchmarks.zoo --out zoo.jsonl             # every family, and every name below 30 M parameters
-    python -m benchmarks.zoo --out zoo.jsonl --onnx      # with ONNX parity
+    python -m benchmarks.zoo --out zoo.jsonl --onnx      # the smallest of every family with ONNX parity too
     python -m benchmarks.zoo --out zoo.jsonl --table docs/zoo.md
 
-Each network runs in a process of its own with a time limit, so that a crash or a hang is a row. Networks that
-already have a row are not run again.
+Each network runs in a process of its own with a time limit, so that a crash or a hang is a row. What a row
+already tells is not checked again.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ CAUSES: dict[str, str] = {
 """Why a network fails, by name or family, where the cause is known."""
 
 
-def check_one(name: str, pipe: Any, onnx: bool) -> None:
-    """Check one network and send its row; runs in a process of its own."""
+def check_one(name: str, pipe: Any, onnx: bool, known: dict[str, Any] | None) -> None:
+    """Check one network, or go on from its row, and send the row; runs in a process of its own."""
     torch.set_num_threads(1)
     constructor = constructors()[name]
-    row = Row(name, family(constructor))
+    row = Row(**known) if known else Row(name, family(constructor))
     at = "construct"
     try:
         model = randomise(build(constructor))
@@ -81,16 +81,24 @@ def sizes_of(names: dict[str, Callable[..., nn.Module]], cache: Path) -> dict[st
 
 def select(names: dict[str, Callable[..., nn.Module]], sizes: dict[str, int], max_params: int) -> list[str]:
     """The smallest of every family first, then every other name below the limit, by size."""
+    first = smallest(names, sizes)
+    rest = [n for n, size in sizes.items() if size < max_params and n not in first]
+    return first + sorted(rest, key=sizes.__getitem__)
+
+
+def smallest(names: dict[str, Callable[..., nn.Module]], sizes: dict[str, int]) -> list[str]:
+    """The smallest network of every family, by size."""
     families: dict[str, list[str]] = defaultdict(list)
     for name, constructor in names.items():
         families[family(constructor)].append(name)
     first = [min(members, key=lambda n: (sizes[n] < 0, sizes[n])) for members in families.values()]
-    rest = [n for n, size in sizes.items() if size < max_params and n not in first]
-    return sorted(first, key=sizes.__getitem__) + sorted(rest, key=sizes.__getitem__)
+    return sorted(first, key=sizes.__getitem__)
 
 
-def sweep(names: list[str], *, onnx: bool, limit_s: float, jobs: int) -> Iterator[dict[str, Any]]:
-    """The rows of all networks as they come, `jobs` networks at a time."""
+def sweep(
+    names: list[str], known: dict[str, dict[str, Any]], *, onnx: bool, limit_s: float, jobs: int
+) -> Iterator[dict[str, Any]]:
+    """The rows of all networks as they come, `jobs` networks at a time; known rows are gone on from."""
     context = mp.get_context("fork")
     waiting = list(reversed(names))
     running: dict[Any, tuple[str, Any, float]] = {}
@@ -98,7 +106,7 @@ def sweep(names: list[str], *, onnx: bool, limit_s: float, jobs: int) -> Iterato
         while waiting and len(running) < jobs:
             name = waiting.pop()
             receiver, sender = context.Pipe(duplex=False)
-            process = context.Process(target=check_one, args=(name, sender, onnx))
+            process = context.Process(target=check_one, args=(name, sender, onnx, known.get(name)))
             process.start()
             sender.close()
             running[receiver] = (name, process, time.monotonic())
@@ -207,19 +215,24 @@ def main() -> None:
     if options.table:
         options.table.write_text(table(rows))
         return
-    done = {row["name"] for row in rows if not (options.retry_failed and row["failed_at"])}
+    done = {row["name"]: row for row in rows if not (options.retry_failed and row["failed_at"])}
     unknown = sorted(set(options.names or ()) - set(constructors()))
     if unknown:
         parser.error(f"the zoo has no network {unknown[0]!r}")
-    names = options.names or select(
-        constructors(),
-        sizes_of(constructors(), options.out.with_suffix(".sizes.json")),
-        int(options.max_params),
-    )
-    left = [name for name in names if options.names or name not in done]
+    sizes = sizes_of(constructors(), options.out.with_suffix(".sizes.json"))
+    if options.onnx:
+        chosen = smallest(constructors(), sizes)
+    else:
+        chosen = select(constructors(), sizes, int(options.max_params))
+    names = options.names or chosen
+    passed = {name: row for name, row in done.items() if not row["failed_at"]}
+    known = passed if options.onnx else {}
+    finished = {name for name, row in done.items() if row["failed_at"] or row["onnx"] or not options.onnx}
+    left = [name for name in names if options.names or name not in finished]
     print(f"{len(left)} of {len(names)} networks to run")
     with options.out.open("a") as file:
-        for row in sweep(left, onnx=options.onnx, limit_s=options.limit_s, jobs=options.jobs):
+        coming = sweep(left, known, onnx=options.onnx, limit_s=options.limit_s, jobs=options.jobs)
+        for row in coming:
             file.write(json.dumps(row) + "\n")
             file.flush()
             print(
