@@ -153,7 +153,7 @@ def check_one(name: str, make: Callable[[], tuple[nn.Module, Tensor]]) -> Row:
     try:
         inner, x = make()
         inputs: Inputs = (x,)
-        return check_network(row, randomise(FirstOutput(inner)), inputs)
+        return check_network(row, randomise(FirstOutput(inner)), inputs, onnx=True)
     except Exception as error:  # noqa: BLE001 - one network's failure is its row
         return Row(
             name, "transformers", failed_at="construct", error=f"{type(error).__name__}: {error}"[:600]
@@ -170,8 +170,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         "",
         f"{passed} of {len(rows)} pass.",
         "",
-        "| architecture | params | tracer | layers | replaced | full rank | MACs at half rank | fails |",
-        "|---|---|---|---|---|---|---|---|",
+        "| architecture | params | tracer | layers | replaced | full rank | half-rank MACs | ONNX | fails |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         error = "" if row["full_rank_error"] is None else f"{row['full_rank_error']:.0e}"
@@ -179,7 +179,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         why = " ".join(f"{row['failed_at']} {row['error']}".split()).replace("|", "/")[:160]
         lines.append(
             f"| {row['name']} | {row['params'] / 1e3:.0f} k | {row['tracer']} | {row['layers']} | "
-            f"{row['applied']} | {error} | {half} | {why} |"
+            f"{row['applied']} | {error} | {half} | {row['onnx'][:100]} | {why} |"
         )
     return "\n".join(lines) + "\n"
 
