@@ -171,7 +171,7 @@ def _onnx(row: Row, model: nn.Module, inputs: Inputs) -> Row:
         try:
             fxdecomp.export.to_onnx(gm, inputs, Path(folder) / "dense.onnx")
         except Exception as error:  # noqa: BLE001 - the exporter's own limits
-            return replace(row, onnx=f"the original does not export: {str(error).splitlines()[0][:200]}")
+            return replace(row, onnx=f"not the original either: {str(error).splitlines()[0][:200]}")
         fxdecomp.export.to_onnx(fxdecomp.transform(gm, HALF), inputs, Path(folder) / "small.onnx")
     return replace(row, onnx="equal")
 
