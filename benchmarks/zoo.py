@@ -150,7 +150,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         "Pose networks give heat maps, sound networks take spectra, by pytorchcv's options: no tracer can",
         "follow key points that are decoded by value, into Python integers. BatchNorms are drawn smaller",
         "where the network overflows or makes roundings a million times larger (a thousand residual layers);",
-        "for ONNX, whose roundings differ from PyTorch's in every layer, a thousand times.",
+        "for ONNX, whose roundings differ from PyTorch's in every layer, ten times.",
         "",
         f"- The zoo: {len(known)} names in {len(set(map(family, known.values())))} families.",
         f"- Swept so far: {len(rows)} networks from {len({row['family'] for row in rows})} families; "

@@ -26,7 +26,7 @@ OPTIONS: dict[str, dict[str, bool]] = {
 """Families that are built without a part that is no network: reading sound files, decoding key points."""
 CHAOTIC = 1e6
 """A growth of roundings beyond which even float64 tells little."""
-TAME = 1e3
+TAME = 1e1
 """A growth at which the roundings of two runtimes in float32 stay within an export's tolerance."""
 _NUDGE = 1e-10
 
