@@ -48,7 +48,7 @@ CAUSES: dict[str, str] = {
     "linknet": "pytorchcv: its constructor fails, whatever the caller does",
     "superpointnet": "PyTorch: the network picks key points by value, which no tracer can follow",
     "ntsnet_cub": "PyTorch: regions are chosen in NumPy inside the network, which no tracer can follow",
-    "centernet_resnet18_voc": "the network: it sorts key points by scores that lie within 1e-6 of each other",
+    "centernet_resnet18_voc": "the network: two key points with equal scores, which come in either order",
     "revnet": "PyTorch: an `autograd.Function` of its own, which torch.export cannot trace",
 }
 """Why a network fails, by name or family, where the cause is known."""
