@@ -80,13 +80,14 @@ def spectra(n: int) -> dict[str, Tensor]:
         "slow": steps**-0.6,
         "exponential": 0.98**steps,
         "step": torch.where(steps <= 40, 1.0, 0.05),
+        "cluster": torch.where(steps <= 200, 1.0, 0.3),
     }
 
 
 @pytest.mark.usefixtures("from_64")
 @pytest.mark.parametrize("shape", LARGE_SHAPES, ids=str)
 @pytest.mark.parametrize("rank", [8, 40, 120])
-@pytest.mark.parametrize("kind", ["flat", "slow", "exponential", "step"])
+@pytest.mark.parametrize("kind", ["flat", "slow", "exponential", "step", "cluster"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_the_range_finder_is_close_to_the_best(
     shape: tuple[int, int], rank: int, kind: str, dtype: torch.dtype
