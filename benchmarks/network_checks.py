@@ -60,6 +60,8 @@ class Row:
     peak_bytes: int = 0
     failed_at: str = ""
     error: str = ""
+    fingerprint: str = ""
+    twin_of: str = ""
 
 
 class CheckError(Exception):
@@ -169,10 +171,15 @@ def _onnx(row: Row, model: nn.Module, inputs: Inputs) -> Row:
     gm = fxdecomp.trace(model, inputs)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            fxdecomp.export.to_onnx(gm, inputs, Path(folder) / "dense.onnx")
-        except Exception as error:  # noqa: BLE001 - the exporter's own limits
-            return replace(row, onnx=f"not the original either: {str(error).splitlines()[0][:200]}")
-        fxdecomp.export.to_onnx(fxdecomp.transform(gm, HALF), inputs, Path(folder) / "small.onnx")
+            fxdecomp.export.to_onnx(fxdecomp.transform(gm, HALF), inputs, Path(folder) / "small.onnx")
+        except fxdecomp.ParityError:
+            raise
+        except Exception:
+            try:
+                fxdecomp.export.to_onnx(gm, inputs, Path(folder) / "dense.onnx")
+            except Exception as error:  # noqa: BLE001
+                return replace(row, onnx=f"not the original either: {str(error).splitlines()[0][:200]}")
+            raise
     return replace(row, onnx="equal")
 
 

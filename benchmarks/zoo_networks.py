@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import importlib
 import sys
 import types
@@ -28,6 +29,8 @@ CHAOTIC = 1e6
 """A growth of roundings beyond which even float64 tells little."""
 TAME = 1e1
 """A growth at which the roundings of two runtimes in float32 stay within an export's tolerance."""
+SMALL = 0.1
+"""Mean weight of the BatchNorms of a network that is chaotic otherwise."""
 _NUDGE = 1e-10
 
 
@@ -171,3 +174,15 @@ def is_chaotic(model: nn.Module, inputs: tuple[Tensor, ...], most: float = CHAOT
         bool((one - other).abs().max() > most * _NUDGE * one.abs().max())
         for one, other in zip(before, after, strict=True)
     )
+
+
+@torch.no_grad()
+def fingerprint(model: nn.Module, inputs: Inputs) -> str:
+    """Equal for networks of the same modules, weights, inputs and outputs."""
+    modules = [(name, type(module).__qualname__) for name, module in model.named_modules()]
+    digest = hashlib.sha256(repr(modules).encode())
+    tensors = [*model.state_dict().items(), *enumerate(float_leaves((inputs, run(model.eval(), inputs))))]
+    for name, tensor in tensors:
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.contiguous().numpy())
+    return digest.hexdigest()[:16]

@@ -4,7 +4,16 @@ import pytest
 import torch
 
 from benchmarks.network_checks import Row, check_network
-from benchmarks.zoo_networks import build, constructors, family, is_chaotic, randomise, smallest_inputs
+from benchmarks.zoo import select
+from benchmarks.zoo_networks import (
+    build,
+    constructors,
+    family,
+    fingerprint,
+    is_chaotic,
+    randomise,
+    smallest_inputs,
+)
 
 SAMPLE = (
     "cgnet_cityscapes",
@@ -67,3 +76,27 @@ def test_a_network_that_amplifies_the_roundings_of_its_weights_is_known(
     layer = torch.nn.Linear(2, 1, bias=False)
     layer.weight.data = torch.tensor([weight])
     assert is_chaotic(layer, (torch.ones(1, 2),)) is chaotic
+
+
+def test_the_same_network_under_two_names_is_known_by_its_weights_and_outputs() -> None:
+    def mark(name: str, *, seed: int = 0) -> str:
+        model = randomise(build(constructors()[name]), seed)
+        return fingerprint(model, smallest_inputs(name, model))
+
+    first = mark("resnet20_cifar10")
+    assert mark("resnet20_svhn") == first
+    assert mark("resnet20_cifar100") != first
+    assert mark("resnet20_cifar10", seed=1) != first
+
+
+def test_a_sweep_takes_one_of_every_family_first_and_likely_twins_last() -> None:
+    known = constructors()
+    sizes = {"resnet20_cifar100": 3, "resnet20_svhn": 2, "resnet20_cifar10": 2, "nin_cifar10": 9, "vgg11": 99}
+    names = {name: known[name] for name in sizes}
+    assert select(names, sizes, 50) == [
+        "resnet20_svhn",
+        "nin_cifar10",
+        "vgg11",
+        "resnet20_cifar100",
+        "resnet20_cifar10",
+    ]
