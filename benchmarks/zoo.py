@@ -5,8 +5,8 @@
     python -m benchmarks.zoo --out benchmarks/zoo.jsonl --table docs/zoo.md
 
 Each network runs in a process of its own with a time limit, so that a crash or a hang is a row. What a row
-already tells is not checked again; benchmarks/zoo.jsonl holds the rows of the page. Some names are the same
-network, weights and all: one of them is checked.
+already tells is not checked again. Some names are the same network, weights and all: one of them is checked.
+benchmarks/zoo.jsonl holds a sweep with ONNX that is not through: `--out benchmarks/zoo.jsonl --onnx` goes on.
 """
 
 from __future__ import annotations

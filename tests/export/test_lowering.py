@@ -1,5 +1,6 @@
 """int8 and fp16: what is quantised, what it costs, and what stays in fp32."""
 
+import platform
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from fxdecomp.errors import ExportError
-from fxdecomp.export import Fp16, Int8, benchmark, read_metadata, to_onnx
+from fxdecomp.export import Fp16, Int8, benchmark, int8, read_metadata, to_onnx
 from fxdecomp.export.balancing import linear_pairs
 from fxdecomp.export.quantization import lower_precision, split_batches
 from fxdecomp.export.running import outputs_of, relative_distance
@@ -74,6 +75,26 @@ def test_seven_bits_are_for_machines_whose_products_saturate(tmp_path: Path) -> 
         values = onnx.numpy_helper.to_array(weights["features.0.weight_quantized"])
         largest[bits] = int(np.abs(values.astype(int)).max())
     assert largest == {7: 64, 8: 127}
+
+
+@pytest.mark.parametrize(
+    ("processor", "features", "bits"),
+    [
+        ("x86_64", ["avx2"], 7),
+        ("x86_64", ["avx2", "avx512f", "avx512_vnni"], 8),
+        ("AMD64", ["avx2", "avx_vnni"], 8),
+        ("aarch64", ["asimddp"], 8),
+    ],
+)
+def test_the_bits_of_the_weights_follow_the_processor(
+    processor: str, features: list[str], bits: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(int8, "machine", lambda: {"features": features})
+    monkeypatch.setattr(platform, "machine", lambda: processor)
+    gm, data = traced(Residual()), batches(1, 2, 3, 8, 8)
+    report = to_onnx(gm, data[0], tmp_path / "int8.onnx", quantize=Int8(max_error=0.5), calibration=data)
+    assert report.quantization is not None
+    assert report.quantization.weight_bits == bits
 
 
 class Steep(nn.Module):
