@@ -75,9 +75,9 @@ def gram(matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows rows"]:
 def symmetric_product(matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows rows"]:
     """`A A^T`, block by block below the diagonal and mirrored: 9/16 of the work of a large plain product."""
     rows = matrix.shape[0]
-    count = min(_MOST_BLOCKS, max(4, rows // _BLOCKED))
     if rows < _BLOCKED:
         return torch.mm(matrix, matrix.T)
+    count = min(_MOST_BLOCKS, max(4, rows // _BLOCKED))
     total = matrix.new_empty(rows, rows)
     for low, high in pairwise(rows * index // count for index in range(count + 1)):
         part = matrix[low:high] @ matrix[:high].T

@@ -55,8 +55,9 @@ def test_no_digit_is_lost_on_ill_conditioned_matrices(
         assert loss(matrix, basis[:, :rank]) < best_loss(matrix, rank) + 10 * digits
 
 
-def test_the_gram_matrix_is_the_plain_product(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fxdecomp.decompositions.factoring._BLOCKED", 8)
+@pytest.mark.parametrize("block", [8, 4, 1], ids="blocks of {}".format)
+def test_the_gram_matrix_is_the_plain_product(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fxdecomp.decompositions.factoring._BLOCKED", block)  # 4, 5 and 8 blocks
     matrix = torch.randn(23, 3000, generator=generator())
     wanted = matrix.double() @ matrix.double().T
     assert relative_error(gram(matrix), wanted) < 1e-14
