@@ -81,7 +81,8 @@ def export_graph(
             if program is None:
                 raise ExportError("torch.onnx.export gave no model")
             name_weights(program.model)
-            program.optimize()
+            with slices_at_slices():
+                program.optimize()
             fold_weights(program.model)
         except ExportError:
             raise
@@ -89,6 +90,27 @@ def export_graph(
             raise ExportError(f"torch.onnx.export refuses the graph: {_cause(error)}") from error
     name_after_sites(program.model)
     return program.model
+
+
+@contextmanager
+def slices_at_slices() -> Iterator[None]:
+    """Let the optimiser look for two slices that make a Split at slices only.
+
+    It would look for them at every node, and go through the whole graph each time: the time of an export
+    grew with the square of the number of nodes.
+    """
+    from onnxscript.rewriter.rules.common import slice_split_rule as rule
+
+    def try_rewrite(model: Any, graph: Any, node: Any, **options: Any) -> Any:
+        if node.op_type != "Slice":
+            return None
+        return type(rule).try_rewrite(rule, model, graph, node, **options)
+
+    rule.try_rewrite = try_rewrite
+    try:
+        yield
+    finally:
+        vars(rule).pop("try_rewrite", None)  # another thread's export may have ended first
 
 
 def fold_weights(model: Any) -> None:

@@ -6,12 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir
 import pytest
 import torch
+from onnxscript import optimizer
+from onnxscript.rewriter.rules.common import slice_split_rule
 from torch import Tensor, nn
 
 from fxdecomp.errors import ExportError, ParityError
 from fxdecomp.export import check_parity, read_metadata, sessions, to_onnx, writing
+from fxdecomp.export.exporter import slices_at_slices
 from fxdecomp.records import record_of
 
 from .nets import Convolutional, Recurrent, traced, with_record
@@ -49,6 +53,32 @@ def test_names_follow_sites_and_stages(tmp_path: Path) -> None:
     assert len(report.parity) == 8
     assert {row.shapes[0][0] for row in report.parity} == {1, 2}
     assert report.size_bytes == (tmp_path / "net.onnx").stat().st_size
+
+
+SLICES = """<ir_version: 10, opset_import: ["" : 18]>
+halves (float[2, 8] x) => (float[2, 4] output)
+<int64[1] zero = {0}, int64[1] four = {4}, int64[1] eight = {8}, int64[1] axis = {1}> {
+    y = Relu(x)
+    left = Slice(y, zero, four, axis)
+    right = Slice(y, four, eight, axis)
+    output = Mul(left, right)
+}"""
+
+
+def test_two_slices_are_looked_for_at_slices_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    look = slice_split_rule.match
+
+    def match(model: object, graph: object, node: onnx_ir.Node, **options: object) -> object:
+        seen.append(node.op_type)
+        return look(model, graph, node, **options)
+
+    monkeypatch.setattr(slice_split_rule, "match", match)
+    model = onnx_ir.from_onnx_text(SLICES)
+    with slices_at_slices():
+        optimizer.optimize_ir(model)
+    assert set(seen) == {"Slice"}
+    assert "try_rewrite" not in vars(slice_split_rule)
 
 
 def test_weights_that_the_exporter_computes_keep_their_names(tmp_path: Path) -> None:
