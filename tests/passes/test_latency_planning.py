@@ -59,6 +59,7 @@ def clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Cloc
         monkeypatch.setattr(ChainTimes, "_measure", measure)
         monkeypatch.setattr(latency_planning.LatencyPlanner, "fixed_s", lambda *_: FIXED_S)
         monkeypatch.setattr(latency_planning, "benchmark", found.benchmark)
+        monkeypatch.setattr(latency_planning, "write_mock", lambda *_: None)  # this clock reads no file
         return found
 
     return install
