@@ -38,8 +38,8 @@ def page(rows: list[dict[str, Any]]) -> str:
         "Pose networks give heat maps, sound networks take spectra, by pytorchcv's options: no tracer can",
         "follow key points that are decoded by value, into Python integers. BatchNorms are drawn smaller",
         "where the network overflows or makes roundings a million times larger (a thousand residual layers).",
-        "Where ONNX Runtime differs and the network makes roundings over ten times larger, it is compared",
-        "again with smaller BatchNorms.",
+        "Where ONNX Runtime differs and the network, or its half-rank version, makes roundings over ten",
+        "times larger, it is compared again with smaller BatchNorms.",
         "",
         f"- The zoo: {len(known)} names in {len(set(map(family, known.values())))} families.",
         f"- Swept so far: {len(rows)} networks from {len({row['family'] for row in rows})} families; "

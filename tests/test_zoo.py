@@ -82,9 +82,7 @@ def test_a_network_that_amplifies_the_roundings_of_its_weights_is_known(
 @pytest.mark.parametrize(("bias", "tame"), [(-0.5 * (1 - 1e-4), False), (0.5, True)], ids=["cancels", "adds"])
 def test_a_half_rank_network_may_amplify_what_the_whole_does_not(bias: float, tame: bool) -> None:
     layer = torch.nn.Linear(4, 8)
-    layer.weight.data = torch.eye(8, 4) * torch.tensor(
-        [0.9, 0.9, 1.0, 1.0]
-    )  # half the rank keeps the last two
+    layer.weight.data = torch.eye(8, 4) * torch.tensor([0.9, 0.9, 1.0, 1.0])  # half keeps the last two
     layer.bias.data = torch.zeros(8)
     layer.bias.data[2:4] = bias
     model, inputs = torch.nn.Sequential(layer), (torch.tensor([[1.0, 1.0, 0.5, 0.5]]),)
