@@ -87,7 +87,7 @@ def check_one(
 
 
 def is_tame(model: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
-    """Whether neither the network nor its half-rank version makes roundings much larger."""
+    """Whether neither the network nor its half-rank version makes roundings more than `TAME` times larger."""
     half = fxdecomp.transform(fxdecomp.trace(model, inputs), HALF)
     return not any(is_chaotic(each, inputs, TAME) for each in (model, half))
 

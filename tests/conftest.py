@@ -18,7 +18,7 @@ install_import_hook(
 
 @pytest.fixture(autouse=True, scope="session")
 def _exporter_without_coverage() -> Iterator[None]:
-    """Nothing of ours runs inside torch's exporter, all Python: measuring it takes half as long again."""
+    """Little of ours runs inside torch's exporter, all Python: tracing it makes it half as long again."""
 
     def untraced(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
