@@ -9,6 +9,7 @@ from typing import Any
 import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.fx import GraphModule
+from torch.fx._pytree import tree_flatten_spec
 from torch.fx.graph import _PyTreeCodeGen
 
 from fxdecomp.errors import TraceError
@@ -72,7 +73,16 @@ def _flat_values(codegen: _PyTreeCodeGen, args: tuple[Any, ...], kwargs: dict[st
         if set(order) != set(kwargs):
             raise TraceError(f"the example inputs name {sorted(kwargs)}, the graph takes {sorted(order)}")
         kwargs = {name: kwargs[name] for name in order}
-    return pytree.tree_leaves((args, kwargs))
+    leaves = pytree.tree_leaves((args, kwargs))
+    try:
+        values = [] if spec is None else tree_flatten_spec((args, kwargs), spec)  # dicts by key
+    except (LookupError, TypeError, AttributeError):
+        values = []
+    except RuntimeError:  # a container that torch.fx has not been told of
+        values = leaves
+    if spec is not None and len(values) != len(leaves):
+        raise TraceError(f"the example inputs do not have the structure that the graph takes: {spec}")
+    return values if spec is not None else leaves
 
 
 def _misfit(names: list[str], count: int, unknown: list[str], missing: list[str]) -> str:

@@ -13,6 +13,7 @@ from fxdecomp.graphs import copy_owning_tensors
 from fxdecomp.passes import DecomposeLayers, FoldBatchNorm, RefitChains
 from fxdecomp.policy import Policy
 from fxdecomp.progress import Progress, silent
+from fxdecomp.untouched import unchanged_buffers
 
 
 def transform(
@@ -61,7 +62,8 @@ def transform(
         )
     folded = FoldBatchNorm()(gm)
     data = None if calibration is None else Calibration.of(calibration)
-    small = DecomposeLayers(policy, calibration=data, executor=executor, progress=progress)(folded)
-    if data is not None and data.refit:
-        small = RefitChains(folded, data, progress)(small)
+    with unchanged_buffers(gm):
+        small = DecomposeLayers(policy, calibration=data, executor=executor, progress=progress)(folded)
+        if data is not None and data.refit:
+            small = RefitChains(folded, data, progress)(small)
     return copy_owning_tensors(small, gm)

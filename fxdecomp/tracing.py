@@ -13,12 +13,19 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 from torch.fx.passes.shape_prop import _extract_tensor_metadata
 from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_leaves
 
 from fxdecomp.errors import TraceError, first_line
 from fxdecomp.graphs import copy_sharing_tensors, derived_tensors
 from fxdecomp.inputs import ExampleInputs, call_arguments, placeholder_values
 from fxdecomp.records import Record, attach_record, record_of
 from fxdecomp.sites.modules import Layer, is_layer
+from fxdecomp.untouched import copied, difference, outputs_of, same_chance, unchanged_buffers
+
+_TOLERANCE = 1e-3
+"""Largest difference over largest output: attention's fast path rounds differently from an exported graph."""
+_TOLERANCE_HALF = 5e-2
+"""The same for a network with outputs of 16 bits."""
 
 _FIXED = {
     "all": "",
@@ -30,7 +37,8 @@ _FIXED = {
 def trace(model: nn.Module | ExportedProgram | str | Path, example_inputs: ExampleInputs) -> GraphModule:
     """Turn a network into a graph with recorded shapes.
 
-    `symbolic_trace` in eval mode comes first; where it fails, or leaves layers inside leaf modules such as
+    `symbolic_trace` in eval mode comes first. Where it fails, gives other outputs than the network (of
+    `if mask is None` it follows one answer only), or leaves layers inside leaf modules such as
     `nn.MultiheadAttention`, `torch.export` takes over. A GraphModule is taken as it is.
 
     Args:
@@ -55,18 +63,21 @@ def trace(model: nn.Module | ExportedProgram | str | Path, example_inputs: Examp
         return _with_shapes(_unlifted(model), example_inputs, "torch.export")
     if isinstance(model, GraphModule):
         known = record_of(model)
-        return _with_shapes(
-            copy_sharing_tensors(model), example_inputs, known.traced_with if known else "given"
-        )
+        gm = copy_sharing_tensors(model)
+        for module in gm.modules():
+            module.training = False  # what `torch.export` makes has no `eval`
+        return _with_shapes(gm, example_inputs, known.traced_with if known else "given")
     if not isinstance(model, nn.Module):
         raise TraceError(
             f"trace takes a module, an ExportedProgram or the path of a .pt2 file, got {type(model).__name__}"
         )
     frozen = _eval_copy(model)
     symbolic = _symbolic(frozen)
+    network = _Reference(model, example_inputs, symbolic)
+    symbolic = network.checked(symbolic)
     if isinstance(symbolic, GraphModule) and not _hides_layers(symbolic):
         return _with_shapes(symbolic, example_inputs, "symbolic_trace")
-    exported = _exported(frozen, example_inputs)
+    exported = _exported(frozen, example_inputs, network)
     if not isinstance(exported, Exception):
         return _with_shapes(exported[0], example_inputs, "torch.export", note=exported[1])
     if isinstance(symbolic, GraphModule):
@@ -76,6 +87,48 @@ def trace(model: nn.Module | ExportedProgram | str | Path, example_inputs: Examp
         f"torch.export: {first_line(exported)}. Take the data-dependent part out of the network, or pass a "
         "GraphModule of the part that is to be decomposed"
     ) from exported
+
+
+class _Reference:
+    """What the network itself gives for the example inputs; traced graphs must give the same.
+
+    Raises:
+        TraceError: The network does not run on the example inputs.
+    """
+
+    def __init__(self, model: nn.Module, inputs: ExampleInputs, symbolic: GraphModule | Exception) -> None:
+        self._model = model
+        self._inputs = inputs
+        try:
+            self._outputs = self._run()
+        except Exception as error:
+            if isinstance(symbolic, GraphModule):
+                placeholder_values(symbolic, inputs)  # names the arguments where they do not fit
+            raise _does_not_run(error) from error
+
+    def _run(self) -> Any:
+        """Run a copy: a network may set attributes as it runs."""
+        return outputs_of(_eval_copy(self._model), self._inputs)
+
+    def checked(self, traced: GraphModule | Exception) -> GraphModule | Exception:
+        """The traced graph, or the error of a graph that computes something else than the network."""
+        if isinstance(traced, Exception):
+            return traced
+        try:
+            outputs = outputs_of(traced, self._inputs)
+            placeholder_values(traced, self._inputs)  # a graph of `*args` runs, but does not say how many
+        except Exception as error:  # noqa: BLE001 - a model's own code runs here and may raise anything
+            return error
+        gap, allowed = difference(self._outputs, outputs), _tolerance(self._outputs)
+        if gap <= allowed or difference(self._outputs, self._run()) > allowed:
+            return traced  # or a network that differs from itself
+        return TraceError(f"the graph computes something else, its outputs differ by {gap:.2%}")
+
+
+def _tolerance(outputs: Any) -> float:
+    leaves = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
+    short = any(leaf.is_floating_point() and leaf.element_size() < 4 for leaf in leaves)
+    return _TOLERANCE_HALF if short else _TOLERANCE
 
 
 def _eval_copy(model: nn.Module) -> nn.Module:
@@ -89,7 +142,8 @@ def _eval_copy(model: nn.Module) -> nn.Module:
 
 def _symbolic(model: nn.Module) -> GraphModule | Exception:
     try:
-        return fx.symbolic_trace(model).eval()  # the containers too, which it makes anew
+        with unchanged_buffers(model):
+            return fx.symbolic_trace(model).eval()  # the containers too, which it makes anew
     except Exception as error:  # noqa: BLE001 - a model's own code runs here and may raise anything
         return error
 
@@ -102,7 +156,9 @@ def _hides_layers(gm: GraphModule) -> bool:
     )
 
 
-def _exported(model: nn.Module, inputs: ExampleInputs) -> tuple[GraphModule, str] | Exception:
+def _exported(
+    model: nn.Module, inputs: ExampleInputs, network: _Reference
+) -> tuple[GraphModule, str] | Exception:
     """Export with as many free sizes as the network allows, and a note about those that had to be fixed.
 
     A doubled batch comes first: torch.export fixes a size of 1.
@@ -119,13 +175,12 @@ def _exported(model: nn.Module, inputs: ExampleInputs) -> tuple[GraphModule, str
                 program = torch.export.export(
                     model, *values, dynamic_shapes=_free_sizes(model, *values, axes=free)
                 )
-            gm = _unlifted(program)
-            with torch.no_grad():
-                gm(*args, **kwargs)
+            gm = network.checked(_unlifted(program))
         except Exception as error:  # noqa: BLE001 - a model's own code runs here and may raise anything
-            failure = failure if free == "none" else error
-        else:
+            gm = error
+        if isinstance(gm, GraphModule):
             return gm, _FIXED[free]
+        failure = failure if free == "none" else gm
     return failure
 
 
@@ -183,13 +238,17 @@ class _ShapeRecorder(fx.Interpreter):
 
 
 def _with_shapes(gm: GraphModule, inputs: ExampleInputs, traced_with: str, *, note: str = "") -> GraphModule:
-    values = placeholder_values(gm, inputs)
+    values = copied(placeholder_values(gm, inputs))
     try:
-        with torch.no_grad():
+        with torch.no_grad(), unchanged_buffers(gm), same_chance(inputs):
             _ShapeRecorder(gm).run(*values, enable_io_processing=False)
     except Exception as error:
-        raise TraceError(f"the network does not run on the example inputs: {first_line(error)}") from error
+        raise _does_not_run(error) from error
     record = record_of(gm) or Record()
     notes = (*record.notes, note) if note and note not in record.notes else record.notes
     attach_record(gm, replace(record, traced_with=traced_with, notes=notes))
     return gm
+
+
+def _does_not_run(error: Exception) -> TraceError:
+    return TraceError(f"the network does not run on the example inputs: {first_line(error)}")

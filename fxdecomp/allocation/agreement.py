@@ -11,6 +11,7 @@ from torch.fx import GraphModule
 from fxdecomp.calibration import Batch
 from fxdecomp.export.parity import evaluating
 from fxdecomp.inputs import call_arguments, float_leaves
+from fxdecomp.untouched import copied
 
 
 class Agreement:
@@ -45,6 +46,6 @@ class Agreement:
     @torch.no_grad()
     def outputs(module: GraphModule, batch: Batch) -> list[Tensor]:
         """The floating-point outputs for a batch, in double precision."""
-        args, kwargs = call_arguments(batch)
+        args, kwargs = copied(call_arguments(batch))
         with evaluating(module):
             return [leaf.double() for leaf in float_leaves(module(*args, **kwargs))]

@@ -27,6 +27,7 @@ from fxdecomp.graphs import copy_sharing_tensors
 from fxdecomp.inputs import float_leaves, placeholder_values
 from fxdecomp.progress import Progress, silent
 from fxdecomp.sites import Site
+from fxdecomp.untouched import copied
 
 LOST = 0.03
 """Share of a layer's variance that is taken away."""
@@ -122,5 +123,5 @@ def _run(
             result = super().run_node(n)
             return change(result) if n.name in nodes else result
 
-    outputs = Changed(gm).run(*values, enable_io_processing=False)
+    outputs = Changed(gm).run(*copied(values), enable_io_processing=False)
     return [leaf.double() for leaf in float_leaves(outputs)]

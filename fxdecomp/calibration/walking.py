@@ -9,6 +9,8 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx
 from torch.fx import GraphModule, Node
 
+from fxdecomp.untouched import copied
+
 
 class Walk:
     """Runs a graph node by node; values that nothing needs any more are dropped.
@@ -25,7 +27,7 @@ class Walk:
             values: One value per placeholder.
         """
         self._interpreter = fx.Interpreter(gm)
-        self._interpreter.args_iter = iter(values)
+        self._interpreter.args_iter = iter(copied(values))  # the graph may change its input in place
         self._nodes = list(gm.graph.nodes)
         self._next = 0
 

@@ -1,0 +1,83 @@
+"""Runs that leave no trace: the network's buffers, the inputs and the random state are what they were."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+
+from fxdecomp.inputs import ExampleInputs, call_arguments
+
+
+@contextmanager
+def unchanged_buffers(module: nn.Module) -> Iterator[None]:
+    """Give every buffer its values back: a network that counts its calls counts none of those in between.
+
+    Args:
+        module: Its buffers may be changed in place. Cost: a copy of them for the while.
+    """
+    kept = [(buffer, buffer.clone()) for buffer in module.buffers() if _is_plain(buffer)]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in kept:
+                if not torch.equal(buffer, value):  # a BatchNorm's kernel changes them without a new version
+                    buffer.copy_(value)
+
+
+def _is_plain(buffer: Tensor) -> bool:
+    if type(buffer) not in (Tensor, nn.Buffer) or buffer.layout is not torch.strided:
+        return False
+    return not (buffer.is_meta or buffer.is_quantized or buffer.is_inference())
+
+
+@contextmanager
+def same_chance(inputs: ExampleInputs) -> Iterator[None]:
+    """Draw the same random numbers each time, and leave those of the user alone."""
+    tensors = [leaf for leaf in pytree.tree_leaves(call_arguments(inputs)) if isinstance(leaf, Tensor)]
+    devices = sorted({tensor.device.index or 0 for tensor in tensors if tensor.is_cuda})
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(0)
+        yield
+
+
+def copied(inputs: Any) -> Any:
+    """The same nested structure with tensors of its own: an in-place ReLU may come first in a network."""
+    return pytree.tree_map_only(Tensor, lambda value: value.detach().clone(), inputs)
+
+
+def outputs_of(module: nn.Module, inputs: ExampleInputs) -> Any:
+    """What a module gives for the inputs, run without gradients and without a trace."""
+    args, kwargs = copied(call_arguments(inputs))
+    with torch.no_grad(), unchanged_buffers(module), same_chance(inputs):
+        return module(*args, **kwargs)
+
+
+def difference(wanted: object, got: object) -> float:
+    """The largest difference over the largest wanted value, the worst of all outputs.
+
+    Returns:
+        0 for equal outputs, infinity where their number, shapes or integers differ. Tensors without values
+        (meta), and outputs in containers that torch does not look into, are not compared.
+    """
+    pairs = [[leaf for leaf in pytree.tree_leaves(v) if isinstance(leaf, Tensor)] for v in (wanted, got)]
+    if len(pairs[0]) != len(pairs[1]):
+        return float("inf") if all(pairs) else 0.0
+    return max((_difference(one, other) for one, other in zip(*pairs, strict=True)), default=0.0)
+
+
+def _difference(wanted: Tensor, got: Tensor) -> float:
+    if wanted.shape != got.shape:
+        return float("inf")
+    if wanted.is_meta or got.is_meta or wanted.layout is not torch.strided or wanted.is_quantized:
+        return 0.0
+    if not wanted.is_floating_point() or not wanted.numel():
+        return 0.0 if torch.equal(wanted, got) else float("inf")
+    one, other = wanted.double().nan_to_num(), got.double().nan_to_num()
+    scale = one.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
+    return float((one - other).abs().max() / scale)
