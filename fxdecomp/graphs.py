@@ -1,20 +1,18 @@
-"""Copies and edits of GraphModules that passes share."""
+"""Copies of GraphModules, and the torch layers of stages."""
 
 from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 from torch.fx.graph_module import _get_attr
 
 from fxdecomp.layers import LayerSpec, Stage
 from fxdecomp.records import attach_record, record_of
-from fxdecomp.sites import Call, Site
 from fxdecomp.sites.geometry import same_padding
 from fxdecomp.sites.modules import swapped_channels
 
@@ -73,8 +71,8 @@ def _copy(gm: GraphModule, memo: dict[int, object]) -> GraphModule:
     return result
 
 
-def stage_module(stage: Stage, *, requires_grad: bool = True, training: bool = False) -> nn.Module:
-    """The torch layer of a stage, with the stage's tensors as its parameters."""
+def stage_module(stage: Stage, *, trains: bool, bias_trains: bool, training: bool) -> nn.Module:
+    """The torch layer of a stage, with the stage's tensors as its parameters, in train mode or not."""
     spec = stage.spec
     has_bias = stage.bias is not None
     module: nn.Module
@@ -95,9 +93,9 @@ def stage_module(stage: Stage, *, requires_grad: bool = True, training: bool = F
             options["output_padding"] = spec.output_padding
         module = kind(spec.in_channels, spec.out_channels, spec.kernel, **options)
     weight = stored_layout(stage.weight, spec)
-    module.weight = nn.Parameter(weight, requires_grad=requires_grad)
+    module.weight = nn.Parameter(weight, requires_grad=trains)
     if stage.bias is not None:
-        module.bias = nn.Parameter(stage.bias.detach().clone(), requires_grad=requires_grad)
+        module.bias = nn.Parameter(stage.bias.detach().clone(), requires_grad=bias_trains)
     return module.train(training)
 
 
@@ -117,106 +115,3 @@ def _torch_padding(spec: LayerSpec) -> tuple[int, ...] | str:
     if spec.padding != same_padding(spec.kernel, spec.dilation) or any(s != 1 for s in spec.stride):
         raise ValueError(f"torch has no convolution with padding {spec.padding}; only 'same' may be uneven")
     return "same"
-
-
-def replace_site(gm: GraphModule, site: Site, chains: Sequence[Sequence[Stage]]) -> str:
-    """Replace every call of a site, in place, by nodes that call its stages.
-
-    The stages' modules sit under the site's name (`features.3.core`); a stage without a name takes the site's
-    own place. Constants that nothing uses any more are left to `remove_unused`, once for all sites.
-
-    Args:
-        gm: The graph module that the site was surveyed in; the caller recompiles it.
-        site: The layer.
-        chains: The stages at each call, in the order of `site.calls`: the same weights, on each call's sizes.
-
-    Returns:
-        The name under which the stages sit: the site's, unless something else stands there.
-    """
-    old = gm.get_submodule(site.name) if site.calls[0].node.op == "call_module" else None
-    trainable = old is None or any(p.requires_grad for p in old.parameters())
-    training = gm.training if old is None else old.training
-    prefix = _free_prefix(gm, site)
-    modules = {
-        stage.name: stage_module(stage, requires_grad=trainable, training=training) for stage in chains[0]
-    }
-    for call, stages in zip(site.calls, chains, strict=True):
-        _insert(gm, call, [(_join(prefix, stage.name), stage.spec) for stage in stages])
-    for name in {str(call.node.target) for call in site.calls if call.node.op == "call_module"}:
-        gm.delete_submodule(name)
-    for name, module in modules.items():
-        gm.add_submodule(_join(prefix, name), module)
-    return prefix
-
-
-def _insert(gm: GraphModule, call: Call, stages: list[tuple[str, LayerSpec]]) -> None:
-    value = call.source
-    with gm.graph.inserting_before(call.node):
-        for target, spec in stages:
-            node = gm.graph.create_node("call_module", target, (value,), name=target.replace(".", "_"))
-            node.meta = _meta(call, spec)
-            value = node
-    value.meta = dict(call.node.meta)
-    call.node.replace_all_uses_with(value)
-    gm.graph.erase_node(call.node)
-
-
-def _meta(call: Call, spec: LayerSpec) -> dict[str, object]:
-    keys = ("stack_trace", "nn_module_stack")
-    meta = {key: value for key, value in call.node.meta.items() if key in keys}
-    recorded = call.node.meta.get("tensor_meta")
-    if recorded is None:
-        return meta
-    shape = list(recorded.shape)
-    axis = len(shape) - 1 - spec.ndim
-    shape[axis:] = [spec.out_channels, *spec.output_size]
-    return meta | {"tensor_meta": recorded._replace(shape=torch.Size(shape), stride=())}
-
-
-def remove_unused(gm: GraphModule) -> None:
-    """Erase constant nodes without users, and the stored tensors that only they used."""
-    erased = set()
-    constants = _constants(gm)
-    for node in reversed(gm.graph.nodes):
-        if node.op == "get_attr" and not node.users:
-            erased.add(str(node.target))
-            gm.graph.erase_node(node)
-        elif node.op in ("call_function", "call_method") and not node.users and node in constants:
-            gm.graph.erase_node(node)
-    modules = {str(node.target) for node in gm.graph.nodes if node.op == "call_module"}
-    kept = {str(node.target) for node in gm.graph.nodes if node.op == "get_attr"}
-    for path in erased - kept:
-        parts = path.split(".")
-        owners = [".".join(parts[:length]) for length in range(1, len(parts))]
-        if modules.isdisjoint(owners):
-            delattr(gm.get_submodule(owners[-1] if owners else ""), parts[-1])
-
-
-def _constants(gm: GraphModule) -> set[Node]:
-    """The nodes that nothing but stored tensors goes into; those without users can be erased without loss."""
-    found: set[Node] = set()
-    for node in gm.graph.nodes:
-        computed = bool(node.all_input_nodes) and found.issuperset(node.all_input_nodes)
-        if node.op == "get_attr" or (computed and not node.is_impure()):
-            found.add(node)
-    return found
-
-
-def _free_prefix(gm: GraphModule, site: Site) -> str:
-    """The site's name, or a variant of it where something else already stands under that name."""
-    prefix = site.name
-    while site.calls[0].node.op != "call_module" and not _is_free(gm, prefix):
-        prefix += "_chain"
-    return prefix
-
-
-def _is_free(gm: GraphModule, path: str) -> bool:
-    """Whether a path leads nowhere, or to a module that only holds names, as `torch.export` leaves behind."""
-    value: object = gm
-    for part in path.split("."):
-        value = getattr(value, part, None)
-    return value is None or type(value) is nn.Module
-
-
-def _join(prefix: str, name: str) -> str:
-    return f"{prefix}.{name}" if name else prefix

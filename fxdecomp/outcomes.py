@@ -29,6 +29,7 @@ class Reason(StrEnum):
     UNKNOWN_SHAPE = "the size of the layer's input is not known"
     INSIDE_LEAF = "the layer is inside a module that the graph does not look into"
     HOOKED = "the module carries hooks that a chain would lose"
+    OUTPUT_SIZE = "the layer is told its output's size at the call, which a chain's layers cannot be"
     UNSUPPORTED_TENSOR = "the weight is not an ordinary dense floating-point tensor"
     BUDGET = "the budget is met without this layer"
     NOT_FASTER = "no choice of chains was measured to be faster than the dense network"

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.fx import Graph, GraphModule, Node
 
-from fxdecomp.graphs import remove_unused
+from fxdecomp.replacing import remove_unused
 
 
 def chain(graph: Graph, start: Node, length: int) -> Node:

@@ -20,7 +20,6 @@ from fxdecomp.allocation.candidates import candidates
 from fxdecomp.calibration import Calibration
 from fxdecomp.decompositions import grouped_stage_specs, method_named
 from fxdecomp.errors import PolicyError
-from fxdecomp.graphs import remove_unused, replace_site
 from fxdecomp.layers import Stage
 from fxdecomp.outcomes import Applied, Outcome, Reason
 from fxdecomp.passes.base import Pass
@@ -31,6 +30,7 @@ from fxdecomp.plans import Choice, Plan
 from fxdecomp.policy import Policy
 from fxdecomp.progress import Progress, silent
 from fxdecomp.records import Record
+from fxdecomp.replacing import Replacer, remove_unused
 from fxdecomp.sites import Site, survey
 
 
@@ -92,6 +92,7 @@ class DecomposeLayers(Pass):
             notes += (
                 f"forward passes over the calibration batches for the activations' moments: {work.runs}",
             )
+        replacer = Replacer(gm)
         for site in sites:
             result = results.get(site.name)
             if result is None:
@@ -99,7 +100,7 @@ class DecomposeLayers(Pass):
             elif isinstance(result, Obstacle):
                 outcomes[site.name] = site.skipped(result.reason, result.detail)
             else:
-                outcomes[site.name] = _apply(gm, site, result)
+                outcomes[site.name] = _apply(replacer, site, result)
         remove_unused(gm)
         ordered = tuple(outcomes[name] for name in _in_graph_order(outcomes, found.sites, earlier))
         return replace(
@@ -139,7 +140,7 @@ def _task(site: Site, policy: Policy) -> Task | None:
     )
 
 
-def _apply(gm: GraphModule, site: Site, solution: Solution) -> Applied:
+def _apply(replacer: Replacer, site: Site, solution: Solution) -> Applied:
     method = method_named(solution.method)
     chains = []
     for call in site.calls:
@@ -147,7 +148,7 @@ def _apply(gm: GraphModule, site: Site, solution: Solution) -> Applied:
         stages = [Stage(s.name, s.spec, w) for s, w in zip(specs, solution.weights, strict=True)]
         stages[-1] = replace(stages[-1], bias=solution.bias)
         chains.append(stages)
-    name = replace_site(gm, site, chains)
+    name = replacer.replace(site, chains)
     bias = 0 if solution.bias is None else solution.bias.numel()
     return Applied(
         site=name,

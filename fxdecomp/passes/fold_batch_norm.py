@@ -18,14 +18,15 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.nn import functional as F  # noqa: N812
 
-from fxdecomp.graphs import remove_unused, replace_site
 from fxdecomp.layers import Stage
 from fxdecomp.outcomes import Folded
 from fxdecomp.passes.base import Pass
 from fxdecomp.records import Record
+from fxdecomp.replacing import Replacer, remove_unused
 from fxdecomp.sites import Call, Site, survey
 from fxdecomp.sites.base import shape_of
 from fxdecomp.sites.constants import Constants
+from fxdecomp.sites.modules import hooks_of
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _aten = torch.ops.aten
@@ -68,13 +69,14 @@ class FoldBatchNorm(Pass):
             if not reason and site is not None:
                 into[node] = site.name
             folds[norm.name] = _merged(norm.name, folds.get(norm.name), into.get(node), reason)
+        replacer = Replacer(gm)
         for site in sites:
             after = [next(iter(call.node.users)) for call in site.calls if len(call.node.users) == 1]
             if len(after) == len(site.calls) and all(into.get(user) == site.name for user in after):
-                _fold(gm, site, norms[after[0]], after)
+                _fold(replacer, site, norms[after[0]], after)
         called = {str(node.target) for node in gm.graph.nodes if node.op == "call_module"}
         for name in {str(node.target) for node in norms if node.op == "call_module"} - called:
-            gm.delete_submodule(name)
+            replacer.release(name)
         remove_unused(gm)
         earlier = tuple(fold for fold in record.folds if fold.norm not in folds)
         return replace(record, folds=(*earlier, *folds.values()))
@@ -107,7 +109,7 @@ def _obstacle(norm: _Norm, site: Site | None, norms: dict[Node, _Norm]) -> str:
     return ""
 
 
-def _fold(gm: GraphModule, site: Site, norm: _Norm, after: list[Node]) -> None:
+def _fold(replacer: Replacer, site: Site, norm: _Norm, after: list[Node]) -> None:
     assert norm.scale is not None
     assert norm.shift is not None
     scale = norm.scale.to(site.weight.device)
@@ -119,10 +121,10 @@ def _fold(gm: GraphModule, site: Site, norm: _Norm, after: list[Node]) -> None:
         value = next(iter(node.users)) if node.target is _LEGIT else node
         value.replace_all_uses_with(next(c.node for c in site.calls if node in c.node.users))
         for gone in dict.fromkeys((value, node)):
-            gm.graph.erase_node(gone)
+            gone.graph.erase_node(gone)
     dtype = site.weight.dtype
     folded = Stage("", site.spec, weight.to(dtype), bias.to(dtype))
-    replace_site(gm, site, [[folded_at(folded, call)] for call in site.calls])
+    replacer.replace(site, [[folded_at(folded, call)] for call in site.calls])
 
 
 def folded_at(stage: Stage, call: Call) -> Stage:
@@ -143,13 +145,16 @@ def _read(gm: GraphModule, node: Node, constants: Constants) -> _Norm | None:
 
 def _read_module(node: Node, module: nn.modules.batchnorm._BatchNorm) -> _Norm:
     name, source, key = str(node.target), node.args[0] if node.args else None, ("module", id(module))
+    if type(module).forward is not nn.modules.batchnorm._BatchNorm.forward:
+        return _Norm(name, source, key, reason="its forward is not torch's own")
+    if hooks_of(module):
+        return _Norm(name, source, key, reason="it carries hooks")
     if module.running_mean is None or module.running_var is None:
         return _Norm(name, source, key, reason="it keeps no running statistics")
     if module.training:
         return _Norm(name, source, key, reason="it is in train mode; call eval() before tracing")
-    return _affine(
-        name, source, key, (module.weight, module.bias, module.running_mean, module.running_var), module.eps
-    )
+    tensors = (module.weight, module.bias, module.running_mean, module.running_var)
+    return _affine(name, source, key, tensors, module.eps)
 
 
 def _read_function(node: Node, constants: Constants, *, functional: bool) -> _Norm:
@@ -181,7 +186,7 @@ def _from_constants(
         or any(item is None and given.get(name) is not None for name, item in zip(names, found, strict=True))
     ):
         return _Norm(node.name, source, ("node", node), reason="its statistics are not constants")
-    key = ("function", *(None if item is None else item.roots for item in found))
+    key = ("function", eps, *(None if item is None else item.expression for item in found))
     path = found[2].path
     name = path.rpartition(".")[0] if path and "." in path else node.name
     weight, bias, mean, var = (None if item is None else item.value for item in found)

@@ -19,8 +19,9 @@ from fxdecomp.errors import PolicyError
 from fxdecomp.export.examples import flat_graph
 from fxdecomp.export.exporter import export_graph
 from fxdecomp.export.writing import save_model
-from fxdecomp.graphs import copy_sharing_tensors, remove_unused, replace_site
+from fxdecomp.graphs import copy_sharing_tensors
 from fxdecomp.layers import LayerSpec, Stage
+from fxdecomp.replacing import Replacer, remove_unused
 from fxdecomp.sites import Site, survey
 from fxdecomp.sites.base import shape_of
 
@@ -42,9 +43,10 @@ def write_mock(gm: GraphModule, picks: Picks, path: Path) -> None:
     """
     mock = copy_sharing_tensors(gm)
     generator = torch.Generator().manual_seed(0)
+    replacer = Replacer(mock)
     for site in survey(mock).sites:
         if site.name in picks:
-            replace_site(mock, site, _chains(site, *picks[site.name], generator))
+            replacer.replace(site, _chains(site, *picks[site.name], generator))
     remove_unused(mock)
     mock.recompile()
     model = export_graph(flat_graph(mock), recorded_inputs(gm), batch=False, axes={}, opset=None)

@@ -23,6 +23,8 @@ class Reading:
         bias: `[out_channels]` or None.
         roots: Identities of the stored tensors that the weight is made of.
         key: Two nodes with equal keys apply the same layer.
+        trains: Whether gradients are wanted for the weight.
+        bias_trains: Whether they are for the bias.
     """
 
     name: str
@@ -32,6 +34,8 @@ class Reading:
     bias: Tensor | None
     roots: frozenset[int]
     key: tuple[object, ...]
+    trains: bool
+    bias_trains: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +70,23 @@ class Call:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Site:
-    """One layer, and every place in the graph where it is applied."""
+    """One layer, and every place in the graph where it is applied.
+
+    Attributes:
+        name: Qualified name of the layer.
+        calls: The places, in the order of the graph.
+        weight: `[out_channels, in_channels // groups, *kernel]`.
+        bias: `[out_channels]` or None.
+        trains: Whether gradients are wanted for the weight, and so for the stages'.
+        bias_trains: Whether they are for the bias; a bias that a chain adds trains as the weight does.
+    """
 
     name: str
     calls: tuple[Call, ...]
     weight: Tensor
     bias: Tensor | None
+    trains: bool
+    bias_trains: bool
 
     @property
     def spec(self) -> LayerSpec:

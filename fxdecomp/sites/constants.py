@@ -27,12 +27,14 @@ class Constant:
         path: Qualified name of the stored tensor, None where several went into the value.
         roots: Identities of the stored tensors.
         expression: What is computed from them; equal expressions have equal values.
+        trains: Whether gradients are wanted for any of them.
     """
 
     value: Tensor
     path: str | None
     roots: frozenset[int]
     expression: str
+    trains: bool
 
 
 class Constants:
@@ -40,53 +42,78 @@ class Constants:
 
     def __init__(self, gm: GraphModule) -> None:
         self._gm = gm
-        self._nodes: set[Node] = set()
-        for node in gm.graph.nodes:
+        self._nodes: dict[Node, int] = {}
+        self._expressions: dict[Node, str] = {}
+        self._known: dict[str, int] = {}
+        for place, node in enumerate(gm.graph.nodes):
             if node.op == "get_attr" or (
                 _is_pure_function(node)
                 and node.all_input_nodes
-                and self._nodes.issuperset(node.all_input_nodes)
+                and self._nodes.keys() >= set(node.all_input_nodes)
             ):
-                self._nodes.add(node)
+                self._nodes[node] = place
 
     def of(self, node: object) -> Constant | None:
         """The constant that a node stands for, None where its value depends on an input or on chance."""
         if not isinstance(node, Node) or node not in self._nodes:
             return None
-        stored = [n for n in _ancestry(node) if n.op == "get_attr"]
+        nodes = sorted(_ancestry(node), key=self._nodes.__getitem__)
+        stored = [n for n in nodes if n.op == "get_attr"]
         tensors = [_get_attr(self._gm, str(n.target)) for n in stored]
         if not all(isinstance(tensor, Tensor) for tensor in tensors):
             return None
-        value = self._evaluate(node)
+        value = self._evaluate(nodes)
         if not isinstance(value, Tensor):
             return None
         paths = {str(n.target) for n in stored}
         path = paths.pop() if len(paths) == 1 else None
-        return Constant(value, path, frozenset(map(id, tensors)), self._expression(node))
+        trains = any(tensor.requires_grad for tensor in tensors)
+        return Constant(value, path, frozenset(map(id, tensors)), self._expression(nodes), trains)
 
     def consumers(self, node: Node) -> Iterator[Node]:
         """The nodes that use a constant in earnest: its users, through users that are constant themselves."""
-        for user in node.users:
-            if user in self._nodes:
-                yield from self.consumers(user)
-            else:
-                yield user
+        waiting, seen = [node], {node}
+        while waiting:
+            for user in waiting.pop().users:
+                if user in seen:
+                    continue
+                seen.add(user)
+                if user in self._nodes:
+                    waiting.append(user)
+                else:
+                    yield user
 
-    def _expression(self, node: Node) -> str:
-        """Slices of one tensor may have the same roots and shape, but not the same expression."""
-        if node.op == "get_attr":
-            return str(id(_get_attr(self._gm, str(node.target))))
-        return f"{node.target}{fx.node.map_arg((node.args, node.kwargs), self._expression)}"
+    def _expression(self, nodes: list[Node]) -> str:
+        """What the last of the nodes computes; slices of one tensor have the same roots and shape, not this.
+
+        Every expression has a number, by which those that contain it name it: written out, they would grow
+        without bound.
+        """
+        for node in nodes:
+            if node in self._expressions:
+                continue
+            if node.op == "get_attr":
+                written = f"tensor {id(_get_attr(self._gm, str(node.target)))}"
+            else:
+                arguments = fx.node.map_arg((node.args, node.kwargs), self._expressions.__getitem__)
+                written = f"{node.target}{arguments}"
+            self._expressions[node] = f"#{self._known.setdefault(written, len(self._known))}"
+        return self._expressions[nodes[-1]]
 
     @torch.no_grad()
-    def _evaluate(self, node: Node) -> Any:
-        if node.op == "get_attr":
-            return _get_attr(self._gm, str(node.target))
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), self._evaluate)
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        assert callable(node.target)  # a call_function's target is; narrows the type
-        return node.target(*args, **kwargs)
+    def _evaluate(self, nodes: list[Node]) -> Any:
+        values: dict[Node, Any] = {}
+        for node in nodes:
+            if node.op == "get_attr":
+                values[node] = _get_attr(self._gm, str(node.target))
+                continue
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+            if node.op == "call_method":
+                values[node] = getattr(args[0], str(node.target))(*args[1:], **kwargs)
+            else:
+                assert callable(node.target)  # a call_function's target is; narrows the type
+                values[node] = node.target(*args, **kwargs)
+        return values[nodes[-1]]
 
 
 def _is_pure_function(node: Node) -> bool:

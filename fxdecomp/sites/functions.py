@@ -66,6 +66,11 @@ _SIGNATURES: dict[Any, tuple[str, ...]] = {
     **dict.fromkeys([torch.mm, torch.matmul, aten.mm.default, aten.matmul.default], _MATMUL),
     **dict.fromkeys([torch.addmm, aten.addmm.default], _ADDMM),
 }
+_OTHER_NAMES: dict[tuple[str, ...], dict[str, str]] = {
+    _MATMUL: {"self": "input", "mat2": "matrix", "other": "matrix"},
+    _ADDMM: {"self": "bias", "input": "bias", "mat1": "input", "mat2": "matrix"},
+}
+"""What torch calls the arguments of a product when they are given by name."""
 _TRANSPOSED = frozenset(target for target, names in _SIGNATURES.items() if names is _CONV_TRANSPOSE)
 
 
@@ -75,7 +80,9 @@ def read_function_call(node: Node, constants: Constants) -> Reading | Refusal | 
     A matrix product is a layer only where its second operand is a constant matrix.
     """
     names = _SIGNATURES.get(node.target, ())
-    arguments: dict[str, Any] = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    other = _OTHER_NAMES.get(names, {})
+    named = {other.get(name, name): value for name, value in node.kwargs.items()}
+    arguments: dict[str, Any] = dict(zip(names, node.args, strict=False)) | named
     source = arguments.get("input")
     if not names or not isinstance(source, Node):
         return None
@@ -86,8 +93,9 @@ def read_function_call(node: Node, constants: Constants) -> Reading | Refusal | 
     kind = getattr(node.target, "__name__", str(node.target))
     if weight is None:
         return Refusal(node.name, kind, Reason.COMPUTED_WEIGHT)
-    if 0 in weight.value.shape:
-        return Refusal(_name(node, weight), kind, Reason.UNSUPPORTED_TENSOR, "it has no elements")
+    if 0 in weight.value.shape or weight.value.ndim < 2:
+        what = "it has no elements" if 0 in weight.value.shape else "it is a vector"
+        return Refusal(_name(node, weight), kind, Reason.UNSUPPORTED_TENSOR, what)
     bias = constants.of(arguments.get("bias"))
     transposed = node.target in _TRANSPOSED or bool(arguments.get("transposed", False))
     groups = int(arguments.get("groups", 1))
@@ -103,6 +111,8 @@ def read_function_call(node: Node, constants: Constants) -> Reading | Refusal | 
         bias=None if bias is None else bias.value,
         roots=weight.roots,
         key=("function", weight.expression, bias and bias.expression, geometry),
+        trains=weight.trains,
+        bias_trains=bias is not None and bias.trains,
     )
 
 

@@ -36,19 +36,18 @@ def read_module_call(gm: GraphModule, node: Node) -> Reading | Refusal | None:
     module = gm.get_submodule(str(node.target))
     if not is_layer(module):
         return None
-    name = str(node.target)
+    name, kind = str(node.target), type(module).__name__
     source = node.args[0] if node.args else node.kwargs.get("input")
     if not isinstance(source, Node):
-        return Refusal(name, type(module).__name__, Reason.UNKNOWN_SHAPE, "the input is not a graph value")
-    if any(not isinstance(hook, WeightNorm | SpectralNorm) for hook in _hooks(module)):
-        return Refusal(
-            name, type(module).__name__, Reason.HOOKED, "remove them, or fold them into the weight"
-        )
+        return Refusal(name, kind, Reason.UNKNOWN_SHAPE, "the input is not a graph value")
     weight, bias = _materialised(module, "weight"), _materialised(module, "bias")
-    if not isinstance(weight, Tensor) or weight.ndim < 2:
-        return Refusal(name, type(module).__name__, Reason.UNSUPPORTED_TENSOR, "it has not been initialised")
-    if 0 in weight.shape:
-        return Refusal(name, type(module).__name__, Reason.UNSUPPORTED_TENSOR, "it has no elements")
+    obstacle = _obstacle(node, module, weight)
+    if obstacle is not None:
+        return Refusal(name, kind, *obstacle)
+    assert weight is not None  # without one there is an obstacle
+    named = list(module.named_parameters())
+    weights = [parameter for key, parameter in named if "bias" not in key]
+    biases = [parameter for key, parameter in named if "bias" in key]
     transposed = isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d)
     return Reading(
         name=name,
@@ -56,9 +55,22 @@ def read_module_call(gm: GraphModule, node: Node) -> Reading | Refusal | None:
         geometry=_geometry(module),
         weight=swapped_channels(weight, _groups(module)) if transposed else weight,
         bias=bias,
-        roots=frozenset(id(parameter) for key, parameter in module.named_parameters() if "bias" not in key),
+        roots=frozenset(map(id, weights)),
         key=("module", id(module)),
+        trains=any(parameter.requires_grad for parameter in weights),
+        bias_trains=any(parameter.requires_grad for parameter in biases),
     )
+
+
+def _obstacle(node: Node, module: nn.Module, weight: Tensor | None) -> tuple[Reason, str] | None:
+    """Why the layer that a node calls cannot be decomposed, None where it can."""
+    if len(node.args) + len(node.kwargs) > 1:
+        return Reason.OUTPUT_SIZE, "set its output_padding instead"
+    if any(not isinstance(hook, WeightNorm | SpectralNorm) for hook in hooks_of(module)):
+        return Reason.HOOKED, "remove them, or fold them into the weight"
+    if not isinstance(weight, Tensor) or weight.ndim < 2:
+        return Reason.UNSUPPORTED_TENSOR, "it has not been initialised"
+    return (Reason.UNSUPPORTED_TENSOR, "it has no elements") if 0 in weight.shape else None
 
 
 def swapped_channels(weight: Tensor, groups: int) -> Tensor:
@@ -93,10 +105,12 @@ def _groups(module: nn.Module) -> int:
     return int(module.groups) if isinstance(module, Convolution) else 1
 
 
-def _hooks(module: nn.Module) -> list[object]:
+def hooks_of(module: nn.Module) -> list[object]:
+    """The hooks that are called when the module runs or its gradients are computed."""
     return [
         *module._forward_pre_hooks.values(),
         *module._forward_hooks.values(),
+        *module._backward_pre_hooks.values(),
         *module._backward_hooks.values(),
     ]
 

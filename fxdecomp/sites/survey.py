@@ -91,7 +91,10 @@ def _site(name: str, group: list[tuple[Node, Reading]], uses: dict[int, set[Node
         Call(node, node.all_input_nodes.index(reading.source), spec)
         for (node, reading), spec in zip(group, known, strict=True)
     )
-    return Site(name, calls, weight.detach(), None if bias is None else bias.detach())
+    bias_trains = first.trains if bias is None else first.bias_trains
+    return Site(
+        name, calls, weight.detach(), None if bias is None else bias.detach(), first.trains, bias_trains
+    )
 
 
 def unsupported(weight: Tensor) -> str:
