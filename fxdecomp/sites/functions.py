@@ -74,6 +74,11 @@ _OTHER_NAMES: dict[tuple[str, ...], dict[str, str]] = {
 _TRANSPOSED = frozenset(target for target, names in _SIGNATURES.items() if names is _CONV_TRANSPOSE)
 
 
+def is_layer_call(node: Node) -> bool:
+    """Whether a node calls one of torch's functional layers; products of matrices may be none."""
+    return node.op == "call_function" and "weight" in _SIGNATURES.get(node.target, ())
+
+
 def read_function_call(node: Node, constants: Constants) -> Reading | Refusal | None:
     """What a call_function node says of its layer, None where it is no layer.
 

@@ -14,7 +14,7 @@ from fxdecomp.errors import FxdecompError
 from fxdecomp.outcomes import Reason, Skipped
 from fxdecomp.sites.base import Call, Reading, Refusal, Site, shape_of, sized
 from fxdecomp.sites.constants import Constants
-from fxdecomp.sites.functions import read_function_call
+from fxdecomp.sites.functions import is_layer_call, read_function_call
 from fxdecomp.sites.modules import Layer, read_module_call
 
 
@@ -43,6 +43,10 @@ def survey(gm: GraphModule) -> Survey:
             readings[reading.key].append((node, reading))
         elif node.op == "call_module":
             skipped |= {item.site: item for item in _inside_leaf(gm, str(node.target))}
+        elif node.op == "get_attr":
+            branch = _get_attr(gm, str(node.target))
+            if isinstance(branch, GraphModule):
+                skipped |= {item.site: item for item in _inside_branch(branch, str(node.target))}
     if readings and all(shape_of(node) is None for node in gm.graph.nodes):
         raise FxdecompError("the graph has no recorded shapes; use fxdecomp.trace(gm, example_inputs) first")
     uses = _uses(gm, constants)
@@ -128,6 +132,18 @@ def _inside_leaf(gm: GraphModule, target: str) -> list[Skipped]:
             holder = type(gm.get_submodule(target)).__name__
             detail = f"{target} ({holder})" if name != target else "its forward is not torch's own"
             found.append(Skipped(name, type(module).__name__, Reason.INSIDE_LEAF, detail, params))
+    return found
+
+
+def _inside_branch(branch: GraphModule, path: str) -> list[Skipped]:
+    """The layers of a branch of `torch.cond` and its like, whose weights come to it as inputs."""
+    found = []
+    for node in branch.graph.nodes:
+        if is_layer_call(node):
+            detail = f"{path}, a branch of the graph"
+            found.append(Skipped(f"{path}.{node.name}", str(node.target), Reason.INSIDE_LEAF, detail))
+        elif node.op == "get_attr" and isinstance(deeper := _get_attr(branch, str(node.target)), GraphModule):
+            found += _inside_branch(deeper, f"{path}.{node.target}")
     return found
 
 

@@ -314,3 +314,30 @@ def test_a_site_that_is_the_graphs_output_and_used_elsewhere() -> None:
     assert wanted.keys() == got.keys()
     assert all(torch.allclose(wanted[key], got[key], rtol=0, atol=1e-12) for key in wanted)
     assert targets(small) == ["conv.pointwise_in", "conv.core", "conv.pointwise_out"]
+
+
+class TwoWays(nn.Module):
+    """Control flow that torch.export keeps, a branch for each way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before = nn.Linear(16, 16)
+        self.one, self.two = nn.Linear(16, 16), nn.Conv1d(16, 16, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.before(x)
+        return torch.cond(x.sum() > 0, self.one, lambda x: self.two(x[..., None])[..., 0], (x,))
+
+
+def test_layers_in_the_branches_of_a_graph_are_listed() -> None:
+    model, x = drawn(TwoWays()), image(4, 16)
+    gm = fxdecomp.trace(model, x)
+    small = fxdecomp.transform(gm, FULL)
+    report = fxdecomp.report(small)
+    assert [row.site for row in report.applied] == ["before"]
+    assert [(row.layer, row.reason) for row in report.skipped] == [
+        ("aten.linear.default", fxdecomp.Reason.INSIDE_LEAF),
+        ("aten.conv1d.default", fxdecomp.Reason.INSIDE_LEAF),
+    ]
+    assert all("a branch of the graph" in row.detail for row in report.skipped)
+    assert relative_difference(model, small, x) < 1e-5
