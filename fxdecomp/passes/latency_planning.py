@@ -1,9 +1,11 @@
 """From a budget of measured time to a method and a rank at every layer, checked on the assembled network.
 
-    predicted = fixed + sum over layers of the chosen candidate's time
+    predicted = fixed + settled + sum over layers of the chosen candidate's time
 
 `fixed` is what the profile of the dense network gives for everything else: activations, pooling, recurrent
-layers, and the layers that are not left to the budget. The choice is assembled with drawn weights, exported,
+layers, and the layers that are left alone. `settled` are the chains that the policy itself gives. Both the
+budget and the prediction are shares of the dense network's time, in which settled layers count with their
+dense time. The choice is assembled with drawn weights, exported,
 and timed against the dense network in turn. Where the measured share misses the target, the limit moves by
 the miss and the choice is made again; a network that is not faster beyond the noise is dropped.
 """
@@ -113,18 +115,13 @@ class LatencyPlanner:
         return self._budget.limit(self._dense_s) / self._dense_s
 
     def fixed_s(self, open_: Mapping[str, float]) -> float:
-        """Time of everything but the layers of a budget.
+        """Time of everything but the layers of a budget and the settled ones.
 
         Args:
             open_: The layers of the budget, with their dense times.
         """
-        settled = sum(
-            candidate_time_s(self._times, [call.spec for call in site.calls], *self._given[site.name])
-            for site in self._sites
-            if site.name in self._given
-        )
         if self._budget.provider != CPU:
-            return settled + max(0.0, self._dense_s - sum(open_.values()))
+            return max(0.0, self._dense_s - self._settled_s(dense=True) - sum(open_.values()))
         names = [str(node.target) for node in self._gm.graph.nodes if node.op == "placeholder"]
         inputs = recorded_inputs(self._gm)
         profile = profile_model(
@@ -135,7 +132,7 @@ class LatencyPlanner:
             runs=max(3, min(20, round(_PROFILE_S / self._dense_s))),
         )
         ours = {*open_, *self._given}
-        return settled + sum(row.time_s for row in profile.kernels if row.name not in ours)
+        return sum(row.time_s for row in profile.kernels if row.name not in ours)
 
     def attempts(
         self,
@@ -143,17 +140,17 @@ class LatencyPlanner:
         fixed_s: float,
         sensitivity: Mapping[str, float] | None = None,
     ) -> list[Attempt]:
-        """Choose, assemble and time until the target is met; empty where nothing is to be changed.
+        """Choose, assemble and time until the target is met; empty where there is no chain at all.
 
         Args:
             menus: The timed candidates of each layer, the dense one first.
-            fixed_s: Time of everything else.
+            fixed_s: Time of everything but these and the settled layers.
             sensitivity: Damage per unit of error, by layer; None for all alike.
 
         Raises:
             PolicyError: The budget cannot be met.
         """
-        dense = fixed_s + sum(menu[0].time_s or 0.0 for menu in menus.values())
+        dense = fixed_s + self._settled_s(dense=True) + sum(menu[0].time_s or 0.0 for menu in menus.values())
         target = self.target
         limit = target * dense
         found: list[Attempt] = []
@@ -162,7 +159,7 @@ class LatencyPlanner:
                 choice = allocate(
                     menus,
                     self._budget,
-                    fixed=fixed_s,
+                    fixed=fixed_s + self._settled_s(dense=False),
                     dense=dense,
                     limit=limit,
                     sensitivity=sensitivity,
@@ -174,7 +171,7 @@ class LatencyPlanner:
             if any(choice.chosen == earlier.allocation.chosen for earlier in found):
                 break
             picks = {name: (c.method, c.rank) for name, c in choice.chosen.items() if c.method is not None}
-            if not picks:
+            if not picks and not self._given:
                 break
             found.append(self._timed(choice, choice.cost / dense, picks))
             share = found[-1].share
@@ -182,6 +179,18 @@ class LatencyPlanner:
                 break
             limit *= target / share
         return found
+
+    def _settled_s(self, *, dense: bool) -> float:
+        """Time of the settled layers, as they were or as their chains."""
+        return sum(
+            candidate_time_s(
+                self._times,
+                [call.spec for call in site.calls],
+                *((None, ()) if dense else self._given[site.name]),
+            )
+            for site in self._sites
+            if site.name in self._given
+        )
 
     def _timed(self, choice: Allocation, predicted: float, picks: Picks) -> Attempt:
         small = self._folder / "small.onnx"

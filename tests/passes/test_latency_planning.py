@@ -139,6 +139,34 @@ def test_rules_exclusions_and_floors_are_respected(gm: GraphModule, clock: Any) 
     assert 0.5 * applied["4"].macs_before <= applied["4"].macs_after
 
 
+def test_the_budget_is_a_share_of_the_network_before_any_rule(gm: GraphModule, clock: Any) -> None:
+    clock(lambda _: 0.6)
+    policy = Policy(budget=Latency(0.6), rules=[Rule("2", "tucker2", rank=(16, 16))])
+    report = fxdecomp.report(fxdecomp.transform(gm, policy))
+    assert 0.55 <= share_of(report) <= 0.6
+    assert report.record.latency is not None
+    assert report.record.latency["attempts"][0]["predicted_share"] == pytest.approx(share_of(report))
+
+
+def test_layers_are_left_alone_where_a_rule_meets_the_budget_by_itself(gm: GraphModule, clock: Any) -> None:
+    clock(lambda _: 0.4)
+    policy = Policy(budget=Latency(0.5), rules=[Rule("4", "tucker2", rank=(8, 8))])
+    report = fxdecomp.report(fxdecomp.transform(gm, policy))
+    assert [outcome.site for outcome in report.applied] == ["4"]
+    assert {outcome.reason for outcome in report.skipped} == {Reason.BUDGET}
+    assert "2.50x" in report.record.notes[1]
+
+
+def test_on_other_providers_the_rest_is_what_the_dense_layers_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    planner_type = latency_planning.LatencyPlanner
+    monkeypatch.setattr(planner_type, "__enter__", lambda self: self)
+    monkeypatch.setattr(planner_type, "_settled_s", lambda _, *, dense: 3e-3 if dense else 1e-3)
+    budget = Latency(0.5, provider="CUDAExecutionProvider")
+    with planner_type(None, [], budget, {}) as planner:  # type: ignore[arg-type]
+        planner._dense_s = 10e-3
+        assert planner.fixed_s({"open": 4e-3}) == pytest.approx(3e-3)
+
+
 def test_a_plan_replays_without_a_clock(gm: GraphModule, clock: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     clock(lambda _: 0.49)
     small = fxdecomp.transform(gm, Policy(budget=Latency(0.5)))
