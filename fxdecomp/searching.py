@@ -16,8 +16,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch.utils._pytree as pytree
-from torch import Tensor
 from torch.fx import GraphModule
 
 from fxdecomp.allocation import Budget, Latency, MACs
@@ -25,12 +23,12 @@ from fxdecomp.allocation.agreement import Agreement
 from fxdecomp.calibration import Batch, Calibration
 from fxdecomp.errors import PolicyError
 from fxdecomp.export import benchmark, to_onnx
-from fxdecomp.inputs import ExampleInputs, placeholder_values
+from fxdecomp.inputs import ExampleInputs, call_arguments, placeholder_values
 from fxdecomp.pipeline import transform
 from fxdecomp.plans import Plan
 from fxdecomp.policy import Policy
 from fxdecomp.progress import Progress, silent
-from fxdecomp.recovery.checkpoints import fingerprint
+from fxdecomp.recovery.checkpoints import fingerprint, name_of
 from fxdecomp.reporting import report
 from fxdecomp.search_trials import SearchResult, Trial, next_share, restored_trials, save_state
 
@@ -101,16 +99,16 @@ def search(
     if provider is None and isinstance(base.budget, Latency):
         provider, threads = base.budget.provider, base.budget.threads
     data = None if calibration is None else Calibration.of(calibration)
-    names = {"metric": _name_of(metric), "recovery": _name_of(recovery)}
-    if metric is None:
-        data, judged = _split(data, example_inputs)
-        metric = Agreement(gm, judged)
     settings = {
         "max_drop": max_drop,
         "policy": replace(base, budget=_budget(0.5, provider, threads)).to_dict(),
-        **names,
-        "fingerprint": fingerprint({}, _tensors(gm, data, example_inputs)),
+        "metric": name_of(metric),
+        "recovery": name_of(recovery),
+        "fingerprint": _fingerprint(gm, data, example_inputs),
     }
+    if metric is None:
+        data, judged = _split(data, example_inputs)
+        metric = Agreement(gm, judged)
     dense = report(gm)
     trials = restored_trials(state, settings)
     if not trials:
@@ -204,20 +202,12 @@ def _time_share(latency: Any) -> float | None:
     return float(latency["attempts"][latency["taken"]]["measured_share"])
 
 
-def _name_of(function: Metric | Recovery | None) -> str:
-    """What tells one function from another in a state file; empty for the default."""
-    if function is None:
-        return ""
-    kind = function if hasattr(function, "__qualname__") else type(function)
-    return f"{kind.__module__}:{kind.__qualname__}"
-
-
-def _tensors(gm: GraphModule, data: Calibration | None, example_inputs: ExampleInputs) -> list[Tensor]:
-    """The tensors that decide the outcome of a search."""
-    batches = () if data is None else tuple(data.batches)
-    leaves = pytree.tree_leaves((example_inputs, batches))
-    given = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-    return [*gm.parameters(), *gm.buffers(), *given]
+def _fingerprint(gm: GraphModule, data: Calibration | None, example_inputs: ExampleInputs) -> str:
+    """A hash of the network, the inputs, and how they are used."""
+    if data is None:
+        return fingerprint({}, [gm], call_arguments(example_inputs))
+    options = {"samples": data.samples, "seed": data.seed, "refit": data.refit}
+    return fingerprint(options, [gm], [call_arguments(each) for each in (example_inputs, *data.batches)])
 
 
 def _split(data: Calibration | None, examples: ExampleInputs) -> tuple[Calibration | None, tuple[Batch, ...]]:

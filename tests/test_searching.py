@@ -1,7 +1,9 @@
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch.fx import GraphModule
 import fxdecomp
 from fxdecomp import Params, Policy, PolicyError
 from fxdecomp.allocation.agreement import Agreement
+from fxdecomp.calibration import Calibration
 from fxdecomp.records import attach_record, record_of
 from fxdecomp.search_trials import SearchResult, Trial, next_share
 from fxdecomp.searching import search
@@ -87,6 +90,41 @@ def test_the_frontier_rises_with_cost(gm: GraphModule) -> None:
     assert costs == sorted(set(costs), reverse=True)
     assert values == sorted(set(values), reverse=True)
     assert not any(math.isnan(value) for value in values)
+
+
+class Between(nn.Module):
+    """Two layers, the same for every `function` between them."""
+
+    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.function = nn.Linear(32, 32), nn.Linear(32, 16), function
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(self.function(self.first(x)))
+
+
+def test_a_state_tells_networks_of_the_same_weights_and_ways_to_calibrate_apart(tmp_path: Path) -> None:
+    x = torch.randn(8, 32, generator=torch.Generator().manual_seed(1))
+    state = tmp_path / "state.json"
+
+    def go(function: Any, data: Calibration) -> None:
+        gm = fxdecomp.trace(Between(function), x)
+        search(gm, x, calibration=data, max_drop=1.0, evaluations=1, state=state)
+
+    data = Calibration([x, x + 1])
+    go(torch.relu, data)
+    go(torch.relu, data)
+    for function, other in (
+        (torch.sin, data),
+        (nn.ReLU(), data),
+        (torch.relu, replace(data, samples=7)),
+        (torch.relu, replace(data, seed=1)),
+        (torch.relu, replace(data, refit=False)),
+        (torch.relu, replace(data, batches=[x, x + 2])),
+    ):
+        with pytest.raises(fxdecomp.FxdecompError, match="another search"):
+            go(function, other)
 
 
 class Judge:

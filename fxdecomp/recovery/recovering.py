@@ -8,20 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from fxdecomp.errors import RecoveryError
 from fxdecomp.graphs import copy_owning_tensors, stored_tensors
-from fxdecomp.inputs import ExampleInputs
+from fxdecomp.inputs import ExampleInputs, call_arguments
 from fxdecomp.passes import FoldBatchNorm
 from fxdecomp.progress import Progress, silent
 from fxdecomp.records import Record, attach_record, record_of
 from fxdecomp.recovery.balancing import balance
-from fxdecomp.recovery.batches import Batches, split_batches
+from fxdecomp.recovery.batches import split_batches
 from fxdecomp.recovery.blocks import blocks_of, stages_of
-from fxdecomp.recovery.checkpoints import fingerprint
+from fxdecomp.recovery.checkpoints import fingerprint, name_of
 from fxdecomp.recovery.distilling import Distillation, TaskLoss, total
 from fxdecomp.recovery.measuring import Agreement, Measure
 from fxdecomp.recovery.training import Phase, Training
@@ -114,10 +113,11 @@ def recover(
     ]
     settings = {
         "phases": [(phase.name, phase.steps, phase.rate) for phase in phases],
-        "task": (task_loss is not None, task_weight, agreement is not None),
+        "task": (name_of(task_loss), task_weight, name_of(agreement)),
         "precision": str(autocast),
         "seed": seed,
     }
+    values = [(call_arguments(batch.inputs), batch.labels) for batch in (*batches.train, *batches.held_out)]
     training = Training(
         everything,
         batches.train,
@@ -125,7 +125,7 @@ def recover(
         seed,
         autocast is torch.float16,
         None if checkpoint is None else Path(checkpoint),
-        "" if checkpoint is None else fingerprint(settings, _tensors(small, original, batches)),
+        "" if checkpoint is None else fingerprint(settings, [small, original], values),
         progress,
     )
     best = training.run(start, [phase for phase in phases if phase.steps and phase.parameters])
@@ -179,13 +179,6 @@ def _parameters_at(gm: GraphModule, op: str, target: str) -> list[Tensor]:
         value = getattr(gm.get_submodule(owner), name)
         return [value] if isinstance(value, nn.Parameter) else []
     return []
-
-
-def _tensors(small: GraphModule, original: GraphModule, batches: Batches) -> list[Tensor]:
-    """Every tensor that decides the result of a run."""
-    data = [(batch.inputs, batch.labels) for batch in (*batches.train, *batches.held_out)]
-    values = [leaf for leaf in pytree.tree_leaves(data) if isinstance(leaf, Tensor)]
-    return [*stored_tensors(small), *stored_tensors(original), *values]
 
 
 @torch.no_grad()

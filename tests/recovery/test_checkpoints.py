@@ -4,12 +4,14 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 import fxdecomp
+from fxdecomp.graphs import copy_sharing_tensors
 from fxdecomp.records import record_of
 from fxdecomp.recovery.checkpoints import save_atomically
 
@@ -139,6 +141,38 @@ def test_another_run_does_not_take_it(tmp_path):
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(fxdecomp.RecoveryError, match=r"cannot be read .* delete it to start afresh"):
         fxdecomp.recover(small, gm, batches(), block_steps=2, steps=2, checkpoint=path)
+
+
+def loss_of_labels(outputs, labels):
+    return (outputs - labels).square().mean()
+
+
+class Alike:
+    def __call__(self, outputs, wanted):
+        return torch.ones(len(outputs))
+
+
+def test_a_run_is_of_its_graph_its_loss_and_its_agreement(tmp_path):
+    small, gm = pair()
+    path = tmp_path / "run.ckpt"
+    data = batches()
+    with torch.no_grad():
+        labels = [gm(batch) for batch in data]
+    options = {"block_steps": 1, "steps": 1, "checkpoint": path, "labels": labels}
+    known = {"task_loss": loss_of_labels, "agreement": Alike()}
+    fxdecomp.recover(small, gm, data, **options, **known)
+    fxdecomp.recover(small, gm, data, **options, **known | {"agreement": Alike()})
+    others = ({"task_loss": partial(loss_of_labels)}, {"agreement": Alike().__call__})
+    for other in others:
+        with pytest.raises(fxdecomp.RecoveryError, match="other networks, data or settings"):
+            fxdecomp.recover(small, gm, data, **options, **known | other)
+    changed = copy_sharing_tensors(gm)
+    node = next(node for node in changed.graph.nodes if node.op == "output")
+    with changed.graph.inserting_before(node):
+        node.replace_input_with(node.args[0], changed.graph.call_function(torch.tanh, (node.args[0],)))
+    changed.recompile()
+    with pytest.raises(fxdecomp.RecoveryError, match="other networks, data or settings"):
+        fxdecomp.recover(small, changed, data, **options, **known)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
