@@ -4,8 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from fxdecomp.errors import FxdecompError
+
+
+class OutputError(FxdecompError, ValueError):
+    """A file that cannot be written where it was asked for."""
+
+
+def check_replaces_none(written: Iterable[Path], read: Iterable[Path]) -> None:
+    """Raise `OutputError` where a file that is going to be written is one of those that are read."""
+    given = [path for path in read if path.exists()]
+    for path in written:
+        if path.exists() and any(path.samefile(other) for other in given):
+            raise OutputError(f"{path} is read here and would be replaced; name another folder with -o")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -49,6 +49,14 @@ class CompressResult:
         }
 
 
+def written_by_compress(folder: Path, *, quantize: str | None, time: bool) -> list[Path]:
+    """The files that `compress_to` writes, but for the state of a search."""
+    names = ["small.onnx", "small.pt2", "report.html", "report.json", "policy.toml", "graph.diff"]
+    names += [f"small.{quantize}.onnx"] if quantize else []
+    names += ["dense.onnx"] if time else []
+    return [folder / name for name in names]
+
+
 def compress_to(
     loaded: LoadedModel,
     policy: Policy,

@@ -41,10 +41,13 @@ def compress(
     A search (--max-drop) that was interrupted goes on when the same command is given again.
     """
     from fxdecomp.cli.tables import benchmark_table, layer_tables
+    from fxdecomp.files import check_replaces_none
     from fxdecomp.goals import goal_from, load_calibration, parse_budget, policy_for
     from fxdecomp.loading import load_model, parse_shape
-    from fxdecomp.results import compress_to
+    from fxdecomp.results import compress_to, written_by_compress
 
+    read = [Path(model)] if policy is None else [Path(model), policy]
+    check_replaces_none(written_by_compress(out, quantize=quantize, time=time), read)
     goal = goal_from(max_drop, metric, provider, threads, evaluations)
     wanted = None if budget is None else parse_budget(budget, provider, threads)
     chosen = policy_for(method, rank, policy, wanted, searched=goal is not None)

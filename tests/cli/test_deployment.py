@@ -169,6 +169,28 @@ def test_a_file_without_a_plan_is_named(dense: Path, tmp_path: Path, fxd: Shell)
     assert "nothing was decomposed" in fxd("inspect", dense)[0]
 
 
+def test_no_file_that_is_read_is_replaced(
+    dense: Path, tmp_path: Path, fxd: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fxdecomp.loading.load_model", None)  # nothing is loaded before the refusal
+    policy = tmp_path / "policy.toml"
+    policy.write_text('# by hand\nmethod = "svd"\nrank = 2\n')
+    for name in ("dense.onnx", "small.onnx", "small.pt2", "small.fp16.onnx"):
+        (tmp_path / name).write_bytes(dense.read_bytes())
+    (tmp_path / "link").symlink_to(tmp_path)
+    for arguments in (
+        (NET, "--policy", policy),
+        (NET, "--policy", tmp_path / "link" / "policy.toml"),
+        (NET, "--policy", tmp_path / "small.onnx"),
+        (tmp_path / "dense.onnx", "--method", "svd", "--time"),
+        (tmp_path / "small.onnx", "--method", "svd"),
+        (tmp_path / "small.pt2", "--method", "svd"),
+        (tmp_path / "small.fp16.onnx", "--method", "svd", "--quantize", "fp16"),
+    ):
+        _, error = fxd("compress", *arguments, "-o", tmp_path, code=2)
+        assert "is read here and would be replaced; name another folder with -o" in error
+
+
 def test_an_onnx_file_is_a_model(tmp_path: Path, fxd: Shell) -> None:
     path = tmp_path / "foreign.onnx"
     net = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3))
