@@ -13,6 +13,7 @@ from torch.fx import GraphModule
 from fxdecomp.calibration import Calibration
 from fxdecomp.export import ExportReport, benchmark, to_onnx
 from fxdecomp.export.lowering import Precision, chosen_precision
+from fxdecomp.export.sessions import CPU, check_available
 from fxdecomp.files import write_json, write_text
 from fxdecomp.goals import Goal
 from fxdecomp.inputs import call_arguments
@@ -66,6 +67,8 @@ def compress_to(
     goal: Goal | None = None,
     quantize: Precision | None = None,
     time: bool = False,
+    provider: str = CPU,
+    threads: int = 1,
     command: str = "",
     progress: Progress = silent,
 ) -> CompressResult:
@@ -81,10 +84,17 @@ def compress_to(
             weights alone.
         goal: Search for the fastest network that reaches it; None carries out the policy.
         quantize: Write `small.int8.onnx` or `small.fp16.onnx` too, see `to_onnx`.
-        time: Write `dense.onnx` too, and time all files on the CPU with one thread.
+        time: Write `dense.onnx` too, and time all files.
+        provider: Where they are timed.
+        threads: Threads of the timing; 0 for every core of this process.
         command: The command that asked for it, for the report.
         progress: Told of every finished step and layer.
+
+    Raises:
+        BenchmarkError: Files are to be timed on a provider that is not there.
     """
+    if time:
+        check_available(provider)
     gm = trace(loaded.model, loaded.example_inputs)
     precision = chosen_precision(quantize, calibrated=calibration is not None)
     progress("compress", 1, _STEPS)
@@ -107,7 +117,8 @@ def compress_to(
     times = None
     if time:
         exports["dense"] = _export(loaded, gm, folder / "dense.onnx")
-        times = benchmark({name: exports[name].path for name in sorted(exports)}, progress=progress)
+        paths = {name: exports[name].path for name in sorted(exports)}
+        times = benchmark(paths, providers=[provider], threads=threads, progress=progress)
     progress("compress", 4, _STEPS)
     _save_program(small, args, kwargs, folder / "small.pt2")
     progress("compress", _STEPS, _STEPS)

@@ -41,6 +41,7 @@ def compress(
     A search (--max-drop) that was interrupted goes on when the same command is given again.
     """
     from fxdecomp.cli.tables import benchmark_table, layer_tables
+    from fxdecomp.export.sessions import provider_of
     from fxdecomp.files import check_replaces_none
     from fxdecomp.goals import goal_from, load_calibration, parse_budget, policy_for
     from fxdecomp.loading import load_model, parse_shape
@@ -62,6 +63,8 @@ def compress(
             goal=goal,
             quantize=quantize,  # type: ignore[arg-type]  # what is not among the names is refused in words
             time=time,
+            provider=provider_of(provider or "cpu"),
+            threads=threads,
             command=this_command(),
             progress=progress,
         )

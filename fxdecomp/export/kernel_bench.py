@@ -23,7 +23,7 @@ from fxdecomp.export.int8 import Int8, quantize_int8
 from fxdecomp.export.kernel_map import KernelMap, KernelPoint
 from fxdecomp.export.kernels import profile_model
 from fxdecomp.export.machine import machine
-from fxdecomp.export.sessions import CPU, available_providers, open_session, thread_count
+from fxdecomp.export.sessions import CPU, check_available, open_session, thread_count
 from fxdecomp.progress import Progress, silent
 
 KERNELS: Mapping[str, tuple[tuple[int, int], bool]] = {
@@ -81,8 +81,7 @@ def bench_kernels(
     if unknown or precision not in _ITEM_BYTES:
         wanted = list(KERNELS) if unknown else list(_ITEM_BYTES)
         raise BenchmarkError(f"there is no {(*unknown, precision)[0]!r}; wanted some of {wanted}")
-    if provider not in available_providers():
-        raise BenchmarkError(f"{provider} is not available; there are {', '.join(available_providers())}")
+    check_available(provider)
     bench = _Bench(provider, precision, thread_count(threads), runs)
     # A ceiling is the best of several tries.
     peak = 2e-9 * _GEMM**3 / min(bench.time_s(_gemm(), (1, _GEMM, _GEMM)) for _ in range(_TRIES))

@@ -10,7 +10,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from fxdecomp.errors import ExportError
+from fxdecomp.errors import BenchmarkError, ExportError
 
 CPU = "CPUExecutionProvider"
 
@@ -49,6 +49,13 @@ def available_providers() -> tuple[str, ...]:
     """The execution providers of the installed onnxruntime, and of the plugins registered with it."""
     built_in = onnxruntime().get_available_providers()
     return tuple(dict.fromkeys([*built_in, *(device.ep_name for device in _plugin_devices())]))
+
+
+def check_available(provider: str) -> None:
+    """Raise `BenchmarkError` where the installed onnxruntime has no such provider."""
+    offered = available_providers()
+    if provider not in offered:
+        raise BenchmarkError(f"{provider} is not available; there are {', '.join(offered)}")
 
 
 def provider_of(name: str) -> str:

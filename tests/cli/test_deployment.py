@@ -191,6 +191,15 @@ def test_no_file_that_is_read_is_replaced(
         assert "is read here and would be replaced; name another folder with -o" in error
 
 
+def test_compress_times_with_the_threads_and_the_provider_that_are_named(tmp_path: Path, fxd: Shell) -> None:
+    common = ("compress", NET, "--method", "svd", "--rank", "4", "--time", "--json")
+    timings = json.loads(fxd(*common, "-o", tmp_path / "a", "--threads", 2)[0])["timings"]["timings"]
+    assert {(row["provider"], row["threads"]) for row in timings} == {("CPUExecutionProvider", 2)}
+    _, error = fxd(*common, "-o", tmp_path / "b", "--provider", "cuda", code=1)
+    assert "CUDAExecutionProvider is not available; there are " in error
+    assert not (tmp_path / "b").exists()
+
+
 def test_an_onnx_file_is_a_model(tmp_path: Path, fxd: Shell) -> None:
     path = tmp_path / "foreign.onnx"
     net = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3))
