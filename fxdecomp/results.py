@@ -13,8 +13,8 @@ from torch.fx import GraphModule
 from fxdecomp.calibration import Calibration
 from fxdecomp.export import ExportReport, benchmark, to_onnx
 from fxdecomp.export.lowering import Precision, chosen_precision
-from fxdecomp.export.sessions import CPU, check_available
-from fxdecomp.files import write_json, write_text
+from fxdecomp.export.sessions import CPU, check_available, onnxruntime
+from fxdecomp.files import check_folder, write_json, write_text
 from fxdecomp.goals import Goal
 from fxdecomp.inputs import call_arguments
 from fxdecomp.loading import LoadedModel
@@ -91,8 +91,12 @@ def compress_to(
         progress: Told of every finished step and layer.
 
     Raises:
+        OutputError: The folder cannot be made.
+        ExportError: onnxruntime, with which files are checked, is missing.
         BenchmarkError: Files are to be timed on a provider that is not there.
     """
+    check_folder(folder)
+    onnxruntime()
     if time:
         check_available(provider)
     gm = trace(loaded.model, loaded.example_inputs)

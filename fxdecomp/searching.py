@@ -23,6 +23,7 @@ from fxdecomp.allocation.agreement import Agreement
 from fxdecomp.calibration import Batch, Calibration
 from fxdecomp.errors import PolicyError
 from fxdecomp.export import benchmark, to_onnx
+from fxdecomp.files import check_file
 from fxdecomp.inputs import ExampleInputs, call_arguments, placeholder_values
 from fxdecomp.pipeline import transform
 from fxdecomp.plans import Plan
@@ -79,7 +80,7 @@ def search(
 
     Raises:
         PolicyError: A setting is out of range.
-        FxdecompError: The state file belongs to another search.
+        FxdecompError: The state file belongs to another search, or its folder is not there.
 
     Example:
         >>> import torch, fxdecomp
@@ -93,6 +94,8 @@ def search(
             f"max_drop {max_drop}, least_share {least_share}, evaluations {evaluations}: wanted at least 0, "
             "a share in (0, 1) and at least 1"
         )
+    if state is not None:
+        check_file(Path(state))
     base = policy or Policy(budget=MACs(0.5))
     if not isinstance(base.budget, MACs | Latency):
         raise PolicyError("search needs a policy with a budget that it can replace, such as MACs(0.5)")

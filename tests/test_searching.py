@@ -173,6 +173,13 @@ def test_a_state_of_another_search_is_refused(gm: GraphModule, tmp_path: Path) -
         search(gm, INPUTS, metric=judge, state=state, policy=POLICY)
 
 
+def test_a_state_that_cannot_be_written_is_told_before_the_work(gm: GraphModule, tmp_path: Path) -> None:
+    judge = Judge(gm)
+    with pytest.raises(fxdecomp.FxdecompError, match="does not exist; create it first"):
+        search(gm, INPUTS, metric=judge, state=tmp_path / "no" / "state.json", policy=POLICY)
+    assert judge.count == 0
+
+
 def test_the_result_is_data(gm: GraphModule, tmp_path: Path) -> None:
     found = search(gm, INPUTS, policy=POLICY, max_drop=0.02, evaluations=1, least_share=1e-9)
     assert isinstance(found, SearchResult)

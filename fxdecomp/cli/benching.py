@@ -33,12 +33,15 @@ def bench(
     from fxdecomp.cli.tables import benchmark_table, kernel_table
     from fxdecomp.export import benchmark
     from fxdecomp.export.sessions import provider_of
+    from fxdecomp.files import check_file
     from fxdecomp.loading import parse_axes, parse_provider_options
     from fxdecomp.reporting import report_of_files
 
     if compare:
         _compare(files, as_json=as_json)
         return
+    if html is not None:
+        check_file(html)
     named = dict(zip(_distinct_names(files), files, strict=True))
     axes, options = parse_axes(axis or []), parse_provider_options(provider_option or [])
     with progress_bars(quiet=quiet or as_json) as progress:

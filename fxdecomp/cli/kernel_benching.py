@@ -26,8 +26,11 @@ def bench_kernels(
     """Time the kernels that chains are made of, against the machine's own peak and memory (a roofline)."""
     from fxdecomp.export import bench_kernels as measure
     from fxdecomp.export.kernel_bench import CHANNELS, KERNELS, SIZES
+    from fxdecomp.export.kernel_map import check_picture
     from fxdecomp.export.sessions import provider_of
 
+    if plot is not None:
+        check_picture(plot)
     with progress_bars(quiet=quiet or as_json) as progress:
         found = measure(
             provider=provider_of(provider),

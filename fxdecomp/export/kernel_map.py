@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fxdecomp.errors import BenchmarkError
+from fxdecomp.files import check_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,12 +118,11 @@ class KernelMap:
             path: The picture to write; its ending says in which format.
 
         Raises:
-            BenchmarkError: If matplotlib is not installed.
+            BenchmarkError: If matplotlib is not installed, or does not know the ending.
         """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise BenchmarkError("a plot needs matplotlib; install `fxdecomp[plots]`") from error
+        check_picture(path)
+        from matplotlib.figure import Figure
+
         figure = Figure(figsize=(8, 5), layout="constrained")
         self.draw(figure.subplots())
         figure.savefig(path)
@@ -140,3 +140,21 @@ class KernelMap:
         axes.set_ylabel("GFLOP/s")
         axes.set_title(f"{self.provider}, {self.precision}, {self.threads} thread(s)")
         axes.legend()
+
+
+def check_picture(path: Path | str) -> None:
+    """Raise where a picture could not be drawn, before the work on what it is to show.
+
+    Raises:
+        BenchmarkError: matplotlib is not installed, or does not know the ending.
+        OutputError: The file cannot be written.
+    """
+    try:
+        from matplotlib.backend_bases import FigureCanvasBase
+    except ImportError as error:
+        raise BenchmarkError("a plot needs matplotlib; install `fxdecomp[plots]`") from error
+    path = Path(path)
+    known = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix and path.suffix[1:].lower() not in known:
+        raise BenchmarkError(f"{path}: no picture ends in {path.suffix}; use .svg, .png or .pdf")
+    check_file(path)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from fxdecomp.errors import RecoveryError
+from fxdecomp.files import check_file
 from fxdecomp.graphs import copy_owning_tensors, stored_tensors
 from fxdecomp.inputs import ExampleInputs, call_arguments
 from fxdecomp.passes import FoldBatchNorm
@@ -76,6 +77,7 @@ def recover(
 
     Raises:
         RecoveryError: The networks, the data or the checkpoint do not fit.
+        FxdecompError: The checkpoint's folder is not there.
 
     Example:
         >>> import torch, fxdecomp
@@ -86,6 +88,8 @@ def recover(
     device = _device(small, original)
     if (labels is None) != (task_loss is None):
         raise RecoveryError("labels and task_loss go together; give both, or neither")
+    if checkpoint is not None:
+        check_file(Path(checkpoint))
     batches = split_batches(data, labels, held_out, seed, lambda values: total(values, device))
     result = copy_owning_tensors(small, small)
     student = copy_owning_tensors(small, small).eval()

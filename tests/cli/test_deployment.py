@@ -200,6 +200,31 @@ def test_compress_times_with_the_threads_and_the_provider_that_are_named(tmp_pat
     assert not (tmp_path / "b").exists()
 
 
+def test_what_cannot_be_written_is_told_before_the_work(
+    dense: Path, tmp_path: Path, fxd: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(*_: object, **__: object) -> None:
+        raise AssertionError("the work began")
+
+    for name in ("results.trace", "export.benchmark", "export.bench_kernels"):
+        monkeypatch.setattr(f"fxdecomp.{name}", work)
+    file = tmp_path / "file"
+    file.write_text("")
+    compress = ("compress", NET, "--method", "svd", "-o")
+    for folder in (file, file / "below"):
+        _, error = fxd(*compress, folder, code=2)
+        assert f"{file} is a file, where a folder is wanted; name another folder" in error
+    _, error = fxd("bench", dense, "--html", tmp_path / "no" / "page.html", code=2)
+    assert f"the folder {tmp_path / 'no'} does not exist; create it first" in error
+    _, error = fxd("bench", dense, "--html", tmp_path, code=2)
+    assert f"{tmp_path} cannot be written; name another file" in error
+    _, error = fxd("bench-kernels", "--plot", tmp_path / "map.xyz", code=1)
+    assert "no picture ends in .xyz; use .svg, .png or .pdf" in error
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    _, error = fxd(*compress, tmp_path / "out", code=1)
+    assert "onnxruntime is not installed" in error
+
+
 def test_an_onnx_file_is_a_model(tmp_path: Path, fxd: Shell) -> None:
     path = tmp_path / "foreign.onnx"
     net = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3))

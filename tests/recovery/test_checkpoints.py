@@ -175,6 +175,20 @@ def test_a_run_is_of_its_graph_its_loss_and_its_agreement(tmp_path):
         fxdecomp.recover(small, changed, data, **options, **known)
 
 
+def test_a_checkpoint_that_cannot_be_written_is_told_before_the_work(tmp_path):
+    small, gm = pair()
+    steps = []
+    with pytest.raises(fxdecomp.FxdecompError, match="does not exist; create it first"):
+        fxdecomp.recover(
+            small,
+            gm,
+            batches(),
+            checkpoint=tmp_path / "no" / "run.ckpt",
+            progress=lambda *at: steps.append(at),
+        )
+    assert not steps
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "run.ckpt"
     save_atomically(path, {"a": 1})
