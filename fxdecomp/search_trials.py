@@ -26,7 +26,7 @@ class Trial:
         share: The budget, as a share of what the dense network costs.
         macs: What the network takes.
         params: Its parameters.
-        metric: What the metric said; NaN where no network meets the budget.
+        metric: What the metric said; NaN where no network meets the budget, or it said nothing finite.
         accepted: Whether the loss is within what the user allows.
         plan: Methods and ranks, None for the dense network and where there is none.
         problem: Why there is no network, empty where there is one.
@@ -80,7 +80,7 @@ class SearchResult:
     def frontier(self) -> tuple[Trial, ...]:
         """The trials that no other beats in both cost and metric, the dearest first."""
         kept: list[Trial] = []
-        judged = [trial for trial in self.trials if not trial.problem]
+        judged = [trial for trial in self.trials if not math.isnan(trial.metric)]
         for trial in sorted(judged, key=lambda t: (t.cost, -t.metric)):
             if not kept or trial.metric > kept[-1].metric:
                 kept.append(trial)

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 from torch.fx import GraphModule
 
@@ -33,7 +33,7 @@ from fxdecomp.recovery.checkpoints import fingerprint, name_of
 from fxdecomp.reporting import report
 from fxdecomp.search_trials import SearchResult, Trial, next_share, restored_trials, save_state
 
-Metric = Callable[[GraphModule], float]
+Metric = Callable[[GraphModule], SupportsFloat]
 Recovery = Callable[[GraphModule], GraphModule]
 
 _log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ def search(
         progress: Told of every judged network, and of the work at each.
 
     Raises:
-        PolicyError: A setting is out of range.
+        PolicyError: A setting is out of range, or the metric gives no number.
         FxdecompError: The state file belongs to another search, or its folder is not there.
 
     Example:
@@ -116,7 +116,12 @@ def search(
     trials = restored_trials(state, settings)
     if not trials:
         share = None if provider is None else 1.0
-        trials = [Trial(1.0, dense.macs_before, dense.params_before, metric(gm), True, time_share=share)]
+        value = _judged(metric, gm)
+        if math.isnan(value):
+            raise PolicyError(
+                f"metric {name_of(metric)} of the original is not finite; nothing compares to it"
+            )
+        trials = [Trial(1.0, dense.macs_before, dense.params_before, value, True, time_share=share)]
     wanted = trials[0].metric - max_drop
     seeker = _Seeker(gm, base, data, metric, wanted, recovery, progress)
     for step in range(len(trials) - 1, evaluations):
@@ -163,7 +168,7 @@ class _Seeker:
             why = "; ".join(told.record.notes[-1:])
             return self._logged(Trial(share, 0, 0, math.nan, accepted=False, problem=why))
         small = self._recovered(small)
-        value = self.metric(small)
+        value = _judged(self.metric, small)
         trial = Trial(
             share,
             told.macs_after,
@@ -197,6 +202,20 @@ class _Seeker:
 
 def _budget(share: float, provider: str | None, threads: int) -> Budget:
     return MACs(share) if provider is None else Latency(share, provider, threads)
+
+
+def _judged(metric: Metric, gm: GraphModule) -> float:
+    """What a metric says of a network, as a plain number; NaN, which no search accepts, for infinity too.
+
+    Raises:
+        PolicyError: It is no number.
+    """
+    value = metric(gm)
+    try:
+        number = float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise PolicyError(f"metric {name_of(metric)} gives {value!r}, wanted one number") from error
+    return number if math.isfinite(number) else math.nan
 
 
 def _time_share(latency: Any) -> float | None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -218,6 +219,44 @@ def test_settings_out_of_range_raise(gm: GraphModule, options: dict[str, float])
         search(gm, INPUTS, **options)  # type: ignore[arg-type]
     with pytest.raises(PolicyError, match="budget that it can replace"):
         search(gm, INPUTS, policy=Policy(budget=Params(0.5)))
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, torch.tensor])
+def test_a_metric_may_give_any_kind_of_number(
+    gm: GraphModule, tmp_path: Path, kind: Callable[[float], Any]
+) -> None:
+    options = {"policy": POLICY, "max_drop": 0.5, "evaluations": 1}
+    state = tmp_path / "state.json"
+    judge = Agreement(gm, [INPUTS])
+    found = search(gm, INPUTS, metric=lambda each: kind(judge(each)), state=state, **options)  # type: ignore[arg-type]
+    assert {(type(trial.metric), type(trial.accepted)) for trial in found.trials} == {(float, bool)}
+    assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["trials"][0]["metric"] == 1.0
+
+
+def test_a_metric_without_a_number_raises_before_the_work(
+    gm: GraphModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fxdecomp.searching.transform", None)
+    for value in (None, "good", torch.ones(2)):
+        with pytest.raises(PolicyError, match=r"metric tests.*:.*<lambda> gives .* wanted one number"):
+            search(gm, INPUTS, metric=lambda _, value=value: value)
+    for value in (math.nan, math.inf):
+        with pytest.raises(PolicyError, match="of the original is not finite"):
+            search(gm, INPUTS, metric=lambda _, value=value: value)
+
+
+def test_a_network_whose_metric_is_not_finite_is_rejected(gm: GraphModule) -> None:
+    judge = Judge(gm)
+    found = search(
+        gm,
+        INPUTS,
+        metric=lambda each: judge(each) if each is gm else math.inf,
+        max_drop=0.5,
+        evaluations=1,
+        policy=POLICY,
+    )
+    assert [trial.accepted for trial in found.trials] == [True, False]
+    assert found.frontier == found.trials[:1]
 
 
 def test_the_next_share_lies_where_the_losses_point_and_off_the_ends() -> None:
