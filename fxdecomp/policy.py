@@ -54,9 +54,10 @@ class Policy:
     multiple_of: int | None = None
 
     def __post_init__(self) -> None:
-        _check_kinds(self)
-        object.__setattr__(self, "rules", tuple(self.rules))
-        object.__setattr__(self, "exclude", tuple(self.exclude))
+        object.__setattr__(self, "rules", _all_of(self.rules, Rule, "rules is a list of Rule objects"))
+        object.__setattr__(self, "exclude", _all_of(self.exclude, str, "exclude is a list of patterns"))
+        if not isinstance(self.require_saving, bool):
+            raise PolicyError(f"require_saving is true or false, got {self.require_saving!r}")
         if self.budget is not None and self.method is None:
             object.__setattr__(self, "method", AUTO)
         rank = checked_rank(self.method, self.rank, "the policy")
@@ -191,12 +192,14 @@ def _check_budget(policy: Policy) -> None:
         raise PolicyError(f"multiple_of is a positive whole number, got {step!r}")
 
 
-def _check_kinds(policy: Policy) -> None:
-    """Raise where a field is of the wrong kind; a plain string would pass for a list of its letters."""
-    kinds: dict[str, tuple[type, str]] = {"rules": (Rule, "Rule objects"), "exclude": (str, "patterns")}
-    for name, (kind, words) in kinds.items():
-        value = getattr(policy, name)
-        if isinstance(value, str) or not all(isinstance(item, kind) for item in value):
-            raise PolicyError(f"{name} is a list of {words}, got {value!r}")
-    if not isinstance(policy.require_saving, bool):
-        raise PolicyError(f"require_saving is true or false, got {policy.require_saving!r}")
+def _all_of(given: object, kind: type, wanted: str) -> tuple[Any, ...]:
+    """The items of any iterable; a plain string would pass for a list of its letters.
+
+    Raises:
+        PolicyError: It is no iterable, or one of its items is of another kind; says what is `wanted`.
+    """
+    if isinstance(given, Iterable) and not isinstance(given, str):
+        items = tuple(given)
+        if all(isinstance(item, kind) for item in items):
+            return items
+    raise PolicyError(f"{wanted}, got {given!r}")

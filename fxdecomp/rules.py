@@ -53,10 +53,11 @@ class Rule:
     floor: float = 0.0
 
     def __post_init__(self) -> None:
-        if not self.pattern:
-            raise PolicyError("a rule needs a pattern, such as 'classifier.*'")
+        if not isinstance(self.pattern, str) or not self.pattern:
+            raise PolicyError(f"a rule needs a pattern, such as 'classifier.*', got {self.pattern!r}")
         object.__setattr__(self, "rank", checked_rank(self.method, self.rank, f"rule {self.pattern!r}"))
-        if not 0 <= self.floor <= 1 or (self.floor and (self.method is None or self.rank is not None)):
+        known = isinstance(self.floor, int | float) and 0 <= self.floor <= 1
+        if not known or (self.floor and (self.method is None or self.rank is not None)):
             raise PolicyError(
                 f"rule {self.pattern!r} has the floor {self.floor!r}; wanted a share in [0, 1], with a "
                 "method and without a rank, such as Rule('stem', method='auto', floor=0.5)"

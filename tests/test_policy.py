@@ -71,6 +71,13 @@ def test_two_rules_that_agree_do_not_conflict() -> None:
     assert policy.select("a.b") == Selection("svd", Fixed(3))
 
 
+def test_rules_and_exclusions_may_be_any_iterable() -> None:
+    names = ("head", "stem")
+    policy = Policy("svd", rules=(Rule(name) for name in names), exclude=(name for name in names))
+    assert policy == Policy("svd", rules=[Rule("head"), Rule("stem")], exclude=["head", "stem"])
+    assert policy.exclude == names
+
+
 @pytest.mark.parametrize(
     ("make", "text"),
     [
@@ -94,6 +101,10 @@ def test_two_rules_that_agree_do_not_conflict() -> None:
         (lambda: Policy(5), "a method is a name"),
         (lambda: Policy("svd", rules="classifier"), "rules is a list of Rule objects"),
         (lambda: Policy("svd", exclude="head.*"), "exclude is a list of patterns"),
+        (lambda: Policy("svd", exclude=(name for name in ("head", 5))), "exclude is a list of patterns"),
+        (lambda: Policy("svd", rules=Rule("a")), "rules is a list of Rule objects"),
+        (lambda: Rule(5), "a rule needs a pattern, such as 'classifier.*', got 5"),
+        (lambda: Rule("a", "auto", floor="much"), "rule 'a' has the floor 'much'; wanted a share"),
     ],
 )
 def test_a_policy_that_cannot_be_meant(make: object, text: str) -> None:
@@ -120,6 +131,8 @@ def test_a_policy_that_cannot_be_meant(make: object, text: str) -> None:
         ('method = "svd"\nrules = 3\n', "rules"),
         ('method = "svd"\nrequire_saving = "no"\n', ":2: require_saving"),
         ('method = "svd"\nexclude = "head"\n', ":2: exclude"),
+        ('method = "svd"\nexclude = 5\n', ":2: exclude is a list of patterns, got 5"),
+        ('budget = "macs:0.5"\n', ":1: budget is a table such as { budget = 'macs', target = 0.5 }, got"),
         ("method = 3\n", "the policy: a method is a name such as 'tucker2', got 3"),
     ],
 )

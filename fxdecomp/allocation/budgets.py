@@ -156,6 +156,8 @@ def budget_from_dict(data: Mapping[str, Any]) -> Budget:
     Raises:
         PolicyError: The budget or one of its fields is not known.
     """
+    if not isinstance(data, Mapping):
+        raise PolicyError(f"budget is a table such as {{ budget = 'macs', target = 0.5 }}, got {data!r}")
     fields = {key: value for key, value in data.items() if key != "budget"}
     for kind in BUDGETS:
         if kind.name == data.get("budget"):
