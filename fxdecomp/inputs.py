@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.fx import GraphModule
 from torch.fx._pytree import tree_flatten_spec
 from torch.fx.graph import _PyTreeCodeGen
 
-from fxdecomp.errors import TraceError
+from fxdecomp.errors import FxdecompError, TraceError, first_line
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,11 +29,17 @@ ExampleInputs = Tensor | Sequence[Any] | Mapping[str, Any] | Arguments
 
 
 def call_arguments(inputs: ExampleInputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments of a call: a tensor is one argument, a dict holds keywords."""
+    """Positional and keyword arguments of a call: a tensor is one argument, a dict holds keywords.
+
+    Raises:
+        TraceError: The inputs are none of these.
+    """
     if isinstance(inputs, Arguments):
         return inputs.positional, dict(inputs.keyword)
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
+    if not isinstance(inputs, Tensor | Iterable):
+        raise TraceError(f"inputs are a tensor, a sequence or a dict, got {type(inputs).__name__}")
     return ((inputs,), {}) if isinstance(inputs, Tensor) else (tuple(inputs), {})
 
 
@@ -58,6 +66,24 @@ def placeholder_values(gm: GraphModule, inputs: ExampleInputs) -> list[Any]:
     if len(values) != len(nodes):
         raise TraceError(f"the example inputs hold {len(values)} values, the graph takes {len(nodes)}")
     return values
+
+
+@contextmanager
+def naming_batch(batch: str, kind: type[FxdecompError]) -> Iterator[None]:
+    """Name the batch where a network raises because the batch is not made for it.
+
+    Args:
+        batch: What the user knows it by, such as `calibration batch 3`.
+        kind: The error to raise instead.
+    """
+    try:
+        yield
+    except (TraceError, TypeError, ValueError, IndexError, RuntimeError) as error:
+        foreseen = isinstance(error, FxdecompError) and not isinstance(error, TraceError)
+        if foreseen or isinstance(error, torch.OutOfMemoryError):
+            raise
+        told = str(error) if isinstance(error, TraceError) else first_line(error)
+        raise kind(f"{batch} does not fit: {told}; give what the network takes, without labels") from error
 
 
 def float_leaves(value: object) -> list[Tensor]:

@@ -80,6 +80,7 @@ def search(
 
     Raises:
         PolicyError: A setting is out of range, or the metric gives no number.
+        CalibrationError: A batch does not fit the network.
         FxdecompError: The state file belongs to another search, or its folder is not there.
 
     Example:
@@ -110,8 +111,9 @@ def search(
         "fingerprint": _fingerprint(gm, data, example_inputs),
     }
     if metric is None:
+        count = 0 if data is None else len(tuple(data.batches))
         data, judged = _split(data, example_inputs)
-        metric = Agreement(gm, judged)
+        metric = Agreement(gm, judged, first=max(0, count - len(judged)))
     dense = report(gm)
     trials = restored_trials(state, settings)
     if not trials:

@@ -181,6 +181,12 @@ def test_a_state_that_cannot_be_written_is_told_before_the_work(gm: GraphModule,
     assert judge.count == 0
 
 
+def test_a_batch_to_judge_on_that_does_not_fit_is_told_by_its_place(gm: GraphModule) -> None:
+    data = [INPUTS] * 5
+    with pytest.raises(fxdecomp.CalibrationError, match="calibration batch 4 does not fit"):
+        search(gm, INPUTS, calibration=[*data[:4], (INPUTS, torch.zeros(2))])
+
+
 def test_the_result_is_data(gm: GraphModule, tmp_path: Path) -> None:
     found = search(gm, INPUTS, policy=POLICY, max_drop=0.02, evaluations=1, least_share=1e-9)
     assert isinstance(found, SearchResult)

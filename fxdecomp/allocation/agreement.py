@@ -9,23 +9,31 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from fxdecomp.calibration import Batch
+from fxdecomp.errors import CalibrationError
 from fxdecomp.export.parity import evaluating
-from fxdecomp.inputs import call_arguments, float_leaves
+from fxdecomp.inputs import call_arguments, float_leaves, naming_batch
 from fxdecomp.untouched import copied
 
 
 class Agreement:
     """`1 - E||y - y'||^2 / E||y - mean(y)||^2` over all floating-point outputs; 1 for the original itself."""
 
-    def __init__(self, gm: GraphModule, batches: Iterable[Batch]) -> None:
+    def __init__(self, gm: GraphModule, batches: Iterable[Batch], *, first: int = 0) -> None:
         """Run the original.
 
         Args:
             gm: The original network.
             batches: The inputs to compare on.
+            first: Number of the first of them in the user's calibration.
+
+        Raises:
+            CalibrationError: A batch does not fit the network; says which.
         """
         self._batches = tuple(batches)
-        self._wanted = [self.outputs(gm, batch) for batch in self._batches]
+        self._wanted = []
+        for index, batch in enumerate(self._batches, start=first):
+            with naming_batch(f"calibration batch {index}", CalibrationError):
+                self._wanted.append(self.outputs(gm, batch))
         columns = (
             torch.cat([each.flatten() for each in column]) for column in zip(*self._wanted, strict=True)
         )

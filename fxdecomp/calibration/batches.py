@@ -11,8 +11,8 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.fx import GraphModule
 
-from fxdecomp.errors import CalibrationError, TraceError
-from fxdecomp.inputs import ExampleInputs, placeholder_values
+from fxdecomp.errors import CalibrationError
+from fxdecomp.inputs import ExampleInputs, call_arguments, naming_batch, placeholder_values
 
 Batch = ExampleInputs
 
@@ -34,7 +34,7 @@ class Calibration:
         refit: Whether every chain is fitted once more, to the output of the original network.
 
     Raises:
-        CalibrationError: There are no batches, or one holds NaN.
+        CalibrationError: There are no batches, or one holds no examples, or NaN.
     """
 
     batches: Iterable[Batch]
@@ -52,8 +52,13 @@ class Calibration:
         if not batches:
             raise CalibrationError("calibration holds no batches; give it at least one")
         for index, batch in enumerate(batches):
-            for leaf in pytree.tree_leaves(batch):
-                if isinstance(leaf, Tensor) and leaf.is_floating_point() and bool(torch.isnan(leaf).any()):
+            with naming_batch(f"calibration batch {index}", CalibrationError):
+                leaves = pytree.tree_leaves(call_arguments(batch))
+            tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+            if any(leaf.ndim and not leaf.shape[0] for leaf in tensors[:1]):
+                raise CalibrationError(f"calibration batch {index} holds no examples; leave it out")
+            for leaf in tensors:
+                if leaf.is_floating_point() and bool(torch.isnan(leaf).any()):
                     raise CalibrationError(f"calibration batch {index} holds NaN; leave it out")
         object.__setattr__(self, "batches", batches)
 
@@ -79,8 +84,6 @@ class Calibration:
         assert isinstance(self.batches, Sequence)  # made so above; narrows the type
         found = []
         for index, batch in enumerate(self.batches):
-            try:
+            with naming_batch(f"calibration batch {index}", CalibrationError):
                 found.append(placeholder_values(gm, batch))
-            except TraceError as error:
-                raise CalibrationError(f"calibration batch {index} does not fit: {error}") from error
         return found

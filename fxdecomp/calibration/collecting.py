@@ -21,6 +21,7 @@ from fxdecomp.calibration.patches import draw_positions, patches_at, position_co
 from fxdecomp.calibration.walking import Walk
 from fxdecomp.errors import CalibrationError
 from fxdecomp.graphs import copy_sharing_tensors
+from fxdecomp.inputs import naming_batch
 from fxdecomp.layers import LayerSpec
 from fxdecomp.sites import Site
 
@@ -69,12 +70,13 @@ def collect(
         )
         for index, batch in enumerate(values):
             walk = Walk(runner, batch)
-            for node, source, view in stops:
-                walk.go_before(node.name)
-                x = walk.value_of(source)
-                seed = calibration.seed_of(view.seed, index)
-                most = _share(view, len(values), calibration)
-                _add(view, x, draw_positions(position_count(x, view.spec), most, seed), index)
+            with naming_batch(f"calibration batch {index}", CalibrationError):
+                for node, source, view in stops:
+                    walk.go_before(node.name)
+                    x = walk.value_of(source)
+                    seed = calibration.seed_of(view.seed, index)
+                    most = _share(view, len(values), calibration)
+                    _add(view, x, draw_positions(position_count(x, view.spec), most, seed), index)
         found: dict[str, tuple[Moments, ...]] = {}
         for view in views:
             found |= dict.fromkeys(view.sites, tuple(each.moments() for each in view.sums))

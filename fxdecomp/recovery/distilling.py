@@ -13,7 +13,8 @@ from torch import Tensor, distributed, nn
 from torch.fx import GraphModule
 from torch.nn.parallel import DistributedDataParallel
 
-from fxdecomp.inputs import call_arguments, placeholder_values
+from fxdecomp.errors import RecoveryError
+from fxdecomp.inputs import call_arguments, naming_batch, placeholder_values
 from fxdecomp.recovery.batches import Batch, Batches, moved
 from fxdecomp.recovery.blocks import Block, block_student, block_teacher
 from fxdecomp.recovery.measuring import (
@@ -67,7 +68,7 @@ class Distillation:
 
         @torch.no_grad()
         def wanted(batch: Batch) -> Any:
-            with self._precision():
+            with self._precision(), naming_batch(f"batch {batch.index} of data", RecoveryError):
                 return teacher(*placeholder_values(self.teacher, moved(batch.inputs, self.device)))
 
         variances = self._variances(wanted)
@@ -83,7 +84,12 @@ class Distillation:
     def begin_outputs(self) -> Callable[[Batch], Tensor]:
         """The loss of the second phase: the relative error of the outputs, and the task loss."""
         parallel, variances = self._parallel(self.student), self.output_variances()
-        return lambda batch: self._loss(self._call(parallel, batch), batch, variances)
+
+        def loss(batch: Batch) -> Tensor:
+            wanted = self._wanted(batch)
+            return self._loss(self._call(parallel, batch), wanted, batch, variances)
+
+        return loss
 
     def output_variances(self) -> Tensor:
         """The variance of each tensor of the original's outputs, `[tensors]`."""
@@ -98,8 +104,9 @@ class Distillation:
         """
         sums = torch.zeros(6, dtype=torch.float64)
         for batch in self.batches.held_out:
-            outputs, wanted = self._call(self.student, batch), self._wanted(batch)
-            error = float(self._loss(outputs, batch, variances))
+            wanted = self._wanted(batch)
+            outputs = self._call(self.student, batch)
+            error = float(self._loss(outputs, wanted, batch, variances))
             if self.agreement is None:
                 agreed = agreement_sums(outputs, wanted)
             else:
@@ -120,8 +127,8 @@ class Distillation:
         """The sum of a tensor over the processes."""
         return total(values, self.device)
 
-    def _loss(self, outputs: Any, batch: Batch, variances: Tensor) -> Tensor:
-        loss = relative_error(outputs, self._wanted(batch), variances)
+    def _loss(self, outputs: Any, wanted: Any, batch: Batch, variances: Tensor) -> Tensor:
+        loss = relative_error(outputs, wanted, variances)
         if self.task_loss is not None:
             loss = loss + self.task_weight * self.task_loss(outputs, moved(batch.labels, self.device))
         return loss
@@ -135,7 +142,8 @@ class Distillation:
     def _wanted(self, batch: Batch) -> Any:
         """The original's outputs on a batch; kept as long as they are few."""
         if batch.index not in self.targets:
-            outputs = self._call(self.teacher, batch)
+            with naming_batch(f"batch {batch.index} of data", RecoveryError):
+                outputs = self._call(self.teacher, batch)
             held = [t for t in pytree.tree_leaves(tuple(self.targets.values())) if isinstance(t, Tensor)]
             if sum(t.nbytes for t in held) >= _CACHE_BYTES:
                 return outputs

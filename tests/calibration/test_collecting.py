@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import fxdecomp
-from fxdecomp import CalibrationError, Policy
+from fxdecomp import CalibrationError, MACs, Policy
 from fxdecomp.calibration import Calibration, Moments
 from fxdecomp.calibration.collecting import collect
 from fxdecomp.calibration.moments import MomentsSum
@@ -153,6 +153,18 @@ def test_bad_data_is_refused_by_its_index():
     gm = fxdecomp.trace(Net().eval(), good)
     with pytest.raises(CalibrationError, match="batch 0 does not fit"):
         fxdecomp.transform(gm, Policy(method="tucker2", rank=0.5), calibration=[(good, good)])
+
+
+@pytest.mark.parametrize("budget", [None, MACs(0.5)])
+def test_batches_that_the_network_does_not_take_are_refused_by_their_index(budget):
+    good = batches(2)[0]
+    gm = fxdecomp.trace(Net().eval(), good)
+    policy = Policy(method="tucker2", rank=None if budget else 0.5, budget=budget)
+    for bad in ((good, torch.zeros(len(good))), good[:, :-1], good.double(), {"images": good}):
+        with pytest.raises(CalibrationError, match=r"batch 1 does not fit: .*; give what the network takes"):
+            fxdecomp.transform(gm, policy, calibration=[good, bad])
+    with pytest.raises(CalibrationError, match="batch 1 holds no examples; leave it out"):
+        fxdecomp.transform(gm, policy, calibration=[good, good[:0]])
 
 
 def test_overflowing_activations_are_refused():

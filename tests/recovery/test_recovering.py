@@ -207,6 +207,17 @@ def test_wrong_arguments_are_told(data, options, message):
         fxdecomp.recover(small, gm, data, **options)
 
 
+@pytest.mark.parametrize("index", range(3))
+@pytest.mark.parametrize("block_steps", [0, 1])
+def test_a_batch_that_the_network_does_not_take_is_told(index, block_steps):
+    small, gm = pair()
+    for bad in ((batches(1)[0], torch.zeros(16)), batches(1)[0].double(), torch.randn(4, 2, 8, 8)):
+        data = batches(3)
+        data[index] = bad
+        with pytest.raises(fxdecomp.RecoveryError, match=f"batch {index} of data does not fit: "):
+            fxdecomp.recover(small, gm, data, block_steps=block_steps, steps=1)
+
+
 def test_networks_that_do_not_belong_together_are_told():
     small, gm = pair()
     other = fxdecomp.trace(nn.Sequential(nn.Flatten(), nn.Linear(64, 5)), torch.randn(2, 1, 8, 8))
