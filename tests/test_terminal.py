@@ -112,9 +112,12 @@ def test_an_interruption_is_no_traceback(monkeypatch, capsys) -> None:
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sys.modules["fxdecomp.cli.app"], "app", interrupted)
-    assert run("inspect", NET, monkeypatch=monkeypatch) == 130
-    assert "interrupted" in capsys.readouterr().err
+    for name in ("fxdecomp.loading.load_model", "fxdecomp.cli.app.app"):
+        with monkeypatch.context() as patched:
+            patched.setattr(sys.modules[name.rpartition(".")[0]], name.rpartition(".")[2], interrupted)
+            assert run("inspect", NET, monkeypatch=monkeypatch) == 130
+        told = "fxdecomp: interrupted; files that were not finished were not written\n"
+        assert capsys.readouterr().err == told
 
 
 def test_the_version_is_told(monkeypatch, capsys) -> None:

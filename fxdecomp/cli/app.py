@@ -36,6 +36,8 @@ _COMMANDS: dict[Callable[..., Any], str] = {
     demo: "fxdecomp demo -o demo-output",
     cache: "fxdecomp cache --clear",
 }
+_INTERRUPTED = 130
+
 for command, example in _COMMANDS.items():
     app.command(epilog=f"Example: {example}")(command)
 
@@ -64,9 +66,11 @@ def main() -> None:
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:
         app()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stopped:  # typer makes an exit of an interruption
+        if isinstance(stopped, SystemExit) and stopped.code != _INTERRUPTED:
+            raise
         print_error("fxdecomp: interrupted; files that were not finished were not written")
-        sys.exit(130)
+        sys.exit(_INTERRUPTED)
     except Exception as error:
         if debug:
             raise
