@@ -90,10 +90,10 @@ def search(
         >>> found.best.macs < found.trials[0].macs
         True
     """
-    if not (max_drop >= 0 and 0 < least_share < 1 and evaluations >= 1):
+    if not (0 <= max_drop < math.inf and 0 < least_share < 1 and evaluations >= 1):
         raise PolicyError(
-            f"max_drop {max_drop}, least_share {least_share}, evaluations {evaluations}: wanted at least 0, "
-            "a share in (0, 1) and at least 1"
+            f"max_drop {max_drop}, least_share {least_share}, evaluations {evaluations}: wanted a number "
+            "from 0 on, a share in (0, 1) and at least 1"
         )
     if state is not None:
         check_file(Path(state))

@@ -48,7 +48,7 @@ def print_error(text: str) -> None:
 
 def print_json(data: Any) -> None:
     """Print one JSON document."""
-    print_text(json.dumps(data, indent=2))
+    print_text(json.dumps(data, indent=2, allow_nan=False))
 
 
 @contextmanager

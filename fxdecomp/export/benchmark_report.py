@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -52,6 +53,20 @@ class Timing:
     peak_bytes: int | None = None
     nodes: Mapping[str, int] = field(default_factory=dict)
     problem: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The row as JSON data, which has no NaN: times that are not there are None."""
+        return {key: None if _is_nan(value) else value for key, value in asdict(self).items()}
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> Timing:
+        """The inverse of `to_dict`."""
+        given = {key: value for key, value in data.items() if value is not None}
+        return Timing(**given | {"rounds_s": tuple(data["rounds_s"])})
+
+
+def _is_nan(value: object) -> bool:
+    return isinstance(value, float) and math.isnan(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +209,7 @@ class BenchmarkReport:
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON data."""
         return {
-            "timings": [asdict(row) for row in self.timings],
+            "timings": [row.to_dict() for row in self.timings],
             "kernels": {name: [row.to_dict() for row in rows] for name, rows in self.kernels.items()},
             "machine": dict(self.machine),
             "settings": dict(self.settings),
@@ -204,7 +219,7 @@ class BenchmarkReport:
     def from_dict(data: Mapping[str, Any]) -> BenchmarkReport:
         """The inverse of `to_dict`."""
         return BenchmarkReport(
-            timings=tuple(Timing(**row | {"rounds_s": tuple(row["rounds_s"])}) for row in data["timings"]),
+            timings=tuple(map(Timing.from_dict, data["timings"])),
             kernels={
                 name: tuple(Kernel(**{k: v for k, v in row.items() if k != "gflops"}) for row in rows)
                 for name, rows in data["kernels"].items()

@@ -1,6 +1,7 @@
 """`bench --compare`, `bench-kernels`, `inspect` of files, `compress --quantize`, and ONNX files as models."""
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from torch import nn
 import fxdecomp
 from fxdecomp import Policy
 from fxdecomp.cli import main
-from fxdecomp.export import int8, kernel_bench, read_metadata, to_onnx
+from fxdecomp.export import BenchmarkReport, int8, kernel_bench, read_metadata, to_onnx
 from fxdecomp.export.sessions import provider_of
 from fxdecomp.loading import parse_provider_options
 
@@ -67,7 +68,13 @@ def test_two_saved_benchmarks_are_compared(dense: Path, tmp_path: Path, fxd: She
 
 def test_a_provider_that_is_absent_is_told_with_what_there_is(dense: Path, fxd: Shell) -> None:
     arguments = ("--provider", "cuda", "--provider-option", "cuda:cudnn_conv_algo_search=HEURISTIC")
-    (row,) = json.loads(fxd("bench", dense, *arguments, "--rounds", 2, "--json")[0])["timings"]
+    out, _ = fxd("bench", dense, *arguments, "--rounds", 2, "--json")
+    assert "NaN" not in out
+    (row,) = json.loads(out)["timings"]
+    assert row["median_s"] is None
+    read = BenchmarkReport.from_dict(json.loads(out))
+    assert math.isnan(read.timings[0].median_s)
+    assert json.loads(json.dumps(read.to_dict())) == json.loads(out)
     assert row["provider"] == "CUDAExecutionProvider"
     assert row["problem"].startswith("not available in this onnxruntime, which has ")
     assert provider_of("openvino") == "OpenVINOExecutionProvider"
