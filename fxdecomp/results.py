@@ -19,9 +19,11 @@ from fxdecomp.goals import Goal
 from fxdecomp.inputs import call_arguments
 from fxdecomp.loading import LoadedModel
 from fxdecomp.pipeline import transform
+from fxdecomp.plans import Plan
 from fxdecomp.policy import Policy
 from fxdecomp.progress import Progress, silent
 from fxdecomp.reporting import Report, Variant, graph_diff, report
+from fxdecomp.rules import Rule
 from fxdecomp.search_trials import SearchResult
 from fxdecomp.searching import search
 from fxdecomp.tracing import trace
@@ -79,7 +81,8 @@ def compress_to(
         policy: Methods and ranks.
         folder: Made if it does not exist; `small.onnx`, `small.pt2`, `report.html`, `report.json`,
             `policy.toml` and `graph.diff` appear in it, each whole or not at all; `search.json` and
-            `search.state.json` too where there is a goal.
+            `search.state.json` too where there is a goal. `small.onnx` takes any batch where the network
+            does; `small.pt2` takes the example's. `policy.toml` makes the same network again.
         calibration: Unlabelled inputs, to which decompositions and quantisation are fitted; None for the
             weights alone.
         goal: Search for the fastest network that reaches it; None carries out the policy.
@@ -140,7 +143,8 @@ def compress_to(
     lowered = next((made for name, made in exports.items() if name.startswith("small.")), None)
     result = CompressResult(told, exports["small"], found, lowered)
     told.to_html(folder / "report.html", title=f"fxdecomp compress: {loaded.name}")
-    write_text(folder / "policy.toml", policy.to_toml())
+    kept = policy if found is None else _policy_of(plain.plan)
+    write_text(folder / "policy.toml", kept.to_toml())
     write_text(folder / "graph.diff", graph_diff(gm, small) + "\n")
     write_json(folder / "report.json", result.to_dict())
     return result
@@ -172,6 +176,11 @@ def _searched(
     )
     found.save(folder / "search.json")
     return found
+
+
+def _policy_of(plan: Plan) -> Policy:
+    """The policy that makes what a search found; one that leaves every layer alone where it found nothing."""
+    return Policy.from_plan(plan) if plan.choices else Policy(rules=[Rule("*")])
 
 
 def _export(

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from fxdecomp import FxdecompError, Latency, MACs, Params
+from fxdecomp import FxdecompError, Latency, MACs, Params, Policy, report, trace, transform
 from fxdecomp.export import read_metadata
 from fxdecomp.goals import load_calibration, parse_budget, provider_named
+from tests.cli_models import batches, small_net
 from tests.test_cli import NET, run
 
 SEARCH = ("--calibration", "tests.cli_models:batches", "--metric", "tests.cli_models:quality")
@@ -32,9 +33,24 @@ def test_a_search_writes_what_it_judged_and_goes_on(
     assert record is not None
     best = result["search"]["trials"][result["search"]["best"]]
     assert record.plan == best["plan"]
+    policy = Policy.load(tmp_path / "out" / "policy.toml")
+    assert policy.budget is None
+    net, example = small_net()
+    again = transform(trace(net, example), policy, calibration=batches())
+    assert report(again).plan.to_dict() == best["plan"]
     summary = (tmp_path / "out" / "report.html").read_text().partition("Cost against quality</h2>")[0]
     assert "metric</th>" in summary
     assert f"{best['metric']:.4f}" in summary
+
+
+def test_a_search_that_finds_nothing_leaves_a_policy_that_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    search = ("--max-drop", "0", "--metric", "tests.cli_models:size", "--evaluations", "1", "--quiet")
+    assert run("compress", NET, "--out", str(out), *search, monkeypatch=monkeypatch) == 0
+    gm = trace(*small_net())
+    assert not report(transform(gm, Policy.load(out / "policy.toml"))).modified
 
 
 def test_a_budget_and_calibration_without_a_search(
