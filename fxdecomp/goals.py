@@ -68,7 +68,7 @@ def policy_for(
         return Policy(method=method, budget=budget or MACs(0.5))
     if method is not None or budget is not None:
         raise PolicyError("--policy says method and budget itself; leave --method and --budget away")
-    return Policy.load(file)
+    return policy_from(None, None, file)
 
 
 def provider_named(name: str | None) -> str | None:

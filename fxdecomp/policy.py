@@ -169,9 +169,11 @@ class Policy:
             PolicyError: Names the file, and the line and key where something is wrong.
         """
         try:
-            text = Path(path).read_text()
+            text = Path(path).read_text(encoding="utf-8")
         except OSError as error:
             raise PolicyError(f"{path}: cannot be read ({error.strerror})") from error
+        except UnicodeDecodeError as error:
+            raise PolicyError(f"{path}: is no text; a policy is a TOML file") from error
         try:
             return Policy.from_dict(tomllib.loads(text))
         except tomllib.TOMLDecodeError as error:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fxdecomp import FxdecompError, Latency, MACs, Params, Policy, report, trace, transform
-from fxdecomp.export import read_metadata
+from fxdecomp.export import read_metadata, to_onnx
 from fxdecomp.goals import load_calibration, parse_budget, provider_named
 from tests.cli_models import batches, small_net
 from tests.test_cli import NET, run
@@ -51,6 +51,18 @@ def test_a_search_that_finds_nothing_leaves_a_policy_that_changes_nothing(
     assert run("compress", NET, "--out", str(out), *search, monkeypatch=monkeypatch) == 0
     gm = trace(*small_net())
     assert not report(transform(gm, Policy.load(out / "policy.toml"))).modified
+
+
+def test_a_plan_in_a_file_is_read_as_such_by_a_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = transform(trace(*small_net()), Policy("svd", 4))
+    to_onnx(small, small_net()[1], tmp_path / "small.onnx")
+    (tmp_path / "policy.pt2").write_bytes(b"\xff\xfe\x00PK")
+    for name, message in (("small.onnx", "budget that it can replace"), ("policy.pt2", "is no text")):
+        given = ("--max-drop", "0.1", "--policy", str(tmp_path / name))
+        assert run("compress", NET, "--out", str(tmp_path / "no"), *given, monkeypatch=monkeypatch) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_a_budget_and_calibration_without_a_search(
