@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
 from fxdecomp.calibration import Calibration
 from fxdecomp.export import ExportReport, benchmark, to_onnx
+from fxdecomp.export.examples import has_batch, with_batch
 from fxdecomp.export.lowering import Precision, chosen_precision
 from fxdecomp.export.sessions import CPU, check_available, onnxruntime
 from fxdecomp.files import check_folder, write_json, write_text
@@ -29,6 +34,8 @@ from fxdecomp.searching import search
 from fxdecomp.tracing import trace
 
 _STEPS = 5
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +88,8 @@ def compress_to(
         policy: Methods and ranks.
         folder: Made if it does not exist; `small.onnx`, `small.pt2`, `report.html`, `report.json`,
             `policy.toml` and `graph.diff` appear in it, each whole or not at all; `search.json` and
-            `search.state.json` too where there is a goal. `small.onnx` takes any batch where the network
-            does; `small.pt2` takes the example's. `policy.toml` makes the same network again.
+            `search.state.json` too where there is a goal. `small.onnx` and `small.pt2` take any batch
+            where the network does. `policy.toml` makes the same network again.
         calibration: Unlabelled inputs, to which decompositions and quantisation are fitted; None for the
             weights alone.
         goal: Search for the fastest network that reaches it; None carries out the policy.
@@ -127,7 +134,8 @@ def compress_to(
         paths = {name: exports[name].path for name in sorted(exports)}
         times = benchmark(paths, providers=[provider], threads=threads, progress=progress)
     progress("compress", 4, _STEPS)
-    _save_program(small, args, kwargs, folder / "small.pt2")
+    program = _program(small, args, kwargs, free_batch=exports["small"].dynamic_batch)
+    _save_program(program, folder / "small.pt2")
     progress("compress", _STEPS, _STEPS)
     plain = report(small)
     told = report(
@@ -215,10 +223,32 @@ def _variant(name: str, told: Report, written: ExportReport | None, found: Searc
     )
 
 
-def _save_program(gm: GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any], path: Path) -> None:
-    with torch.no_grad():
-        program = torch.export.export(gm, args, kwargs)
+def _save_program(program: ExportedProgram, path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
         part = Path(scratch) / path.name
         torch.export.save(program, part)
         part.replace(path)
+
+
+@torch.no_grad()
+def _program(
+    gm: GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any], *, free_batch: bool
+) -> ExportedProgram:
+    """The network as a program that carries its example, for any batch where `torch.export` can free it."""
+    leaves, structure = pytree.tree_flatten((args, kwargs))
+    if free_batch and all(isinstance(leaf, Tensor) for leaf in leaves):
+        batched = has_batch(leaves)
+        batch = next(leaf.shape[0] for leaf, free in zip(leaves, batched, strict=True) if free)
+        rows = with_batch(leaves, max(2, batch))  # torch.export takes a length of 1 for a constant
+        shapes: Any = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
+        for value, free in zip(rows, batched, strict=True):
+            shapes[value] = {0: torch.export.Dim.AUTO} if free else {}
+        values = pytree.tree_unflatten(rows, structure)
+        try:
+            program = torch.export.export(gm, *values, dynamic_shapes=shapes)
+        except Exception as error:  # noqa: BLE001 - whatever the exporter raises, the batch can be fixed
+            _log.info("small.pt2 takes the example's batch alone: %s", error)
+        else:
+            program.example_inputs = (args, kwargs)
+            return program
+    return torch.export.export(gm, args, kwargs)

@@ -43,6 +43,17 @@ def test_a_program_keeps_positional_and_keyword_examples(tmp_path: Path) -> None
     assert len(call_arguments(again.example_inputs)[1]) == 2
 
 
+def test_the_program_takes_any_batch_and_keeps_the_example(tmp_path: Path) -> None:
+    loaded = load_model("tests.cli_models:small_net")
+    assert compress_to(loaded, Policy("svd", 4), tmp_path).exported.dynamic_batch
+    again = load_model(str(tmp_path / "small.pt2"))
+    (example,), _ = call_arguments(again.example_inputs)
+    assert torch.equal(example, call_arguments(loaded.example_inputs)[0][0])
+    run = again.model.module()  # type: ignore[union-attr,operator]
+    x = torch.randn(5, 3, 8, 8)
+    assert torch.allclose(run(x)[3:4], run(x[3:4]), atol=1e-5)  # type: ignore[operator]
+
+
 def test_an_onnx_file_goes_through_and_keeps_the_names_of_its_ends(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     to_onnx(
