@@ -25,6 +25,7 @@ from fxdecomp.recovery.measuring import (
     relative_error,
     variances_of,
 )
+from fxdecomp.untouched import copied
 
 _VARIANCE_BATCHES = 8
 _CACHE_BYTES = 1 << 30
@@ -69,14 +70,14 @@ class Distillation:
         @torch.no_grad()
         def wanted(batch: Batch) -> Any:
             with self._precision(), naming_batch(f"batch {batch.index} of data", RecoveryError):
-                return teacher(*placeholder_values(self.teacher, moved(batch.inputs, self.device)))
+                return teacher(*placeholder_values(self.teacher, self._inputs(batch)))
 
         variances = self._variances(wanted)
 
         def loss(batch: Batch) -> Tensor:
             targets = wanted(batch)
             with self._precision():
-                got = parallel(*placeholder_values(self.student, moved(batch.inputs, self.device)))
+                got = parallel(*placeholder_values(self.student, self._inputs(batch)))
             return relative_error(got, targets, variances)
 
         return loss
@@ -133,8 +134,12 @@ class Distillation:
             loss = loss + self.task_weight * self.task_loss(outputs, moved(batch.labels, self.device))
         return loss
 
+    def _inputs(self, batch: Batch) -> Any:
+        """A copy on the device: a network may change its inputs in place."""
+        return copied(moved(batch.inputs, self.device))
+
     def _call(self, module: nn.Module, batch: Batch) -> Any:
-        args, kwargs = call_arguments(moved(batch.inputs, self.device))
+        args, kwargs = call_arguments(self._inputs(batch))
         with self._precision():
             return module(*args, **kwargs)
 

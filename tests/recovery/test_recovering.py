@@ -69,6 +69,24 @@ def test_inputs_stay_and_the_result_shares_nothing():
     assert "recovery: held-out error" in record_of(result).notes[-1]
 
 
+def test_a_network_that_changes_its_input_in_place_sees_the_same_every_time():
+    class InPlace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(16, 16)
+
+        def forward(self, x):
+            return self.fc(x.sub_(0.5).mul_(4)).relu()
+
+    torch.manual_seed(0)
+    data = [torch.rand(8, 16) for _ in range(6)]
+    kept = [batch.clone() for batch in data]
+    gm = fxdecomp.trace(InPlace().eval(), torch.rand(2, 16))
+    small = fxdecomp.transform(gm, fxdecomp.Policy(method="svd", rank=4))
+    fxdecomp.recover(small, gm, data, block_steps=5, steps=5)
+    assert all(torch.equal(one, other) for one, other in zip(data, kept, strict=True))
+
+
 def test_the_same_seed_gives_the_same_model_and_another_seed_another():
     small, gm = pair()
     one, two, other = (
