@@ -35,8 +35,9 @@ def make_feed(
     axes: Mapping[str, int],
     example_shapes: Mapping[str, tuple[int, ...]],
     seed: int = 0,
+    largest: int = 0,
 ) -> dict[str, NDArray[Any]]:
-    """Random inputs for a session: normal for floating-point types, zeros for indices and flags.
+    """Random inputs for a session: normal for floating-point types, by default zeros for the others.
 
     Args:
         declared: `session.get_inputs()`.
@@ -45,6 +46,7 @@ def make_feed(
         example_shapes: Shapes of the example that the file was made with, by input; they settle free axes
             that `axes` does not.
         seed: Seed of the values.
+        largest: Integers and flags are drawn from 0 to this one.
 
     Raises:
         BenchmarkError: If the length of a free axis is not known, or a type cannot be made.
@@ -71,6 +73,7 @@ def make_feed(
         if item.type not in _TYPES:
             raise BenchmarkError(f"input {item.name!r} is a {item.type}; give the inputs yourself")
         dtype = np.dtype(_TYPES[item.type])
-        values = generator.standard_normal(shape) if dtype.kind == "f" else np.zeros(shape)
-        feed[item.name] = values.astype(dtype)
+        whole = dtype.kind != "f"
+        values = generator.integers(largest + 1, size=shape) if whole else generator.standard_normal(shape)
+        feed[item.name] = np.asarray(values).astype(dtype)
     return feed

@@ -91,7 +91,7 @@ def gemm(builder: Builder, op: Operands) -> Value:
     if not flipped and alpha == beta == 1.0 and isinstance(matrix, np.ndarray):
         weight = matrix if transposed else matrix.T
         if bias is None or (isinstance(bias, np.ndarray) and bias.shape == weight.shape[:1]):
-            return _linear(builder, op, weight, bias, op.name(2))
+            return _linear(builder, op, weight, bias, (op.name(2), bool(transposed)))
     a, b = builder.tensor(op.value(0)), builder.tensor(op.value(1))
     a = builder.method("transpose", a, 0, 1) if flipped else a
     b = builder.method("transpose", b, 0, 1) if transposed else b
@@ -107,7 +107,7 @@ def matmul(builder: Builder, op: Operands) -> Value:
     if not isinstance(matrix, np.ndarray) or matrix.ndim != 2:
         return builder.call(torch.matmul, builder.tensor(op.value(0)), builder.tensor(matrix))
     name, bias = op.added_bias(matrix.shape[1])
-    return _linear(builder, op, matrix.T, bias, name)
+    return _linear(builder, op, matrix.T, bias, (name, False))
 
 
 def batch_norm(builder: Builder, op: Operands) -> Value:
@@ -206,12 +206,17 @@ def _is_data(builder: Builder, op: Operands, index: int) -> bool:
 
 
 def _linear(
-    builder: Builder, op: Operands, weight: NDArray[Any], bias: NDArray[Any] | None, bias_name: str
+    builder: Builder,
+    op: Operands,
+    weight: NDArray[Any],
+    bias: NDArray[Any] | None,
+    use: tuple[str, bool],
 ) -> Node:
+    """A Linear; `use` is the bias's name and whether the file's matrix is the weight or its transpose."""
     module = _filled(
         nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None), weight=weight, bias=bias
     )
-    key = ("linear", op.name(1), bias_name)
+    key = ("linear", op.name(1), *use)
     return builder.module(_site(op, 1), key, module, builder.tensor(op.value(0)))
 
 
