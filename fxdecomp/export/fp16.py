@@ -69,11 +69,12 @@ def write_fp16(
     stages = [name for name in layers if name not in dangerous]
     wanted = outputs_of(source, held_out)
     model = onnx.shape_inference.infer_shapes(onnx.load(str(source)))
+    turned = _turned_factors(model.graph)
 
     def error_of(lowered: Sequence[str]) -> float:
         copy = onnx.ModelProto()
         copy.CopyFrom(model)
-        blocked = dangerous | (set(layers) - set(lowered))
+        blocked = dangerous | turned | (set(layers) - set(lowered))
         with warnings.catch_warnings():
             # The converter warns of every weight that it rounds to zero; the error at the output tells more.
             warnings.simplefilter("ignore", UserWarning)
@@ -88,6 +89,16 @@ def write_fp16(
     found = lower_precision("fp16", stages, error_of, options.max_error, progress)
     kept = (*(name for name in layers if name in dangerous), *found.kept)
     return Quantization("fp16", found.error, kept, found.alone, weight_bits=16)
+
+
+def _turned_factors(graph: Any) -> set[str]:
+    """Names of the Transposes before a MatMul, which stay in fp32.
+
+    ONNX Runtime 1.32 makes one operator of a Transpose and a MatMul in half precision on the CPU, and dies of
+    it (a segmentation fault) while it optimises the graph.
+    """
+    factors = {name for node in graph.node if node.op_type == "MatMul" for name in node.input}
+    return {node.name for node in graph.node if node.op_type == "Transpose" and factors & {*node.output}}
 
 
 def _join_islands(graph: Any) -> None:
