@@ -8,7 +8,7 @@ apart, `Reshape(x, Concat(Gather(Shape(x), 0), [-1]))` becomes `x.reshape(x.size
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -50,6 +50,7 @@ class Builder:
         self._root = nn.Module()
         self._graph = Graph()
         self._names: set[str] = set()
+        self._containers: set[str] = set()
         self._constants: dict[int, tuple[NDArray[Any], Node]] = {}  # the array is kept, so is its id
         self._modules: dict[Any, str] = {}
 
@@ -68,7 +69,7 @@ class Builder:
     def module(self, name: str, key: Any, module: nn.Module, *args: Any) -> Node:
         """Call a module; one that was added under the same key is used again."""
         if key not in self._modules:
-            path = self._free(".".join(part for part in re.sub(r"[^\w.]", "_", name).split(".") if part))
+            path = self._place([part for part in re.sub(r"[^\w.]", "_", name).split(".") if part])
             _add(self._root, path, module)
             self._modules[key] = path
         return self._graph.call_module(self._modules[key], args)
@@ -98,14 +99,28 @@ class Builder:
         gm.recompile()
         return gm.eval()
 
+    def _place(self, parts: Sequence[str]) -> str:
+        """A path for a layer, numbered so that it lies in no other layer and takes no container's place."""
+        path = ""
+        for parent in parts[:-1]:
+            path = _numbered(f"{path}{parent}", self._names)
+            self._containers.add(path)
+            path += "."
+        return self._free(f"{path}{parts[-1]}")
+
     def _free(self, name: str) -> str:
         """The name, numbered where it is taken."""
-        found, count = name, 0
-        while found in self._names:
-            count += 1
-            found = f"{name}_{count}"
+        found = _numbered(name, self._names | self._containers)
         self._names.add(found)
         return found
+
+
+def _numbered(name: str, taken: Set[str]) -> str:
+    found, count = name, 0
+    while found in taken:
+        count += 1
+        found = f"{name}_{count}"
+    return found
 
 
 def _add(root: nn.Module, path: str, module: nn.Module) -> None:

@@ -125,7 +125,8 @@ def batch_norm(builder: Builder, op: Operands) -> Value:
             )
         ),
     )
-    return builder.module(_site(op, 1), ("norm", op.node.name), module, builder.tensor(op.value(0)))
+    key = ("norm", *(op.name(i) for i in range(1, 5)), op.attribute("epsilon", 1e-5), ndim)
+    return builder.module(_site(op, 1), key, module, builder.tensor(op.value(0)))
 
 
 def lstm(builder: Builder, op: Operands) -> tuple[Value, ...]:
@@ -174,7 +175,8 @@ def _recurrent(
     initial: tuple[Any, ...] = ()
     if states:
         initial = (tuple(states) if kind is nn.LSTM else states[0],)
-    called = builder.module(_site(op, 1), ("recurrent", op.name(1), op.name(2)), module, x, *initial)
+    key = (op.node.op_type, *(op.name(i) for i in range(1, 4)))
+    called = builder.module(_site(op, 1), key, module, x, *initial)
     columns = builder.call(operator.getitem, called, 0)
     split = builder.method("unflatten", columns, -1, (directions, hidden))
     whole = builder.method("transpose", split, 1, 2)

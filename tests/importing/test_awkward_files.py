@@ -27,3 +27,35 @@ def test_whole_numbers_are_not_all_zero_where_the_file_takes_others(rows: int, t
     )
     (example,) = from_onnx(path).example_inputs
     assert set(np.unique(example)) == set(range(rows))
+
+
+def test_normalisations_without_node_names_are_told_apart(tmp_path: Path) -> None:
+    constants = {name: np.abs(drawn(4, seed=seed)) + 0.1 for seed, name in enumerate("sbmvSBMV")}
+    nodes = [
+        helper.make_node("BatchNormalization", ["x", *"sbmv"], ["h"]),
+        helper.make_node("BatchNormalization", ["h", *"SBMV"], ["k"]),
+        helper.make_node("BatchNormalization", ["k", *"sbmv"], ["y"]),
+    ]
+    gm = from_onnx(write(tmp_path / "a.onnx", nodes, constants)).gm
+    first, second, again = (n.target for n in gm.graph.nodes if n.op == "call_module")
+    assert first == again != second
+
+
+@pytest.mark.parametrize(
+    ("sites", "paths"),
+    [
+        (["block/fc", "block", "block/out"], ["block.fc", "block_1", "block.out"]),
+        (["block", "block/fc", "block/out"], ["block", "block_1.fc", "block_1.out"]),
+    ],
+)
+def test_a_layer_and_a_container_of_one_name_are_both_kept(
+    sites: list[str], paths: list[str], tmp_path: Path
+) -> None:
+    values = ["x", "a", "b", "y"]
+    nodes = [
+        helper.make_node("MatMul", [values[i], f"w{i}"], [values[i + 1]], f"/{site}/MatMul")
+        for i, site in enumerate(sites)
+    ]
+    weights = {f"w{i}": drawn(8, 8, seed=i) for i in range(3)}
+    gm = from_onnx(write(tmp_path / "a.onnx", nodes, weights, shape=(2, 8))).gm
+    assert [n.target for n in gm.graph.nodes if n.op == "call_module"] == paths
