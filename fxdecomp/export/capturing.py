@@ -53,7 +53,7 @@ def capture(
     try:
         run_graph(gm, inputs)
     except Exception as error:
-        raise ExportError(f"PyTorch itself cannot run the graph on the example: {_brief(error)}") from error
+        raise ExportError(f"PyTorch itself cannot run the graph on the example: {brief(error)}") from error
     obstacle = ""
     if dynamic_batch is not False:
         obstacle = _obstacle(gm, inputs)
@@ -63,8 +63,8 @@ def capture(
             except ExportError as error:
                 obstacle = str(error)
     if dynamic_batch:
-        raise ExportError(f"the batch size cannot be dynamic: {obstacle}; pass dynamic_batch=False")
-    notes = (f"the batch size is fixed to the example's: {obstacle}",) if obstacle else ()
+        raise ExportError(cannot_be_dynamic(obstacle))
+    notes = (fixed_note(obstacle),) if obstacle else ()
     return Captured(export_graph(gm, inputs, batch=False, axes=axes, opset=opset), False, notes)
 
 
@@ -76,11 +76,22 @@ def _obstacle(gm: GraphModule, inputs: tuple[Tensor, ...]) -> str:
     try:
         run_graph(gm, with_batch(inputs, batch))
     except Exception as error:  # noqa: BLE001 - whatever the graph raises is the reason
-        return f"PyTorch fails at batch {batch}: {_brief(error)}"
+        return f"PyTorch fails at batch {batch}: {brief(error)}"
     return ""
 
 
-def _brief(error: Exception) -> str:
+def cannot_be_dynamic(obstacle: str) -> str:
+    """The message where a free batch was required."""
+    return f"the batch size cannot be dynamic: {obstacle}; pass dynamic_batch=False"
+
+
+def fixed_note(obstacle: str) -> str:
+    """The note where a free batch was not required."""
+    return f"the batch size is fixed to the example's: {obstacle}"
+
+
+def brief(error: object) -> str:
+    """The beginning of what an error says."""
     return next(iter(str(error).splitlines()), type(error).__name__)[:200]
 
 

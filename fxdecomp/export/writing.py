@@ -7,25 +7,38 @@ that dies on the way, or a check that fails, leaves what was there before.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from torch.fx import GraphModule
 
 from fxdecomp.calibration import Batch, Calibration
 from fxdecomp.errors import ExportError
-from fxdecomp.export.capturing import axis_name, capture, check_inputs
+from fxdecomp.export.capturing import (
+    Captured,
+    axis_name,
+    brief,
+    cannot_be_dynamic,
+    capture,
+    check_inputs,
+    fixed_note,
+)
 from fxdecomp.export.examples import as_inputs, flat_graph
 from fxdecomp.export.export_report import ExportReport
+from fxdecomp.export.fp16 import Fp16
+from fxdecomp.export.int8 import Int8
 from fxdecomp.export.lowering import Precision, balance_model, chosen_precision, lower
 from fxdecomp.export.metadata import describe_quantization, metadata_props
 from fxdecomp.export.naming import name_ends
-from fxdecomp.export.parity import check_parity, to_numpy
+from fxdecomp.export.parity import Agreement, check_parity, to_numpy
+from fxdecomp.export.running import Feed
 from fxdecomp.export.sessions import onnxruntime
 from fxdecomp.inputs import ExampleInputs
 from fxdecomp.progress import Progress, silent
-from fxdecomp.records import record_of
+from fxdecomp.records import Record, record_of
 
 EXTERNAL_DATA_BYTES = 1_800_000_000
 """Models with more weights than this keep them in a second file: an ONNX file ends at 2 GiB."""
@@ -94,47 +107,105 @@ def to_onnx(
     names, inputs = as_inputs(gm, example_inputs)
     precision = chosen_precision(quantize, calibrated=calibration is not None)
     batches = [] if calibration is None else Calibration.of(calibration).values(gm)
-    record, gm = record_of(gm), flat_graph(gm)
     axes = {axis: axis_name(axis, inputs) for axis in dynamic_axes}
-    captured = capture(gm, inputs, dynamic_batch=dynamic_batch, axes=axes, opset=opset)
-    model = captured.model
-    name_ends(model, input_names, output_names)
-    names = tuple(input_names or names)
-    version = int(model.opset_imports[""])
-    model.metadata_props.update(metadata_props(record, dict(zip(names, inputs, strict=True)), version))
-    tests = check_inputs(inputs, captured.dynamic_batch, tuple(axes), seed)
-    feeds = [
-        dict(zip(names, map(to_numpy, values[: len(names)]), strict=True)) for values in batches or tests[:3]
-    ]
+    order = _Order(
+        flat_graph(gm),
+        record_of(gm),
+        names,
+        inputs,
+        axes,
+        opset,
+        input_names,
+        output_names,
+        precision,
+        batches,
+        seed,
+    )
     quantization = None
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         draft = Path(folder) / path.name
-        save_model(model, draft)
-        balanced = balance_model(model, draft, feeds, precision)
-        if balanced:
-            save_model(model, draft)
-        _check(draft)
-        parity = check_parity(gm, draft, tests)
+        written = _compared(order, draft, dynamic_batch)
         if precision is not None:
             exact, draft = draft, Path(folder) / "lower" / path.name
             draft.parent.mkdir()
+            feeds, balanced = written.feeds, written.balanced
             quantization = lower(exact, draft, feeds, precision, balanced=balanced, progress=progress)
             describe_quantization(draft, quantization)
             _check(draft)
         size = sum(file.stat().st_size for file in draft.parent.iterdir() if file.is_file())
         _publish(draft, path)
+    model = written.captured.model
     return ExportReport(
         path=path,
         size_bytes=size,
-        opset=version,
+        opset=int(model.opset_imports[""]),
         inputs=tuple(value.name for value in model.graph.inputs),
         outputs=tuple(value.name for value in model.graph.outputs),
-        dynamic_batch=captured.dynamic_batch,
+        dynamic_batch=written.captured.dynamic_batch,
         dynamic_axes=tuple(axes),
-        parity=parity,
+        parity=written.parity,
         quantization=quantization,
-        notes=captured.notes,
+        notes=written.captured.notes,
     )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Order:
+    """What is to be written, the arguments of `to_onnx` checked."""
+
+    gm: GraphModule
+    record: Record | None
+    placeholders: tuple[str, ...]
+    inputs: tuple[Tensor, ...]
+    axes: Mapping[int, str]
+    opset: int | None
+    input_names: Sequence[str] | None
+    output_names: Sequence[str] | None
+    precision: Int8 | Fp16 | None
+    batches: Sequence[Sequence[Any]]
+    seed: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Written:
+    """A file that computes what the graph computes, and what may be quantised with."""
+
+    captured: Captured
+    feeds: Sequence[Feed]
+    balanced: int
+    parity: tuple[Agreement, ...]
+
+
+def _compared(order: _Order, draft: Path, dynamic_batch: bool | None) -> _Written:
+    """Write a file in full precision and compare it; with a fixed batch if it does not bear a free one."""
+    gm, inputs = order.gm, order.inputs
+    captured = capture(gm, inputs, dynamic_batch=dynamic_batch, axes=order.axes, opset=order.opset)
+    model = captured.model
+    name_ends(model, order.input_names, order.output_names)
+    names = tuple(order.input_names or order.placeholders)
+    example = dict(zip(names, inputs, strict=True))
+    model.metadata_props.update(metadata_props(order.record, example, int(model.opset_imports[""])))
+    tests = check_inputs(inputs, captured.dynamic_batch, tuple(order.axes), order.seed)
+    feeds = [
+        dict(zip(names, map(to_numpy, values[: len(names)]), strict=True))
+        for values in order.batches or tests[:3]
+    ]
+    save_model(model, draft)
+    balanced = balance_model(model, draft, feeds, order.precision)
+    if balanced:
+        save_model(model, draft)
+    _check(draft)
+    try:
+        return _Written(captured, feeds, balanced, check_parity(gm, draft, tests))
+    except ExportError as error:
+        if not captured.dynamic_batch:
+            raise
+        fixed = _compared(order, draft, False)  # raises where the batch is not what is wrong
+        message = str(error).replace(str(draft), draft.name)
+        obstacle = f"the exported file does not bear another: {brief(message)}"
+        if dynamic_batch:
+            raise ExportError(cannot_be_dynamic(obstacle)) from error
+        return replace(fixed, captured=replace(fixed.captured, notes=(fixed_note(obstacle),)))
 
 
 def save_model(model: Any, path: Path) -> None:
