@@ -17,6 +17,7 @@ from fxdecomp.errors import ExportError
 from fxdecomp.export.examples import has_batch, with_batch
 from fxdecomp.export.naming import name_after_sites, name_weights
 from fxdecomp.export.parity import evaluating
+from fxdecomp.untouched import copied
 
 _REARRANGING = ("Concat", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")
 
@@ -70,7 +71,7 @@ def export_graph(
         try:
             program = torch.onnx.export(
                 gm,
-                tuple(inputs),
+                copied(tuple(inputs)),
                 dynamo=True,
                 verbose=False,
                 optimize=False,

@@ -24,6 +24,7 @@ from fxdecomp.errors import ExportError, ParityError
 from fxdecomp.export.examples import as_inputs, flat_graph
 from fxdecomp.export.sessions import open_session
 from fxdecomp.inputs import ExampleInputs
+from fxdecomp.untouched import copied
 
 TOLERANCES: Mapping[torch.dtype, float] = {
     torch.float64: 1e-9,
@@ -114,9 +115,12 @@ def evaluating(gm: GraphModule) -> Iterator[None]:
 
 
 def run_graph(gm: GraphModule, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """The tensors that a graph gives in evaluation mode, flattened out of whatever structure they come in."""
+    """The tensors that a graph gives in evaluation mode, flattened out of whatever structure they come in.
+
+    It runs on copies: a network may change its inputs in place.
+    """
     with evaluating(gm), torch.no_grad():
-        leaves = pytree.tree_leaves(gm(*inputs))
+        leaves = pytree.tree_leaves(gm(*copied(tuple(inputs))))
     return tuple(leaf.detach() for leaf in leaves if isinstance(leaf, Tensor))
 
 

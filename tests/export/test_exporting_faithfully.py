@@ -1,4 +1,4 @@
-"""Networks whose first axis the exporter fixes without a word."""
+"""What the exporter does without a word, and what must not happen to the inputs."""
 
 from pathlib import Path
 
@@ -37,3 +37,22 @@ def test_a_batch_that_the_exporter_fixes_is_a_note_unless_it_was_asked_for(
     with pytest.raises(ExportError, match=r"cannot be dynamic: .*does not bear another.*dynamic_batch=False"):
         to_onnx(gm, torch.randn(5, 2, 8), tmp_path / "b.onnx", dynamic_batch=True)
     assert not (tmp_path / "b.onnx").exists()
+
+
+@pytest.mark.parametrize("first", [nn.ReLU(inplace=True), None], ids=["module", "methods"])
+def test_a_network_that_changes_its_input_is_exported_and_the_input_is_kept(
+    first: nn.Module | None, tmp_path: Path
+) -> None:
+    class Changing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = first
+            self.head = nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.first(x) if self.first else x.sub_(0.5).div_(0.25))
+
+    x = torch.randn(2, 8, generator=torch.Generator().manual_seed(1))
+    kept = x.clone()
+    assert to_onnx(traced(Changing()), x, tmp_path / "a.onnx").dynamic_batch
+    assert torch.equal(x, kept)
