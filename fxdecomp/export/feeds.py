@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,12 +37,12 @@ def make_feed(
     seed: int = 0,
     largest: int = 0,
 ) -> dict[str, NDArray[Any]]:
-    """Random inputs for a session: normal for floating-point types, by default zeros for the others.
+    """Random inputs for a session; see `random_feed`.
 
     Args:
         declared: `session.get_inputs()`.
-        batch: Length of a free first axis.
-        axes: Lengths of further free axes, by the name of their symbol.
+        batch: Length of a free first axis that `axes` does not name.
+        axes: Lengths of free axes, by the name of their symbol.
         example_shapes: Shapes of the example that the file was made with, by input; they settle free axes
             that `axes` does not.
         seed: Seed of the values.
@@ -51,25 +51,43 @@ def make_feed(
     Raises:
         BenchmarkError: If the length of a free axis is not known, or a type cannot be made.
     """
+
+    def length_of(item: Any, axis: int, length: int | str) -> int:
+        example = example_shapes.get(item.name, ())
+        if isinstance(length, int):
+            return length
+        if length in axes:
+            return axes[length]
+        if axis == 0:
+            return batch
+        if axis < len(example):
+            return example[axis]
+        raise BenchmarkError(
+            f"input {item.name!r} has shape {item.shape}: axis {axis} ({length!r}) has no length; "
+            f"give it with axes={{{length!r}: ...}}, or give whole inputs"
+        )
+
+    shapes = [tuple(length_of(item, *pair) for pair in enumerate(item.shape)) for item in declared]
+    return random_feed(declared, shapes, seed=seed, largest=largest)
+
+
+def random_feed(
+    declared: Any, shapes: Sequence[tuple[int, ...]], *, seed: int = 0, largest: int = 0
+) -> dict[str, NDArray[Any]]:
+    """Random inputs of given shapes: normal for floating-point types, by default zeros for the others.
+
+    Args:
+        declared: `session.get_inputs()`.
+        shapes: A shape for each.
+        seed: Seed of the values.
+        largest: Integers and flags are drawn from 0 to this one.
+
+    Raises:
+        BenchmarkError: If a type cannot be made.
+    """
     generator = np.random.default_rng(seed)
     feed: dict[str, NDArray[Any]] = {}
-    for item in declared:
-        example = example_shapes.get(item.name, ())
-        shape = []
-        for axis, length in enumerate(item.shape):
-            if isinstance(length, int):
-                shape.append(length)
-            elif axis == 0:
-                shape.append(batch)
-            elif length in axes:
-                shape.append(axes[length])
-            elif axis < len(example):
-                shape.append(example[axis])
-            else:
-                raise BenchmarkError(
-                    f"input {item.name!r} has shape {item.shape}: axis {axis} ({length!r}) has no length; "
-                    f"give it with axes={{{length!r}: ...}}, or give whole inputs"
-                )
+    for item, shape in zip(declared, shapes, strict=True):
         if item.type not in _TYPES:
             raise BenchmarkError(f"input {item.name!r} is a {item.type}; give the inputs yourself")
         dtype = np.dtype(_TYPES[item.type])

@@ -151,12 +151,18 @@ def _feed(declared: Any, path: Path, setting: Setting) -> tuple[int, dict[str, N
     fixed = fixed_batch(declared)
     if fixed is not None and setting.batch not in (None, fixed):
         raise NotTimed(f"the file fixes the batch to {fixed}")
-    batch = setting.batch or fixed or 1
+    batch = _named_batch(declared, setting.axes) or setting.batch or fixed or 1
     metadata = read_metadata(path)
     shapes = metadata.inputs if metadata else {}
     return batch, make_feed(
         declared, batch=batch, axes=setting.axes, example_shapes=shapes, seed=setting.seed
     )
+
+
+def _named_batch(declared: Any, axes: Mapping[str, int]) -> int | None:
+    """The length that `axes` gives to the first axis of the first input."""
+    shape = declared[0].shape if declared else []
+    return axes.get(shape[0]) if shape else None
 
 
 def _timed(run: Callable[[], object]) -> float:

@@ -51,7 +51,7 @@ def benchmark(
         batch_sizes: One or several; by default the batch that the files fix, else 1.
         rounds: How often each model is visited.
         inputs: The inputs of every model, by name; random ones by default. They settle the batch size.
-        axes: Lengths of free axes other than the batch, by the name of their symbol. By default the file's
+        axes: Lengths of free axes, by the name of their symbol. By default the file's
             own example decides.
         provider_options: Options by provider.
         profile: Whether to make the kernel tables.

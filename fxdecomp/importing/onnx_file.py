@@ -20,7 +20,7 @@ from torch.fx import GraphModule
 
 from fxdecomp.errors import ExportError, ParityError
 from fxdecomp.export.examples import drawn_like
-from fxdecomp.export.feeds import make_feed
+from fxdecomp.export.feeds import make_feed, random_feed
 from fxdecomp.export.metadata import read_metadata
 from fxdecomp.export.parity import Agreement, check_parity
 from fxdecomp.export.sessions import open_session
@@ -170,13 +170,18 @@ def _examples(session: Any, path: Path, shapes: Sequence[tuple[int, ...]], seed:
     declared = session.get_inputs()
     if shapes and len(shapes) != len(declared):
         raise ExportError(f"{path} takes {len(declared)} inputs, {len(shapes)} shapes were given")
+    for item, shape in zip(declared, shapes, strict=False):
+        fixed = [a == b for a, b in zip(item.shape, shape, strict=False) if isinstance(a, int)]
+        if not all(fixed) or len(item.shape) not in (0, len(shape)):  # an open number of axes reads as none
+            raise ExportError(f"input {item.name!r} of {path} has shape {item.shape}; {shape} was given")
     metadata = read_metadata(path)
     known = metadata.inputs if metadata else {}
-    if shapes:
-        known = {item.name: shape for item, shape in zip(declared, shapes, strict=True)}
     batch = next((shape[0] for shape in known.values() if shape), 1)
     for largest in (1, 0):  # zeros alone would hide most that is wrong; a table of one row takes nothing else
-        feed = make_feed(declared, batch=batch, axes={}, example_shapes=known, seed=seed, largest=largest)
+        if shapes:
+            feed = random_feed(declared, shapes, seed=seed, largest=largest)
+        else:
+            feed = make_feed(declared, batch=batch, axes={}, example_shapes=known, seed=seed, largest=largest)
         with suppress(Exception):  # what the file refuses with zeros too is an error of the comparison
             session.run(None, feed)
             break

@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from fxdecomp.errors import ExportError
 from fxdecomp.importing import from_onnx
 from tests.importing.files import drawn, write
 
@@ -59,3 +61,18 @@ def test_a_layer_and_a_container_of_one_name_are_both_kept(
     weights = {f"w{i}": drawn(8, 8, seed=i) for i in range(3)}
     gm = from_onnx(write(tmp_path / "a.onnx", nodes, weights, shape=(2, 8))).gm
     assert [n.target for n in gm.graph.nodes if n.op == "call_module"] == paths
+
+
+def test_shapes_are_taken_as_they_are_given(tmp_path: Path) -> None:
+    inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, (name, 4)) for name in "ab"]
+    output = helper.make_empty_tensor_value_info("y")
+    join = helper.make_node("Concat", ["a", "b"], ["y"], axis=0)
+    graph = helper.make_graph([join], "test", inputs, [output])
+    path = tmp_path / "a.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
+    assert [tuple(x.shape) for x in from_onnx(path, shapes=[(2, 4), (3, 4)]).example_inputs] == [
+        (2, 4),
+        (3, 4),
+    ]
+    with pytest.raises(ExportError, match=r"input 'b' of .* has shape \['b', 4\]; \(3, 5\) was given"):
+        from_onnx(path, shapes=[(2, 4), (3, 5)])
