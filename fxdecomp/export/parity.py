@@ -156,6 +156,9 @@ def _agree(
     where = (
         f"output {name!r} with ONNX Runtime's optimisations {'on' if optimised else 'off'}, inputs {shapes}"
     )
+    kind = to_numpy(wanted).dtype
+    if got.dtype != kind and wanted.dtype is not torch.bfloat16:  # numpy has no bfloat16
+        raise ParityError(f"{where}: type {got.dtype}, PyTorch gives {kind}")
     a = to_numpy(wanted).astype(np.float64)
     b = np.asarray(got).astype(np.float64)
     if a.shape != b.shape:

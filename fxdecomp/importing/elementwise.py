@@ -46,7 +46,6 @@ _BINARY: Mapping[str, Callable[..., Any]] = {
     "Less": torch.lt,
     "LessOrEqual": torch.le,
     "Or": torch.logical_or,
-    "Pow": torch.pow,
     "Xor": torch.logical_xor,
 }
 _ARITHMETIC: Mapping[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
@@ -80,6 +79,19 @@ def _unary(builder: Builder, op: Operands) -> Value:
 
 def _binary(builder: Builder, op: Operands) -> Value:
     return builder.call(_BINARY[op.node.op_type], builder.tensor(op.value(0)), builder.tensor(op.value(1)))
+
+
+def _power(builder: Builder, op: Operands) -> Value:
+    """Pow: of the base's type, where PyTorch takes that of both."""
+    kinds = [item.dtype for item in op.node.inputs]
+    result = builder.call(torch.pow, builder.tensor(op.value(0)), builder.tensor(op.value(1)))
+    return result if kinds[0] == kinds[1] else builder.method("to", result, _type(kinds[0]))
+
+
+def _type(kind: int | None) -> torch.dtype:
+    if kind not in _TYPES:
+        raise Unconvertible(f"the type of its input is not known ({kind})")
+    return _TYPES[kind]
 
 
 def _arithmetic(builder: Builder, op: Operands) -> Value:
@@ -120,10 +132,10 @@ def _reduction(builder: Builder, op: Operands) -> Value:
     axes = tuple(range(op.ndim(0) or 0)) if axes is None else axes
     if not axes:
         raise Unconvertible("it reduces all axes, and the file does not say how many there are")
-    function = _REDUCTIONS[op.node.op_type]
-    return builder.call(
-        function, builder.tensor(op.value(0)), axes, keepdim=bool(op.attribute("keepdims", 1))
-    )
+    x, keep, kind = builder.tensor(op.value(0)), bool(op.attribute("keepdims", 1)), op.node.inputs[0].dtype
+    if op.node.op_type == "ReduceSum" and "INT" in str(kind):  # PyTorch sums whole numbers as int64
+        return builder.call(torch.sum, x, axes, keepdim=keep, dtype=_type(kind))
+    return builder.call(_REDUCTIONS[op.node.op_type], x, axes, keepdim=keep)
 
 
 def _arg(builder: Builder, op: Operands) -> Value:
@@ -211,6 +223,7 @@ ELEMENTWISE: Mapping[str, Handler] = {
     **dict.fromkeys(("LeakyRelu", "Elu", "Gelu", "HardSigmoid"), _activation),
     **dict.fromkeys(("Softmax", "LogSoftmax"), _softmax),
     "PRelu": _prelu,
+    "Pow": _power,
     "Clip": _clip,
     "Where": _where,
     "Cast": _cast,

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fxdecomp.errors import ExportError
-from fxdecomp.export import to_onnx
+from fxdecomp.errors import ExportError, ParityError
+from fxdecomp.export import check_parity, to_onnx
 
 from .nets import traced
 
@@ -56,3 +56,17 @@ def test_a_network_that_changes_its_input_is_exported_and_the_input_is_kept(
     kept = x.clone()
     assert to_onnx(traced(Changing()), x, tmp_path / "a.onnx").dynamic_batch
     assert torch.equal(x, kept)
+
+
+def test_equal_values_of_another_type_are_a_difference(tmp_path: Path) -> None:
+    class Best(nn.Module):
+        def __init__(self, kind: torch.dtype) -> None:
+            super().__init__()
+            self.kind = kind
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x.argmax(1).to(self.kind)
+
+    to_onnx(traced(Best(torch.int32)), torch.randn(2, 8), tmp_path / "a.onnx")
+    with pytest.raises(ParityError, match="type int32, PyTorch gives int64"):
+        check_parity(traced(Best(torch.int64)), tmp_path / "a.onnx", [torch.randn(2, 8)])

@@ -76,3 +76,19 @@ def test_shapes_are_taken_as_they_are_given(tmp_path: Path) -> None:
     ]
     with pytest.raises(ExportError, match=r"input 'b' of .* has shape \['b', 4\]; \(3, 5\) was given"):
         from_onnx(path, shapes=[(2, 4), (3, 5)])
+
+
+@pytest.mark.parametrize(
+    ("kind", "only", "constant"),
+    [
+        (TensorProto.INT32, helper.make_node("ReduceSum", ["x", "c"], ["y"]), np.asarray([1])),
+        (TensorProto.INT64, helper.make_node("Pow", ["x", "c"], ["y"]), np.float32(2)),
+    ],
+    ids=["sum", "power"],
+)
+def test_whole_numbers_keep_their_type(
+    kind: int, only: onnx.NodeProto, constant: np.ndarray, tmp_path: Path
+) -> None:
+    imported = from_onnx(write(tmp_path / "a.onnx", [only], {"c": constant}, shape=(4, 5), kind=kind))
+    (example,) = imported.example_inputs
+    assert imported.gm(example).dtype == example.dtype
