@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
@@ -106,6 +107,11 @@ def to_onnx(
         raise ExportError(f"{path}: the folder {path.parent} does not exist; create it first")
     names, inputs = as_inputs(gm, example_inputs)
     precision = chosen_precision(quantize, calibrated=calibration is not None)
+    if precision is not None and any(item.dtype is torch.float64 for item in gm.parameters()):
+        raise ExportError(
+            f"{precision.kind} is made of float32, and the network has weights in float64; call .float() on "
+            "it before tracing and on its inputs, or export without quantize"
+        )
     batches = [] if calibration is None else Calibration.of(calibration).values(gm)
     axes = {axis: axis_name(axis, inputs) for axis in dynamic_axes}
     order = _Order(

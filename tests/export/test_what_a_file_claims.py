@@ -1,0 +1,20 @@
+"""A file says what it is: its precision, its operator set, the names of its ends."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from fxdecomp.errors import ExportError
+from fxdecomp.export import to_onnx
+
+from .nets import traced
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp16"])
+def test_float64_is_not_quantised(precision: str, tmp_path: Path) -> None:
+    gm, x = traced(nn.Sequential(nn.Linear(8, 4))).double(), torch.randn(2, 8, dtype=torch.float64)
+    with pytest.raises(ExportError, match=rf"{precision} is made of float32.*call .float\(\)"):
+        to_onnx(gm, x, tmp_path / "a.onnx", quantize=precision, calibration=[x])
+    assert not (tmp_path / "a.onnx").exists()
