@@ -89,6 +89,12 @@ def export_graph(
             raise
         except Exception as error:
             raise ExportError(f"torch.onnx.export refuses the graph: {_cause(error)}") from error
+    written = program.model.opset_imports[""]
+    if opset not in (None, written):
+        raise ExportError(
+            f"torch.onnx.export writes operator set {written} where {opset} was asked for; "
+            f"pass opset={written}, or leave it to the exporter"
+        )
     name_after_sites(program.model)
     return program.model
 

@@ -18,3 +18,9 @@ def test_float64_is_not_quantised(precision: str, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=rf"{precision} is made of float32.*call .float\(\)"):
         to_onnx(gm, x, tmp_path / "a.onnx", quantize=precision, calibration=[x])
     assert not (tmp_path / "a.onnx").exists()
+
+
+@pytest.mark.parametrize("opset", [7, 99])
+def test_an_operator_set_that_the_exporter_does_not_write_is_refused(opset: int, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=rf"writes operator set \d+ where {opset} was asked for"):
+        to_onnx(traced(nn.Sequential(nn.Linear(8, 4))), torch.randn(2, 8), tmp_path / "a.onnx", opset=opset)
