@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from fxdecomp.errors import ExportError
 from fxdecomp.export.examples import has_batch, with_batch
-from fxdecomp.export.naming import name_after_sites, name_weights
+from fxdecomp.export.naming import name_after_sites, name_ends, name_weights
 from fxdecomp.export.parity import evaluating
 from fxdecomp.untouched import copied
 
@@ -96,6 +96,11 @@ def export_graph(
             f"pass opset={written}, or leave it to the exporter"
         )
     name_after_sites(program.model)
+    # An input that is also an output was named after the output.
+    names = [str(node.target) for node in gm.graph.nodes if node.op == "placeholder"]
+    given = program.model.graph.inputs
+    kept = [n if str(v.name).endswith("_orig") else str(v.name) for n, v in zip(names, given, strict=False)]
+    name_ends(program.model, kept, None)
     return program.model
 
 

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fxdecomp.errors import ExportError
 from fxdecomp.export import to_onnx
@@ -24,3 +25,20 @@ def test_float64_is_not_quantised(precision: str, tmp_path: Path) -> None:
 def test_an_operator_set_that_the_exporter_does_not_write_is_refused(opset: int, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=rf"writes operator set \d+ where {opset} was asked for"):
         to_onnx(traced(nn.Sequential(nn.Linear(8, 4))), torch.randn(2, 8), tmp_path / "a.onnx", opset=opset)
+
+
+class Both(nn.Module):
+    """Gives its input back beside the result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.head(x), x
+
+
+def test_an_input_that_is_an_output_too_keeps_its_name(tmp_path: Path) -> None:
+    report = to_onnx(traced(Both()), torch.randn(2, 8), tmp_path / "a.onnx")
+    assert (report.inputs, report.outputs) == (("x",), ("output_0", "output_1"))
+    assert [value.name for value in onnx.load(tmp_path / "a.onnx").graph.input] == ["x"]
