@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule
 from torch.fx.graph import _PyTreeCodeGen
+from torch.utils import _pytree as pytree
 
 from fxdecomp.errors import ExportError, TraceError
 from fxdecomp.inputs import ExampleInputs, placeholder_values
@@ -16,12 +17,20 @@ from fxdecomp.inputs import ExampleInputs, placeholder_values
 def flat_graph(gm: GraphModule) -> GraphModule:
     """The graph as a module that takes its placeholders' values in order; the same tensors, the same nodes.
 
-    Graphs of `torch.export` take and give nested structures; this one takes and gives tensors.
+    Graphs of `torch.export` take and give nested structures; this one takes and gives tensors, a dictionary
+    of them where the outputs have names.
     """
-    if not isinstance(gm.graph._codegen, _PyTreeCodeGen):
+    codegen = gm.graph._codegen
+    if not isinstance(codegen, _PyTreeCodeGen):
         return gm
     graph = Graph()
-    graph.output(graph.graph_copy(gm.graph, {}))
+    outputs = graph.graph_copy(gm.graph, {})
+    spec = codegen.pytree_info.out_spec
+    if spec is not None and isinstance(outputs, tuple | list) and spec.num_leaves == len(outputs):
+        nested = pytree.tree_unflatten(outputs, spec)
+        if isinstance(nested, dict) and len(nested) == len(outputs):
+            outputs = dict(nested)
+    graph.output(outputs)
     return GraphModule(gm, graph)
 
 

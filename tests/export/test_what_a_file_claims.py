@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import fxdecomp
 from fxdecomp.errors import ExportError
 from fxdecomp.export import to_onnx
 
@@ -42,3 +43,22 @@ def test_an_input_that_is_an_output_too_keeps_its_name(tmp_path: Path) -> None:
     report = to_onnx(traced(Both()), torch.randn(2, 8), tmp_path / "a.onnx")
     assert (report.inputs, report.outputs) == (("x",), ("output_0", "output_1"))
     assert [value.name for value in onnx.load(tmp_path / "a.onnx").graph.input] == ["x"]
+
+
+class Named(nn.Module):
+    """Only `torch.export` follows its condition."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        if x.shape[1] > 4:
+            x = x * 2
+        return {"logits": self.head(x), "hidden": x}
+
+
+def test_outputs_of_an_exported_program_are_named_by_their_keys(tmp_path: Path) -> None:
+    x = torch.randn(2, 8)
+    report = to_onnx(fxdecomp.trace(Named().eval(), x), x, tmp_path / "a.onnx")
+    assert report.outputs == ("logits", "hidden")
