@@ -7,6 +7,7 @@ apart, `Reshape(x, Concat(Gather(Shape(x), 0), [-1]))` becomes `x.reshape(x.size
 
 from __future__ import annotations
 
+import keyword
 import re
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
@@ -49,6 +50,7 @@ class Builder:
         self.zeros: set[Node] = set()
         self._root = nn.Module()
         self._graph = Graph()
+        self._inputs: set[str] = set()
         self._names: set[str] = set()
         self._containers: set[str] = set()
         self._constants: dict[int, tuple[NDArray[Any], Node]] = {}  # the array is kept, so is its id
@@ -56,7 +58,9 @@ class Builder:
 
     def placeholder(self, name: str) -> None:
         """Add an input."""
-        self.values[name] = self._graph.placeholder(identifier(name))
+        word = _numbered(identifier(name), self._inputs)
+        self._inputs.add(word)
+        self.values[name] = self._graph.placeholder(word)
 
     def call(self, function: Any, *args: Any, **kwargs: Any) -> Node:
         """Call a function, such as `torch.relu`."""
@@ -133,8 +137,10 @@ def _add(root: nn.Module, path: str, module: nn.Module) -> None:
 
 
 def identifier(name: str) -> str:
-    """A name that Python takes."""
+    """A name that Python takes for an argument of a method."""
     word = re.sub(r"\W", "_", name) or "input"
+    if keyword.iskeyword(word) or word == "self":
+        return f"{word}_"
     return f"_{word}" if word[0].isdigit() else word
 
 
