@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from fxdecomp.errors import ExportError, ParityError
+from fxdecomp.errors import ExportError, ParityError, first_line
 from fxdecomp.export.examples import drawn_like
 from fxdecomp.export.feeds import make_feed, random_feed
 from fxdecomp.export.metadata import read_metadata
@@ -81,6 +81,13 @@ def from_onnx(path: Path | str, *, shapes: Sequence[tuple[int, ...]] = (), seed:
         raise ParityError(
             f"{path} was converted to PyTorch, and computes something else there: {error}"
         ) from error
+    except ExportError:
+        raise
+    except Exception as error:
+        raise ExportError(
+            f"{path} was converted to PyTorch, which cannot run it on {[tuple(x.shape) for x in inputs]}: "
+            f"{first_line(error)}"
+        ) from error
     names = [tuple(item.name for item in items) for items in (session.get_inputs(), session.get_outputs())]
     return ImportedModel(gm, inputs, names[0], names[1], parity)
 
@@ -104,12 +111,26 @@ def _prepared(path: Path) -> Any:
             raise ExportError(
                 f"{path} is of operator set {opset} and cannot be brought to {_OPSET}: {error}"
             ) from error
+    if opset < 11:
+        _keep_old_resizing(proto.graph)
     if proto.ByteSize() < onnx.checker.MAXIMUM_PROTOBUF:
         proto = onnx.shape_inference.infer_shapes(proto)
     model = onnx_ir.from_proto(proto)
     optimizer.fold_constants(model)
     optimizer.remove_unused_nodes(model)
     return model
+
+
+def _keep_old_resizing(graph: Any) -> None:
+    """Say how resizing rounded before operator set 11: onnx's converter leaves it to the new defaults."""
+    import onnx
+
+    meant = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+    for node in graph.node:
+        if node.op_type == "Resize":
+            others = [item for item in node.attribute if item.name not in meant]
+            del node.attribute[:]
+            node.attribute.extend(others + [onnx.helper.make_attribute(*item) for item in meant.items()])
 
 
 def _converted(model: Any, path: Path) -> GraphModule:
@@ -139,7 +160,13 @@ def _converted(model: Any, path: Path) -> GraphModule:
                 f"{path}: node {node.name or node.outputs[0].name!r} ({node.op_type}) cannot be converted to "
                 f"PyTorch: {reason}; give the PyTorch model instead, as package.module:callable"
             ) from reason
-    return builder.finish([value.name for value in model.graph.outputs])
+    try:
+        return builder.finish([value.name for value in model.graph.outputs])
+    except Unconvertible as reason:
+        raise ExportError(
+            f"{path}: an output cannot be converted to PyTorch: {reason}; give the PyTorch model instead, as "
+            "package.module:callable"
+        ) from reason
 
 
 def _convert(builder: Builder, node: Any, merged: dict[Any, str]) -> None:
@@ -151,6 +178,9 @@ def _convert(builder: Builder, node: Any, merged: dict[Any, str]) -> None:
         return
     found = _HANDLERS[node.op_type](builder, Operands(node, builder.values, merged))
     values = found if isinstance(found, tuple) else (found,)
+    for output in node.outputs[len(values) :]:
+        if output.uses() or output.is_graph_output():
+            raise Unconvertible(f"its output {output.name!r} is used")
     for output, value in zip(node.outputs, values, strict=False):
         builder.values[output.name] = value
 

@@ -2,11 +2,23 @@
 
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper
 
-from fxdecomp.importing import from_onnx
+from fxdecomp.errors import ExportError
+from fxdecomp.importing import building, from_onnx, onnx_file
+from tests.importing.files import drawn, node, write
+
+TWICE = np.asarray([1, 1, 2, 2], np.float32)
+
+
+@pytest.mark.parametrize(("op", "opset"), [("Upsample", 9), ("Resize", 10)])
+def test_old_resizing_rounds_as_it_did(op: str, opset: int, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.onnx", [node(op, "s", mode="nearest")], {"s": TWICE}, opset=opset)
+    assert len(from_onnx(path).parity) == 6
 
 
 @pytest.mark.parametrize("names", [("in",), ("self",), ("a.1", "a_1")])
@@ -17,3 +29,14 @@ def test_inputs_have_names_that_python_takes(names: tuple[str, ...], tmp_path: P
     path = tmp_path / "a.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
     assert from_onnx(path).input_names == names
+
+
+def test_what_pytorch_cannot_run_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(builder: building.Builder, op: object) -> object:
+        return builder.call(torch.matmul, builder.tensor(drawn(3)), builder.tensor(drawn(4)))
+
+    monkeypatch.setattr(onnx_file, "_HANDLERS", {**onnx_file._HANDLERS, "Sigmoid": failing})
+    with pytest.raises(
+        ExportError, match=r"a\.onnx was converted to PyTorch, which cannot run it on \[\(2, 4"
+    ):
+        from_onnx(write(tmp_path / "a.onnx", [node("Sigmoid")]))
