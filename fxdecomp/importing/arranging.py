@@ -22,8 +22,6 @@ _END = 1 << 60
 
 
 def _pool(builder: Builder, op: Operands) -> Value:
-    if len([output for output in op.node.outputs if output.uses()]) > 1:
-        raise Unconvertible("its indices are used")
     kernel = tuple(op.attribute("kernel_shape", ()))
     ndim, largest = len(kernel), op.node.op_type == "MaxPool"
     stride, dilation = op.per_axis("strides", ndim), op.per_axis("dilations", ndim)
@@ -77,6 +75,8 @@ def _reshape(builder: Builder, op: Operands) -> Value:
 
 def _flatten(builder: Builder, op: Operands) -> Value:
     axis, x = op.attribute("axis", 1), builder.tensor(op.value(0))
+    if axis == op.ndim(0):
+        return builder.method("reshape", x, (-1, 1))
     if axis == 1:
         return builder.call(torch.flatten, x, 1)
     if axis == 0:
@@ -97,7 +97,11 @@ def _unsqueeze(builder: Builder, op: Operands) -> Value:
     value, axes = op.value(0), op.axes(1) or ()
     if isinstance(value, Sizes):
         return Sizes(value.items)
-    x = builder.tensor(value)
+    x, ndim = builder.tensor(value), op.ndim(0)
+    if ndim is not None:
+        axes = tuple(axis % (ndim + len(axes)) for axis in axes)  # they count in the result
+    elif len(axes) > 1 and min(axes) < 0:
+        raise Unconvertible("it counts axes from the end, and the file does not say how many there are")
     for axis in sorted(axes):
         x = builder.call(torch.unsqueeze, x, axis)
     return x
@@ -164,6 +168,9 @@ def _gather(builder: Builder, op: Operands) -> Value:
         return builder.call(torch.select, x, axis, int(index))
     if isinstance(value, np.ndarray) and value.ndim == 2 and axis == 0:
         return builder.call(F.embedding, builder.tensor(index), x)
+    if isinstance(index, np.ndarray) and index.ndim == 1 and index.size and index.min() < 0:
+        before = (slice(None),) * (axis if axis >= 0 else axis + (op.ndim(0) or 0))
+        return builder.call(operator.getitem, x, (*before, builder.tensor(index)))
     if isinstance(index, np.ndarray) and index.ndim == 1:
         return builder.call(torch.index_select, x, axis, builder.tensor(index))
     raise Unconvertible("it gathers by a computed index along an axis of computed values")
@@ -210,13 +217,19 @@ def _pad(builder: Builder, op: Operands) -> Value:
     for position, axis in enumerate(axes):
         begin[axis], end[axis] = pads[position], pads[position + len(axes)]
     first = next((axis for axis in range(ndim) if begin[axis] or end[axis]), ndim - 1)
+    if mode != "constant":
+        first = min(first, 2, ndim - 1)  # PyTorch wants every spatial axis
+        if first == 0 or ndim - first > 3:
+            raise Unconvertible(f"PyTorch pads by {mode} along three axes at most, and not along the first")
     widths = pad_list(begin[first:], end[first:])
     fill = op.array(2).item() if op.has(2) and mode == "constant" else None
     return builder.call(F.pad, builder.tensor(op.value(0)), widths, mode, fill)
 
 
 def _resize(builder: Builder, op: Operands) -> Value:
-    ndim, mode = op.ndim(0), op.attribute("mode", "nearest")
+    mode, some = op.attribute("mode", "nearest"), op.attribute("axes", None)
+    given = numbers(op.value(3)) if op.has(3) else tuple(map(float, op.array(2)))
+    ndim = op.ndim(0) or (0 if some else len(given))
     where = op.attribute("coordinate_transformation_mode", "half_pixel")
     x = builder.tensor(op.value(0))
     extra: dict[str, Any] = {}
@@ -227,16 +240,22 @@ def _resize(builder: Builder, op: Operands) -> Value:
         name = "nearest"
     elif mode in ("linear", "cubic") and where in ("half_pixel", "pytorch_half_pixel", "align_corners"):
         name = {"linear": {3: "linear", 4: "bilinear", 5: "trilinear"}, "cubic": {4: "bicubic"}}[mode].get(
-            ndim or 0, ""
+            ndim, ""
         )
         extra = {"align_corners": where == "align_corners"}
     else:
         name = ""
-    if not name or op.attribute("antialias", 0):
+    if not name or not ndim or op.attribute("antialias", 0):
         raise Unconvertible(f"PyTorch has no counterpart of {mode} with {where}")
+    if mode == "cubic" and op.attribute("cubic_coeff_a", -0.75) != -0.75:
+        raise Unconvertible("the coefficient of PyTorch's cubic interpolation is -0.75")
+    if op.attribute("keep_aspect_ratio_policy", "stretch") != "stretch":
+        raise Unconvertible("it keeps the ratio of the axes")
+    new = dict(zip([axis % ndim for axis in some or range(ndim)], given, strict=True))
     if op.has(3):
-        return builder.call(F.interpolate, x, size=numbers(op.value(3))[2:], mode=name, **extra)
-    scales = tuple(float(item) for item in op.array(2))
+        size = [new[axis] if axis in new else _length(builder, op, x, axis) for axis in range(2, ndim)]
+        return builder.call(F.interpolate, x, size=tuple(size), mode=name, **extra)
+    scales = tuple(new.get(axis, 1.0) for axis in range(ndim))
     if scales[:2] != (1.0, 1.0):
         raise Unconvertible("it resizes the batch or the channels")
     return builder.call(F.interpolate, x, scale_factor=scales[2:], mode=name, **extra)

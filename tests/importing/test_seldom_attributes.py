@@ -10,15 +10,75 @@ from onnx import TensorProto, helper
 
 from fxdecomp.errors import ExportError
 from fxdecomp.importing import building, from_onnx, onnx_file
-from tests.importing.files import drawn, node, write
+from tests.importing.files import drawn, ints, node, write
 
 TWICE = np.asarray([1, 1, 2, 2], np.float32)
+SELDOM = {
+    "gather, from the end": (node("Gather", "i", axis=1), {"i": ints(-1, 0)}),
+    "unsqueeze, from the end": (node("Unsqueeze", "a"), {"a": ints(-2, -1)}),
+    "pad, reflect one axis": (node("Pad", "p", mode="reflect"), {"p": ints(0, 0, 0, 2, 0, 0, 0, 2)}),
+    "pad, edge of channels": (node("Pad", "p", mode="edge"), {"p": ints(0, 1, 2, 0, 0, 1, 2, 0)}),
+    "resize, scales of axes": (
+        node("Resize", "", "s", mode="linear", axes=[2, 3]),
+        {"s": np.asarray([2, 3], np.float32)},
+    ),
+    "resize, size of one axis": (node("Resize", "", "", "n", mode="linear", axes=[-1]), {"n": ints(16)}),
+    "flatten, all": (node("Flatten", axis=4), {}),
+}
+
+
+@pytest.mark.parametrize("name", SELDOM)
+def test_seldom_attributes_compute_what_onnx_runtime_computes(name: str, tmp_path: Path) -> None:
+    only, constants = SELDOM[name]
+    assert len(from_onnx(write(tmp_path / "a.onnx", [only], constants)).parity) == 6
 
 
 @pytest.mark.parametrize(("op", "opset"), [("Upsample", 9), ("Resize", 10)])
 def test_old_resizing_rounds_as_it_did(op: str, opset: int, tmp_path: Path) -> None:
     path = write(tmp_path / "a.onnx", [node(op, "s", mode="nearest")], {"s": TWICE}, opset=opset)
     assert len(from_onnx(path).parity) == 6
+
+
+@pytest.mark.parametrize(
+    ("nodes", "constants", "outputs", "reason"),
+    [
+        (
+            [node("Resize", "", "s", mode="cubic", cubic_coeff_a=-0.5)],
+            {"s": TWICE},
+            ("y",),
+            "cubic interpolation is -0.75",
+        ),
+        (
+            [helper.make_node("MaxPool", ["x"], ["y", "k"], kernel_shape=[2, 2])],
+            {},
+            ("y", "k"),
+            "its output 'k' is used",
+        ),
+        (
+            [node("Relu"), helper.make_node("Shape", ["x"], ["s"])],
+            {},
+            ("y", "s"),
+            "an output cannot be converted",
+        ),
+        (
+            [node("Pad", "p", mode="reflect")],
+            {"p": ints(1, 0, 0, 0, 0, 0, 0, 0)},
+            ("y",),
+            "not along the first",
+        ),
+    ],
+    ids=["cubic", "indices", "shape", "pad"],
+)
+def test_what_has_no_counterpart_is_one_clear_error(
+    nodes: list[onnx.NodeProto],
+    constants: dict[str, np.ndarray],
+    outputs: tuple[str, ...],
+    reason: str,
+    tmp_path: Path,
+) -> None:
+    path = write(tmp_path / "a.onnx", nodes, constants, outputs=outputs, shape=("n", 4, 6, 8))
+    with pytest.raises(ExportError, match=rf"a\.onnx: .*cannot be converted to PyTorch.*{reason}|{reason}"):
+        from_onnx(path)
 
 
 @pytest.mark.parametrize("names", [("in",), ("self",), ("a.1", "a_1")])
