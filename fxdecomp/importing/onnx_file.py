@@ -23,7 +23,7 @@ from fxdecomp.export.examples import drawn_like
 from fxdecomp.export.feeds import make_feed, random_feed
 from fxdecomp.export.metadata import read_metadata
 from fxdecomp.export.parity import Agreement, check_parity
-from fxdecomp.export.sessions import open_session
+from fxdecomp.export.sessions import onnxruntime, open_session
 from fxdecomp.importing.arranging import ARRANGING
 from fxdecomp.importing.building import Builder, Unconvertible
 from fxdecomp.importing.elementwise import ELEMENTWISE
@@ -207,12 +207,14 @@ def _examples(session: Any, path: Path, shapes: Sequence[tuple[int, ...]], seed:
     metadata = read_metadata(path)
     known = metadata.inputs if metadata else {}
     batch = next((shape[0] for shape in known.values() if shape), 1)
+    quiet = onnxruntime().RunOptions()
+    quiet.log_severity_level = 4
     for largest in (1, 0):  # zeros alone would hide most that is wrong; a table of one row takes nothing else
         if shapes:
             feed = random_feed(declared, shapes, seed=seed, largest=largest)
         else:
             feed = make_feed(declared, batch=batch, axes={}, example_shapes=known, seed=seed, largest=largest)
         with suppress(Exception):  # what the file refuses with zeros too is an error of the comparison
-            session.run(None, feed)
+            session.run(None, feed, quiet)
             break
     return tuple(torch.from_numpy(feed[item.name]) for item in declared)
