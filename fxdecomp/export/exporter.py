@@ -95,6 +95,7 @@ def export_graph(
             f"torch.onnx.export writes operator set {written} where {opset} was asked for; "
             f"pass opset={written}, or leave it to the exporter"
         )
+    _check_free(program.model, axes)
     name_after_sites(program.model)
     # An input that is also an output was named after the output.
     names = [str(node.target) for node in gm.graph.nodes if node.op == "placeholder"]
@@ -102,6 +103,19 @@ def export_graph(
     kept = [n if str(v.name).endswith("_orig") else str(v.name) for n, v in zip(names, given, strict=False)]
     name_ends(program.model, kept, None)
     return program.model
+
+
+def _check_free(model: Any, axes: Mapping[int, str]) -> None:
+    """Raise where the exporter fixed an axis that was to be free: it does so without a word."""
+    for value in model.graph.inputs:
+        for axis in axes:
+            length = value.shape[axis] if axis < len(value.shape) else ""
+            if isinstance(length, int):
+                raise ExportError(
+                    f"the exporter fixes axis {axis} of input {value.name!r} to {length}; leave it out of "
+                    "dynamic_axes, or export an LSTM or GRU in a process of its own: PyTorch loops over "
+                    "a free length in the first export of a process"
+                )
 
 
 @contextmanager

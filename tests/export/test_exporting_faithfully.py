@@ -39,6 +39,13 @@ def test_a_batch_that_the_exporter_fixes_is_a_note_unless_it_was_asked_for(
     assert not (tmp_path / "b.onnx").exists()
 
 
+def test_a_free_length_that_the_exporter_fixes_is_an_error_that_says_so(tmp_path: Path) -> None:
+    gm = traced(nn.Sequential(nn.RNN(8, 8, batch_first=True)))  # for which the exporter has no loop
+    with pytest.raises(ExportError, match="the exporter fixes axis 1 of input 'input' to 5; leave it out of"):
+        to_onnx(gm, torch.randn(2, 5, 8), tmp_path / "a.onnx", dynamic_axes=(1,))
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("first", [nn.ReLU(inplace=True), None], ids=["module", "methods"])
 def test_a_network_that_changes_its_input_is_exported_and_the_input_is_kept(
     first: nn.Module | None, tmp_path: Path
