@@ -14,6 +14,7 @@ from torch.fx.graph_module import _get_attr
 from fxdecomp.graphs import stage_module
 from fxdecomp.layers import LayerSpec, Stage
 from fxdecomp.sites import Call, Site
+from fxdecomp.sites.constants import Constants
 
 
 @final
@@ -26,7 +27,7 @@ class Replacer:
 
     def __init__(self, gm: GraphModule) -> None:
         self._gm = gm
-        self._constants = constant_nodes(gm)
+        self._constants = Constants(gm)
         self._below: dict[str, list[Node]] = defaultdict(list)
         for node in gm.graph.nodes:
             if node.op in ("get_attr", "call_module"):
@@ -73,30 +74,29 @@ class Replacer:
 
     def _is_free(self, prefix: str, stages: Sequence[Stage], own: set[str], calls: set[Node]) -> bool:
         """Whether the stages can sit there without taking the place of what others use."""
-        shared = any(self._is_used(node, calls) for node in self._below[prefix])
         if prefix in own:
-            return not shared
+            return not self._is_shared(prefix, calls)
         found = _at(self._gm, prefix)
         if found is None:
             return True
         if type(found) is not nn.Module:  # else it only holds names, as `torch.export` leaves behind
             return False
-        return all(_at(found, stage.name) is None if stage.name else not shared for stage in stages)
+        return all(
+            _at(found, stage.name) is None if stage.name else not self._is_shared(prefix, calls)
+            for stage in stages
+        )
+
+    def _is_shared(self, path: str, calls: set[Node]) -> bool:
+        """Whether anything but these calls uses what is stored below a path."""
+        return any(self._is_used(node, calls) for node in self._below[path])
 
     def _is_used(self, node: Node, besides: set[Node]) -> bool:
         """Whether a node reaches anything but the nodes named, through constants."""
-        if node.graph is not self._gm.graph or node._erased:
+        if node._erased:
             return False
         if node.op == "call_module":
             return node not in besides
-        waiting = list(node.users)
-        while waiting:
-            user = waiting.pop()
-            if user in self._constants:
-                waiting.extend(user.users)
-            elif user not in besides:
-                return True
-        return False
+        return any(user not in besides for user in self._constants.consumers(node))
 
 
 def _at(module: nn.Module, path: str) -> object:
@@ -148,7 +148,7 @@ def _meta(call: Call, spec: LayerSpec) -> dict[str, object]:
 def remove_unused(gm: GraphModule) -> None:
     """Erase constant nodes without users, and the stored tensors that only they used."""
     erased = set()
-    constants = constant_nodes(gm)
+    constants = _constants(gm)
     for node in reversed(gm.graph.nodes):
         if node.op == "get_attr" and not node.users:
             erased.add(str(node.target))
@@ -164,7 +164,7 @@ def remove_unused(gm: GraphModule) -> None:
             delattr(gm.get_submodule(owners[-1] if owners else ""), parts[-1])
 
 
-def constant_nodes(gm: GraphModule) -> set[Node]:
+def _constants(gm: GraphModule) -> set[Node]:
     """The nodes that nothing but stored tensors goes into; those without users can be erased without loss."""
     found: set[Node] = set()
     for node in gm.graph.nodes:
