@@ -26,6 +26,7 @@ class Reason(StrEnum):
     NOT_FINITE = "the weight holds NaN or infinity"
     TIED_WEIGHT = "the weight is also used by another layer"
     COMPUTED_WEIGHT = "the weight is computed in the graph, not a constant"
+    CONSTANT_INPUT = "the layer's input is a constant: what it gives can be computed once"
     UNKNOWN_SHAPE = "the size of the layer's input is not known"
     INSIDE_LEAF = "the layer is inside a module that the graph does not look into"
     HOOKED = "the module carries hooks that a chain would lose"

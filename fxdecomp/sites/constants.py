@@ -53,6 +53,10 @@ class Constants:
             ):
                 self._nodes[node] = place
 
+    def __contains__(self, node: Node) -> bool:
+        """Whether a node's value depends on neither an input nor chance."""
+        return node in self._nodes
+
     def of(self, node: object) -> Constant | None:
         """The constant that a node stands for, None where its value depends on an input or on chance."""
         if not isinstance(node, Node) or node not in self._nodes:

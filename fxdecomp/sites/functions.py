@@ -82,7 +82,7 @@ def is_layer_call(node: Node) -> bool:
 def read_function_call(node: Node, constants: Constants) -> Reading | Refusal | None:
     """What a call_function node says of its layer, None where it is no layer.
 
-    A matrix product is a layer only where its second operand is a constant matrix.
+    A matrix product is a layer only where its second operand is a constant matrix, and its first is none.
     """
     names = _SIGNATURES.get(node.target, ())
     other = _OTHER_NAMES.get(names, {})
@@ -93,14 +93,13 @@ def read_function_call(node: Node, constants: Constants) -> Reading | Refusal | 
         return None
     by_matrix = "matrix" in names
     weight = constants.of(arguments["matrix" if by_matrix else "weight"])
-    if by_matrix and (weight is None or weight.value.ndim != 2 or not _is_plain_product(arguments)):
+    if by_matrix and not (weight and weight.value.ndim == 2 and _is_plain(arguments, node, constants)):
         return None
     kind = getattr(node.target, "__name__", str(node.target))
     if weight is None:
         return Refusal(node.name, kind, Reason.COMPUTED_WEIGHT)
-    if 0 in weight.value.shape or weight.value.ndim < 2:
-        what = "it has no elements" if 0 in weight.value.shape else "it is a vector"
-        return Refusal(_name(node, weight), kind, Reason.UNSUPPORTED_TENSOR, what)
+    if refused := _refused(node, weight.value, constants):
+        return Refusal(_name(node, weight), kind, *refused)
     bias = constants.of(arguments.get("bias"))
     transposed = node.target in _TRANSPOSED or bool(arguments.get("transposed", False))
     groups = int(arguments.get("groups", 1))
@@ -121,8 +120,16 @@ def read_function_call(node: Node, constants: Constants) -> Reading | Refusal | 
     )
 
 
-def _is_plain_product(arguments: dict[str, Any]) -> bool:
-    return bool(arguments.get("alpha", 1) == 1 and arguments.get("beta", 1) == 1)
+def _is_plain(arguments: dict[str, Any], node: Node, constants: Constants) -> bool:
+    scaled = arguments.get("alpha", 1) != 1 or arguments.get("beta", 1) != 1
+    return not scaled and node not in constants
+
+
+def _refused(node: Node, weight: Tensor, constants: Constants) -> tuple[Reason, str] | None:
+    if 0 in weight.shape or weight.ndim < 2:
+        what = "it has no elements" if 0 in weight.shape else "it is a vector"
+        return Reason.UNSUPPORTED_TENSOR, what
+    return (Reason.CONSTANT_INPUT, "") if node in constants else None
 
 
 def _canonical(weight: Tensor, *, by_matrix: bool, transposed: bool, groups: int) -> Tensor:

@@ -77,3 +77,25 @@ def test_a_weight_of_many_steps_is_materialised() -> None:
     small = fxdecomp.transform(fxdecomp.trace(model, x), FULL)
     assert len(fxdecomp.report(small).applied) == 1
     assert relative_difference(model, small, x) < 1e-5
+
+
+class PositionBias(nn.Module):
+    """Swin's table of relative positions, made by a small network; and a weight with a low-rank update."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.first, self.last = nn.Buffer(torch.empty(16, 2)), nn.Linear(2, 16), nn.Linear(16, 16)
+        self.weight = nn.Parameter(torch.empty(16, 16))
+        self.up, self.down = nn.Parameter(torch.empty(16, 2)), nn.Parameter(torch.empty(2, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = self.last(self.first(self.table).relu())
+        return F.linear(x + bias, self.weight + self.up @ self.down)
+
+
+def test_a_layer_on_a_constant_is_told_as_that_and_a_product_of_constants_is_none() -> None:
+    model, x = drawn(PositionBias()), image(4, 16, 16)
+    exported = torch.export.export(model, (x,))
+    reasons = {o.site: o.reason for o in fxdecomp.report(fxdecomp.trace(exported, x)).skipped}
+    assert reasons.pop("linear_2") is fxdecomp.Reason.NOT_TRANSFORMED
+    assert reasons == dict.fromkeys(["first", "last"], fxdecomp.Reason.CONSTANT_INPUT)
