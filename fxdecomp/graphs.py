@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import warnings
+from types import MethodType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import PythonKeyTracer
 from torch.fx.graph_module import _get_attr
 
 from fxdecomp.layers import LayerSpec, Stage
@@ -65,10 +67,34 @@ def _copy(gm: GraphModule, memo: dict[int, object]) -> GraphModule:
         # Raised inside torch when it copies an exported graph, whatever the model.
         warnings.filterwarnings("ignore", message=r"`isinstance\(treespec", category=FutureWarning)
         result: GraphModule = copy.deepcopy(gm, memo)
+    _restore_attributes(result, gm)
+    if issubclass(result.graph._tracer_cls or fx.Tracer, PythonKeyTracer):
+        # Unpickling traces the code again, for which the tracer of torch.export and make_fx does not serve.
+        result._tracer_cls = result.graph._tracer_cls = None
     record = record_of(gm)
     if record is not None:
         attach_record(result, record)  # deepcopy drops the attribute that pickling needs
     return result
+
+
+def hooks_of(module: nn.Module) -> list[dict[int, Any]]:
+    """The tables of a module's forward hooks."""
+    return [
+        module._forward_pre_hooks,
+        module._forward_pre_hooks_with_kwargs,
+        module._forward_hooks,
+        module._forward_hooks_with_kwargs,
+        module._forward_hooks_always_called,
+    ]
+
+
+def _restore_attributes(copied: GraphModule, gm: GraphModule) -> None:
+    """Add what the deepcopy of a GraphModule leaves out: its hooks, and attributes beside the graph."""
+    for own, hooks in zip(hooks_of(copied), hooks_of(gm), strict=True):
+        own.update(hooks)
+    for name, value in vars(gm).items():
+        if name not in vars(copied) and not isinstance(value, MethodType):
+            vars(copied)[name] = value
 
 
 def stage_module(stage: Stage, *, trains: bool, bias_trains: bool, training: bool) -> nn.Module:

@@ -15,8 +15,9 @@ from torch.fx.passes.shape_prop import _extract_tensor_metadata
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
+from fxdecomp.conditions import keep_conditions
 from fxdecomp.errors import TraceError, first_line
-from fxdecomp.graphs import copy_sharing_tensors, derived_tensors
+from fxdecomp.graphs import copy_sharing_tensors, derived_tensors, hooks_of
 from fxdecomp.inputs import ExampleInputs, call_arguments, placeholder_values
 from fxdecomp.records import Record, attach_record, record_of
 from fxdecomp.sites.modules import Layer, is_layer
@@ -204,14 +205,14 @@ def _free_sizes(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any],
 
 
 def _unlifted(program: ExportedProgram) -> GraphModule:
-    """The program as a module with its parameters by name, without the checks of its example's sizes."""
+    """The program as a module with its parameters by name, and the conditions of its export."""
     gm = program.module(check_guards=False)
     assert isinstance(gm, GraphModule)  # narrows the declared nn.Module
-    for node in list(gm.graph.nodes):
-        if node.op == "call_module" and node.target == "_guards_fn":
-            gm.graph.erase_node(node)
+    for hooks in hooks_of(gm):
+        hooks.clear()  # torch's own check of the inputs
+    keep_conditions(gm, program)
     gm.recompile()
-    return gm
+    return copy_sharing_tensors(gm)
 
 
 def load_program(path: Path) -> ExportedProgram:
