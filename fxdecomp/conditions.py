@@ -55,10 +55,14 @@ def keep_conditions(gm: GraphModule, program: ExportedProgram) -> None:
     """Let an unlifted program check the conditions of its export."""
     inputs = gm.graph.find_nodes(op="placeholder")
     conditions = _conditions(gm, program, inputs) if inputs and program.example_inputs else ()
-    if conditions:
-        gm.add_submodule("input_conditions", InputConditions(conditions, tuple(node.name for node in inputs)))
-        with gm.graph.inserting_after(inputs[-1]):
-            gm.graph.call_module("input_conditions", tuple(inputs))
+    if not conditions:
+        return
+    name = "input_conditions"
+    while hasattr(gm, name):
+        name += "_"
+    gm.add_submodule(name, InputConditions(conditions, tuple(node.name for node in inputs)))
+    with gm.graph.inserting_after(inputs[-1]):
+        gm.graph.call_module(name, tuple(inputs))
 
 
 def _conditions(gm: GraphModule, program: ExportedProgram, inputs: list[fx.Node]) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from fxdecomp.sites.geometry import same_padding
 from fxdecomp.sites.modules import swapped_channels
 
 _CONV: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 _CONV_TRANSPOSE: dict[int, Any] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 
 
@@ -97,8 +98,8 @@ def _restore_attributes(copied: GraphModule, gm: GraphModule) -> None:
             vars(copied)[name] = value
 
 
-def stage_module(stage: Stage, *, trains: bool, bias_trains: bool, training: bool) -> nn.Module:
-    """The torch layer of a stage, with the stage's tensors as its parameters, in train mode or not."""
+def stage_module(stage: Stage, *, like: Tensor, trains: bool, bias_trains: bool, training: bool) -> nn.Module:
+    """The torch layer of a stage, with the stage's tensors as its parameters, laid out as `like` is."""
     spec = stage.spec
     has_bias = stage.bias is not None
     module: nn.Module
@@ -118,21 +119,24 @@ def stage_module(stage: Stage, *, trains: bool, bias_trains: bool, training: boo
         if spec.transposed:
             options["output_padding"] = spec.output_padding
         module = kind(spec.in_channels, spec.out_channels, spec.kernel, **options)
-    weight = stored_layout(stage.weight, spec)
+    weight = stored_layout(stage.weight, spec, like)
     module.weight = nn.Parameter(weight, requires_grad=trains)
     if stage.bias is not None:
         module.bias = nn.Parameter(stage.bias.detach().clone(), requires_grad=bias_trains)
     return module.train(training)
 
 
-def stored_layout(weight: Tensor, spec: LayerSpec) -> Tensor:
+def stored_layout(weight: Tensor, spec: LayerSpec, like: Tensor) -> Tensor:
     """A weight `[out, in // groups, *kernel]` as torch stores it: inputs first, if transposed.
 
-    Its strides are the plain ones along axes of length 1 too: others make torch give the layer's output
-    channels last, which a later `view` cannot bear.
+    Its channels come last in memory where those of `like` do, a weight of the layer that is replaced: torch
+    lays out the layer's output by it, which a later `view` relies on. Otherwise its strides are the plain
+    ones, along axes of length 1 too.
     """
     stored = swapped_channels(weight, spec.groups) if spec.transposed else weight
-    return stored.clone(memory_format=torch.contiguous_format)
+    plain = stored.clone(memory_format=torch.contiguous_format)
+    channels_last = like.ndim > 3 and 1 in like.stride()[:2] and like.stride(-1) > 1
+    return plain.to(memory_format=_CHANNELS_LAST[stored.ndim]) if channels_last else plain
 
 
 def _torch_padding(spec: LayerSpec) -> tuple[int, ...] | str:

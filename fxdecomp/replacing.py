@@ -60,7 +60,13 @@ class Replacer:
         for name in own:
             self.release(name)
         for stage in chains[0]:
-            module = stage_module(stage, trains=site.trains, bias_trains=site.bias_trains, training=training)
+            module = stage_module(
+                stage,
+                like=site.weight,
+                trains=site.trains,
+                bias_trains=site.bias_trains,
+                training=training,
+            )
             self._gm.add_submodule(_join(prefix, stage.name), module)
         return prefix
 

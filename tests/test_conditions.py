@@ -56,7 +56,5 @@ def test_inputs_that_take_another_way_through_the_network_are_refused(
 def test_a_size_that_its_author_fixed_is_named() -> None:
     program = torch.export.export(drawn(nn.Linear(8, 8)), (image(2, 8),))
     gm = fxdecomp.trace(program, image(2, 8))
-    with pytest.raises(
-        fxdecomp.TraceError, match=r"input_1\.shape\[0\] == 2, .* with that size free"
-    ):
+    with pytest.raises(fxdecomp.TraceError, match=r"input_1\.shape\[0\] == 2, .* with that size free"):
         gm(image(3, 8))

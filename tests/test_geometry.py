@@ -225,3 +225,28 @@ def test_weights_that_are_not_contiguous(layout: str) -> None:
         fxdecomp.trace(model, x), fxdecomp.Policy(method="tucker2", rank=1.0, require_saving=False)
     )
     assert relative_difference(model, small, x) < 1e-13
+
+
+@pytest.mark.parametrize(
+    "conv", [nn.Conv2d(8, 12, 3, padding=1), nn.Conv2d(8, 12, 1), nn.ConvTranspose2d(8, 12, 3)]
+)
+def test_outputs_lie_in_memory_as_before(conv: nn.Module) -> None:
+    class Flattening(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.fc = conv, nn.Linear(12, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.fc(self.conv(x).permute(0, 2, 3, 1).view(-1, 12))
+            return y
+
+    model = drawn(Flattening()).double().to(memory_format=torch.channels_last)
+    x = image(2, 8, 6, 6).double()
+    gm = fxdecomp.trace(model, x)
+    for calibration in (None, [x]):
+        small = fxdecomp.transform(
+            gm,
+            fxdecomp.Policy(method="tucker2", rank=1.0, require_saving=False),
+            calibration=calibration,
+        )
+        assert relative_difference(model, small, x) < 1e-7

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
+from torch.nn import functional as F
 
 import fxdecomp
 from fxdecomp.graphs import stored_tensors
@@ -92,6 +93,21 @@ def test_a_second_run_changes_nothing(model: nn.Module) -> None:
     assert fxdecomp.graph_diff(once, twice) == ""
     assert fxdecomp.report(once) == fxdecomp.report(twice)
     assert_same_state(twice, snapshot(once))
+
+
+def test_a_second_run_knows_a_functional_layer_by_its_first_name() -> None:
+    class Functional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.empty(16, 16))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(x, self.w)
+
+    policy = fxdecomp.Policy(rules=[fxdecomp.Rule("w", method="svd", rank=2)])
+    once = fxdecomp.transform(fxdecomp.trace(drawn(Functional()), image(2, 16)), policy)
+    assert fxdecomp.graph_diff(once, fxdecomp.transform(once, policy)) == ""
+    assert len(fxdecomp.report(once).applied) == 1
 
 
 def test_the_same_call_gives_the_same_model_bit_for_bit(model: nn.Module) -> None:

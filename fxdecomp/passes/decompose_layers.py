@@ -67,7 +67,7 @@ class DecomposeLayers(Pass):
         }
         if not sites and not outcomes:
             raise PolicyError("the graph has no Conv or Linear; there is nothing to decompose")
-        self.policy.check_names([*(site.name for site in sites), *outcomes])
+        self.policy.check_names([*(site.name for site in sites), *outcomes, *_planned(record)])
         tasks = {site.name: task for site in sites if (task := _task(site, self.policy)) is not None}
         work = SiteWork(gm, sites, self.calibration, self.executor, self.progress)
         open_ = {name: task for name, task in tasks.items() if task.selection.rank is None}
@@ -111,6 +111,11 @@ class DecomposeLayers(Pass):
             notes=record.notes + notes,
             latency=latency,
         )
+
+
+def _planned(record: Record) -> list[str]:
+    """The layers of earlier runs by the names that they had then, under which no chain may stand."""
+    return [] if record.plan is None else [choice.site for choice in Plan.from_dict(record.plan).choices]
 
 
 def _plan(record: Record, sites: list[Site], results: Mapping[str, Solution | Obstacle]) -> dict[str, Any]:

@@ -240,6 +240,6 @@ def _store(gm: GraphModule, chain: _Chain, groups: list[GroupChain]) -> None:
         old = module.weight
         assert isinstance(old, nn.Parameter)  # made by `stage_module`; narrows the type
         weight = torch.cat(weights).reshape(stage.spec.weight_shape).to(old.dtype)
-        module.weight = nn.Parameter(stored_layout(weight, stage.spec), requires_grad=old.requires_grad)
+        module.weight = nn.Parameter(stored_layout(weight, stage.spec, old), requires_grad=old.requires_grad)
         if stage is chain.stages[-1]:
             module.bias = nn.Parameter(bias.to(old.dtype), requires_grad=old.requires_grad)
