@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,14 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 from torch.fx.passes.shape_prop import _extract_tensor_metadata
 from torch.nn.parameter import is_lazy
-from torch.utils._pytree import tree_leaves
 
+from fxdecomp.differences import difference, tensor_outputs
 from fxdecomp.errors import TraceError, first_line
 from fxdecomp.graphs import copy_sharing_tensors, derived_tensors
 from fxdecomp.inputs import ExampleInputs, call_arguments, placeholder_values
 from fxdecomp.records import Record, attach_record, record_of
 from fxdecomp.sites.modules import Layer, is_layer
-from fxdecomp.untouched import copied, difference, outputs_of, same_chance, unchanged_buffers
+from fxdecomp.untouched import copied, outputs_of, same_chance, unchanged_buffers
 
 _TOLERANCE = 1e-3
 """Largest difference over largest output: attention's fast path rounds differently from an exported graph."""
@@ -122,12 +123,12 @@ class _Reference:
         gap, allowed = difference(self._outputs, outputs), _tolerance(self._outputs)
         if gap <= allowed or difference(self._outputs, self._run()) > allowed:
             return traced  # or a network that differs from itself
-        return TraceError(f"the graph computes something else, its outputs differ by {gap:.2%}")
+        how = f"its outputs differ by {gap:.2%}" if gap < inf else "its outputs are of other kinds or numbers"
+        return TraceError(f"the graph computes something else, {how}")
 
 
 def _tolerance(outputs: Any) -> float:
-    leaves = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
-    short = any(leaf.is_floating_point() and leaf.element_size() < 4 for leaf in leaves)
+    short = any(leaf.is_floating_point() and leaf.element_size() < 4 for leaf in tensor_outputs(outputs))
     return _TOLERANCE_HALF if short else _TOLERANCE
 
 
