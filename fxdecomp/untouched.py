@@ -46,13 +46,27 @@ def same_chance(inputs: ExampleInputs) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Compute attention as its modules write it.
+
+    The fast path of `nn.TransformerEncoder` writes zeros at padded places, which no traced graph does.
+    """
+    kept = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(kept)
+
+
 def copied(inputs: Any) -> Any:
     """The same nested structure with tensors of its own: an in-place ReLU may come first in a network."""
     return pytree.tree_map_only(Tensor, lambda value: value.detach().clone(), inputs)
 
 
 def outputs_of(module: nn.Module, inputs: ExampleInputs) -> Any:
-    """What a module gives for the inputs, run without gradients and without a trace."""
+    """What a module gives for the inputs, run without gradients, without a fast path and without a trace."""
     args, kwargs = copied(call_arguments(inputs))
-    with torch.no_grad(), unchanged_buffers(module), same_chance(inputs):
+    with torch.no_grad(), unchanged_buffers(module), same_chance(inputs), plain_attention():
         return module(*args, **kwargs)

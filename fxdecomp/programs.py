@@ -1,0 +1,104 @@
+"""What `torch.export` makes: of a network with as many free sizes as it allows, and of a `.pt2` file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.fx import GraphModule
+
+from fxdecomp.errors import TraceError, first_line
+from fxdecomp.inputs import ExampleInputs, call_arguments
+from fxdecomp.untouched import plain_attention
+
+_FIXED = {
+    "all": (),
+    "batch": ("torch.export could leave only the first size of each input free; the others are fixed",),
+    "none": ("torch.export could leave no size free; the graph takes inputs of the example's sizes only",),
+}
+
+_Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def exported(
+    model: nn.Module, inputs: ExampleInputs, checked: Callable[[GraphModule], GraphModule | Exception]
+) -> tuple[GraphModule, tuple[str, ...]] | Exception:
+    """Export with as many free sizes as the network allows, and notes about those that had to be fixed.
+
+    A doubled batch comes first: torch.export fixes a size of 1.
+
+    Args:
+        model: The network in eval mode.
+        inputs: What it is called with.
+        checked: Gives the graph back, or an error where it computes something else than the network.
+    """
+    own = call_arguments(inputs)
+    doubled = _doubled(own)
+    attempts = [(doubled, "all"), (own, "all"), (doubled or own, "batch"), (own, "none")]
+    failure: Exception = TraceError("nothing was tried")
+    for values, free in attempts:
+        if values is None:
+            continue
+        try:
+            with torch.no_grad(), plain_attention():
+                program = torch.export.export(
+                    model, *values, dynamic_shapes=_free_sizes(model, *values, axes=free)
+                )
+            gm = checked(unlifted(program))
+        except Exception as error:  # noqa: BLE001 - a model's own code runs here and may raise anything
+            gm = error
+        if isinstance(gm, GraphModule):
+            return gm, _FIXED[free]
+        failure = failure if free == "none" else gm
+    return failure
+
+
+def _begins_with_one(value: object) -> bool:
+    return isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == 1
+
+
+def _doubled(call: _Call) -> _Call | None:
+    if not all(_begins_with_one(value) for value in pytree.tree_leaves(call)):
+        return None
+    doubled: _Call = pytree.tree_map(lambda value: torch.cat([value, value]), call)
+    return doubled
+
+
+def _free_sizes(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, axes: str) -> Any:
+    def free(value: object) -> Any:
+        if not isinstance(value, Tensor) or axes == "none":
+            return None
+        return dict.fromkeys(
+            range(value.ndim if axes == "all" else min(value.ndim, 1)), torch.export.Dim.AUTO
+        )
+
+    values = torch.export.dynamic_shapes._combine_args(model, args, kwargs)
+    return pytree.tree_map(free, values)
+
+
+def unlifted(program: ExportedProgram) -> GraphModule:
+    """The program as a module with its parameters by name, without the checks of its example's sizes."""
+    gm = program.module(check_guards=False)
+    assert isinstance(gm, GraphModule)  # narrows the declared nn.Module
+    for node in list(gm.graph.nodes):
+        if node.op == "call_module" and node.target == "_guards_fn":
+            gm.graph.erase_node(node)
+    gm.recompile()
+    return gm
+
+
+def load_program(path: Path) -> ExportedProgram:
+    """The exported program in a `.pt2` file.
+
+    Raises:
+        TraceError: The file cannot be read.
+    """
+    try:
+        return torch.export.load(path)
+    except Exception as error:
+        raise TraceError(f"{path} is not a readable .pt2 file: {first_line(error)}") from error
