@@ -33,8 +33,8 @@ def trace(model: nn.Module | ExportedProgram | str | Path, example_inputs: Examp
     """Turn a network into a graph with recorded shapes.
 
     `symbolic_trace` in eval mode comes first. Where it fails, gives other outputs than the network (of
-    `if mask is None` it follows one answer only), or leaves layers inside leaf modules such as
-    `nn.MultiheadAttention`, `torch.export` takes over. A GraphModule is taken as it is.
+    `if mask is None` it follows one answer only), forgets what the network does to its buffers, or leaves layers
+    inside leaf modules such as `nn.MultiheadAttention`, `torch.export` takes over. A GraphModule is taken as it is.
 
     Args:
         model: The network, which is not changed; or an exported program, or the path of a `.pt2` file.
@@ -66,17 +66,20 @@ def trace(model: nn.Module | ExportedProgram | str | Path, example_inputs: Examp
         raise TraceError(
             f"trace takes a module, an ExportedProgram or the path of a .pt2 file, got {type(model).__name__}"
         )
-    symbolic = _symbolic(eval_copy(model))
+    symbolic, forgets = _symbolic(eval_copy(model))
     network = _Reference(model, example_inputs, symbolic)
     symbolic = network.checked(symbolic)
-    if isinstance(symbolic, GraphModule) and not _hides_layers(symbolic):
+    wish = "keep what the network does to its buffers" if forgets else ""
+    if isinstance(symbolic, GraphModule) and _hides_layers(symbolic):
+        wish = "show the layers inside modules"
+    if isinstance(symbolic, GraphModule) and not wish:
         return _with_shapes(symbolic, example_inputs, "symbolic_trace")
     program = exported(eval_copy(model), example_inputs, network.checked)
     if not isinstance(program, Exception):
         gm, notes = program
         return _with_shapes(gm, example_inputs, "torch.export", notes=notes)
     if isinstance(symbolic, GraphModule):
-        note = f"torch.export, which would show the layers inside modules, failed: {first_line(program)}"
+        note = f"torch.export, which would {wish}, failed: {first_line(program)}"
         return _with_shapes(symbolic, example_inputs, "symbolic_trace", notes=(note,))
     raise TraceError(
         f"{type(model).__name__} cannot be traced. symbolic_trace: {first_line(symbolic)}. "
@@ -127,12 +130,23 @@ def _tolerance(outputs: Any) -> float:
     return _TOLERANCE_HALF if short else _TOLERANCE
 
 
-def _symbolic(model: nn.Module) -> GraphModule | Exception:
+def _symbolic(model: nn.Module) -> tuple[GraphModule | Exception, bool]:
+    """The graph, and whether the network changed a buffer as it was traced, which the graph does not."""
     try:
         with unchanged_buffers(model):
-            return fx.symbolic_trace(model).eval()  # the containers too, which it makes anew
+            before = _buffer_versions(model)
+            gm = fx.symbolic_trace(model).eval()  # the containers too, which it makes anew
+            return gm, _buffer_versions(model) != before
     except Exception as error:  # noqa: BLE001 - a model's own code runs here and may raise anything
-        return error
+        return error, False
+
+
+def _buffer_versions(model: nn.Module) -> list[tuple[int, int]]:
+    buffers = [buffer for module in model.modules() for buffer in module._buffers.values()]
+    return [
+        (id(buffer), buffer._version if isinstance(buffer, Tensor) and not buffer.is_inference() else 0)
+        for buffer in buffers
+    ]
 
 
 def _hides_layers(gm: GraphModule) -> bool:
