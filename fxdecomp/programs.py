@@ -11,10 +11,12 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
+from torch.fx.experimental.symbolic_shapes import free_symbols
 
 from fxdecomp.errors import TraceError, first_line
-from fxdecomp.inputs import ExampleInputs, call_arguments
-from fxdecomp.untouched import plain_attention
+from fxdecomp.inputs import Arguments, ExampleInputs, call_arguments, placeholder_values
+from fxdecomp.model_copies import eval_copy
+from fxdecomp.untouched import outputs_of, plain_attention
 
 _FIXED = {
     "all": (),
@@ -53,25 +55,59 @@ def exported(
         except Exception as error:  # noqa: BLE001 - a model's own code runs here and may raise anything
             gm = error
         if isinstance(gm, GraphModule):
-            return gm, _FIXED[free]
+            return gm, _FIXED[free] or _fixed_axes(gm, model, own)
         failure = failure if free == "none" else gm
     return failure
 
 
-def _begins_with_one(value: object) -> bool:
-    return isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == 1
-
-
 def _doubled(call: _Call) -> _Call | None:
-    if not all(_begins_with_one(value) for value in pytree.tree_leaves(call)):
+    """The call with twice the batch, where a batch is 1; None where none is."""
+
+    def begins_with_one(value: object) -> bool:
+        return isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == 1
+
+    if not any(map(begins_with_one, pytree.tree_leaves(call))):
         return None
-    doubled: _Call = pytree.tree_map(lambda value: torch.cat([value, value]), call)
+    doubled: _Call = pytree.tree_map(lambda v: torch.cat([v, v]) if begins_with_one(v) else v, call)
     return doubled
 
 
+def _fixed_axes(gm: GraphModule, model: nn.Module, call: _Call) -> tuple[str, ...]:
+    """A note about the axes that torch.export fixed without a word, though the network takes other sizes.
+
+    The first axis is always told of: inputs often share their batch, so that one alone cannot be changed.
+    """
+    nodes = [node for node in gm.graph.nodes if node.op == "placeholder"]
+    fixed = [
+        f"axis {axis} of {node.target}"
+        for node, value in zip(nodes, placeholder_values(gm, Arguments(*call)), strict=True)
+        if isinstance(value, Tensor) and "val" in node.meta
+        for axis, size in enumerate(node.meta["val"].shape)
+        if not free_symbols(size) and (axis == 0 or _takes_longer(model, call, value, axis))
+    ]
+    if not fixed:
+        return ()
+    return (f"torch.export fixed {', '.join(fixed)}; the graph takes the example's sizes there only",)
+
+
+def _takes_longer(model: nn.Module, call: _Call, tensor: Tensor, axis: int) -> bool:
+    longer = torch.cat([tensor, tensor], axis)
+    try:
+        outputs_of(
+            eval_copy(model), Arguments(*pytree.tree_map(lambda v: longer if v is tensor else v, call))
+        )
+    except Exception:  # noqa: BLE001 - a model's own code runs here and may raise anything
+        return False
+    return True
+
+
 def _free_sizes(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, axes: str) -> Any:
+    """Free axes as torch.export takes them: by argument, None for an argument or a call without any."""
+    if axes == "none":
+        return None
+
     def free(value: object) -> Any:
-        if not isinstance(value, Tensor) or axes == "none":
+        if not isinstance(value, Tensor):
             return None
         return dict.fromkeys(
             range(value.ndim if axes == "all" else min(value.ndim, 1)), torch.export.Dim.AUTO

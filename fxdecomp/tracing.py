@@ -33,8 +33,9 @@ def trace(model: nn.Module | ExportedProgram | str | Path, example_inputs: Examp
     """Turn a network into a graph with recorded shapes.
 
     `symbolic_trace` in eval mode comes first. Where it fails, gives other outputs than the network (of
-    `if mask is None` it follows one answer only), forgets what the network does to its buffers, or leaves layers
-    inside leaf modules such as `nn.MultiheadAttention`, `torch.export` takes over. A GraphModule is taken as it is.
+    `if mask is None` it follows one answer only), forgets what the network does to its buffers, or leaves
+    layers inside leaf modules such as `nn.MultiheadAttention`, `torch.export` takes over. A GraphModule is
+    taken as it is.
 
     Args:
         model: The network, which is not changed; or an exported program, or the path of a `.pt2` file.
