@@ -70,6 +70,18 @@ def placeholder_values(gm: GraphModule, inputs: ExampleInputs) -> list[Any]:
     return values
 
 
+def require_graph(value: object, function: str) -> None:
+    """Raise where a function is not given a graph.
+
+    Raises:
+        FxdecompError: The value is something else; says how to make a graph of a network.
+    """
+    if not isinstance(value, GraphModule):
+        raise FxdecompError(
+            f"{function} takes a GraphModule, got {type(value).__name__}; use fxdecomp.trace(model, inputs)"
+        )
+
+
 @contextmanager
 def naming_batch(batch: str, kind: type[FxdecompError]) -> Iterator[None]:
     """Name the batch where a network raises because the batch is not made for it.

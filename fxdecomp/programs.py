@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -134,7 +135,11 @@ def load_program(path: Path) -> ExportedProgram:
     Raises:
         TraceError: The file cannot be read.
     """
+    log = logging.getLogger("torch.export")  # tells of every reader that it tries, at length
+    kept, log.disabled = log.disabled, True
     try:
         return torch.export.load(path)
     except Exception as error:
         raise TraceError(f"{path} is not a readable .pt2 file: {first_line(error)}") from error
+    finally:
+        log.disabled = kept

@@ -67,6 +67,12 @@ def trace(model: nn.Module | ExportedProgram | str | Path, example_inputs: Examp
         raise TraceError(
             f"trace takes a module, an ExportedProgram or the path of a .pt2 file, got {type(model).__name__}"
         )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TraceError("a ScriptModule cannot be traced; give the torch.nn.Module that it was made from")
+    return _traced(model, example_inputs)
+
+
+def _traced(model: nn.Module, example_inputs: ExampleInputs) -> GraphModule:
     symbolic, forgets = _symbolic(eval_copy(model))
     network = _Reference(model, example_inputs, symbolic)
     symbolic = network.checked(symbolic)
