@@ -38,8 +38,10 @@ def call_arguments(inputs: ExampleInputs) -> tuple[tuple[Any, ...], dict[str, An
         return inputs.positional, dict(inputs.keyword)
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
-    if not isinstance(inputs, Tensor | Iterable):
-        raise TraceError(f"inputs are a tensor, a sequence or a dict, got {type(inputs).__name__}")
+    if not isinstance(inputs, Tensor | Iterable) or isinstance(
+        inputs, Iterator
+    ):  # it could be read once only
+        raise TraceError(f"inputs are a tensor, a tuple, a list or a dict, got {type(inputs).__name__}")
     return ((inputs,), {}) if isinstance(inputs, Tensor) else (tuple(inputs), {})
 
 
@@ -68,6 +70,18 @@ def placeholder_values(gm: GraphModule, inputs: ExampleInputs) -> list[Any]:
     return values
 
 
+def require_graph(value: object, function: str) -> None:
+    """Raise where a function is not given a graph.
+
+    Raises:
+        FxdecompError: The value is something else; says how to make a graph of a network.
+    """
+    if not isinstance(value, GraphModule):
+        raise FxdecompError(
+            f"{function} takes a GraphModule, got {type(value).__name__}; use fxdecomp.trace(model, inputs)"
+        )
+
+
 @contextmanager
 def naming_batch(batch: str, kind: type[FxdecompError]) -> Iterator[None]:
     """Name the batch where a network raises because the batch is not made for it.
@@ -94,21 +108,31 @@ def float_leaves(value: object) -> list[Tensor]:
 
 def _flat_values(codegen: _PyTreeCodeGen, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
     spec = codegen.pytree_info.in_spec
-    if spec is not None and spec.type is tuple and spec.num_children == 2 and kwargs:
+    if spec is None:
+        return pytree.tree_leaves((args, kwargs))
+    given: tuple[Any, ...] = (args, kwargs)
+    if not kwargs and not _takes_both_kinds(spec):
+        given = args
+    elif kwargs and spec.type is tuple and spec.num_children == 2:
         order = spec.children()[1].context or []
         if set(order) != set(kwargs):
             raise TraceError(f"the example inputs name {sorted(kwargs)}, the graph takes {sorted(order)}")
-        kwargs = {name: kwargs[name] for name in order}
-    leaves = pytree.tree_leaves((args, kwargs))
+        given = (args, {name: kwargs[name] for name in order})
+    leaves = pytree.tree_leaves(given)
     try:
-        values = [] if spec is None else tree_flatten_spec((args, kwargs), spec)  # dicts by key
+        values = tree_flatten_spec(given, spec)  # dicts by key
     except (LookupError, TypeError, AttributeError):
         values = []
     except RuntimeError:  # a container that torch.fx has not been told of
         values = leaves
-    if spec is not None and len(values) != len(leaves):
+    if len(values) != len(leaves):
         raise TraceError(f"the example inputs do not have the structure that the graph takes: {spec}")
-    return values if spec is not None else leaves
+    return values
+
+
+def _takes_both_kinds(spec: pytree.TreeSpec) -> bool:
+    """Whether a spec is of `(args, kwargs)`, as of torch.export, or of `args` alone, as of `make_fx`."""
+    return spec.type is tuple and [child.type for child in spec.children()] == [tuple, dict]
 
 
 def _misfit(names: list[str], count: int, unknown: list[str], missing: list[str]) -> str:

@@ -18,8 +18,8 @@ from fxdecomp.export.sessions import provider_of
 from fxdecomp.inputs import Arguments, ExampleInputs
 from fxdecomp.plans import Plan
 from fxdecomp.policy import Policy
+from fxdecomp.programs import load_program
 from fxdecomp.ranks import VBMF, Energy, Fixed, RankRule, Ratio
-from fxdecomp.tracing import load_program
 
 
 class ModelReferenceError(FxdecompError, ValueError):

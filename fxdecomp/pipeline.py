@@ -8,8 +8,9 @@ from concurrent.futures import Executor
 from torch.fx import GraphModule
 
 from fxdecomp.calibration import Batch, Calibration
-from fxdecomp.errors import FxdecompError, PolicyError
+from fxdecomp.errors import PolicyError
 from fxdecomp.graphs import copy_owning_tensors
+from fxdecomp.inputs import require_graph
 from fxdecomp.passes import DecomposeLayers, FoldBatchNorm, RefitChains
 from fxdecomp.policy import Policy
 from fxdecomp.progress import Progress, silent
@@ -52,10 +53,7 @@ def transform(
         >>> [node.target for node in small.graph.nodes if node.op == "call_module"]
         ['0.pointwise_in', '0.core', '0.pointwise_out', '1']
     """
-    if not isinstance(gm, GraphModule):
-        raise FxdecompError(
-            f"transform takes a GraphModule, got {type(gm).__name__}; use fxdecomp.trace(model, inputs)"
-        )
+    require_graph(gm, "transform")
     if not isinstance(policy, Policy):
         raise PolicyError(
             f"transform takes a Policy, got {type(policy).__name__}; use Policy(method='tucker2')"

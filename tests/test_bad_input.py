@@ -155,6 +155,38 @@ def test_what_is_no_model(wrong: object) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("make", [torch.jit.script, lambda model: torch.jit.trace(model, X)])
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning", "ignore:.torch.jit:FutureWarning")
+def test_a_script_module(make: Callable[[nn.Module], nn.Module]) -> None:
+    model = make(small_vgg())
+    with pytest.raises(fxdecomp.TraceError) as caught:
+        fxdecomp.trace(model, X)
+    assert str(caught.value) == (
+        "a ScriptModule cannot be traced; give the torch.nn.Module that it was made from"
+    )
+
+
+def test_inputs_that_can_be_read_once_only() -> None:
+    with pytest.raises(fxdecomp.TraceError, match="a tensor, a tuple, a list or a dict, got generator"):
+        fxdecomp.trace(small_vgg(), (x for x in (X,)))
+
+
+def test_a_network_in_place_of_a_graph() -> None:
+    model, said = small_vgg(), "takes a GraphModule, got Sequential; use fxdecomp.trace"
+    gm = fxdecomp.trace(model, X)
+    with pytest.raises(fxdecomp.FxdecompError, match=f"report {said}"):
+        fxdecomp.report(model)
+    with pytest.raises(fxdecomp.FxdecompError, match=f"graph_diff {said}"):
+        fxdecomp.graph_diff(model, gm)
+    with pytest.raises(fxdecomp.FxdecompError, match=f"graph_diff {said}"):
+        fxdecomp.graph_diff(gm, model)
+
+
+def test_what_is_no_calibration() -> None:
+    with pytest.raises(fxdecomp.CalibrationError, match="calibration is of int, wanted an iterable"):
+        fxdecomp.transform(fxdecomp.trace(small_vgg(), X), HALF, calibration=3)
+
+
 def test_what_is_no_policy() -> None:
     gm = fxdecomp.trace(small_vgg(), X)
     with pytest.raises((TypeError, PolicyError), match="Policy"):

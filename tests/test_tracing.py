@@ -1,5 +1,6 @@
 """`trace`: which tracer, what it says when none works, and that sizes stay free."""
 
+import logging
 import warnings
 from pathlib import Path
 
@@ -65,9 +66,9 @@ def test_sizes_that_had_to_be_fixed_are_noted(
     real = torch.export.export
 
     def limited(
-        model: nn.Module, args: tuple[Tensor, ...], kwargs: object, *, dynamic_shapes: dict
+        model: nn.Module, args: tuple[Tensor, ...], kwargs: object, *, dynamic_shapes: dict | None
     ) -> object:
-        if any(len(sizes or ()) > allowed for sizes in dynamic_shapes.values()):
+        if any(len(sizes or ()) > allowed for sizes in (dynamic_shapes or {}).values()):
             raise NotImplementedError("The inequality, Eq(x/16 - 2*(((x/16)//2)), 0), cannot be solved")
         return real(model, args, kwargs, dynamic_shapes=dynamic_shapes)
 
@@ -166,6 +167,19 @@ def test_a_file_that_is_no_program(tmp_path: Path) -> None:
         fxdecomp.trace(path, image(1))
     with pytest.raises(fxdecomp.TraceError, match=r"missing\.pt2 is not a readable \.pt2 file"):
         fxdecomp.trace(tmp_path / "missing.pt2", image(1))
+
+
+def test_a_file_that_is_no_program_fills_no_log(tmp_path: Path) -> None:
+    (tmp_path / "model.pt2").write_bytes(b"nothing")
+    heard: list[logging.LogRecord] = []
+    log, handler = logging.getLogger("torch.export"), logging.Handler()
+    handler.emit = heard.append
+    log.addHandler(handler)
+    with pytest.raises(fxdecomp.TraceError):
+        fxdecomp.trace(tmp_path / "model.pt2", image(1))
+    log.removeHandler(handler)
+    assert heard == []
+    assert not log.disabled
 
 
 def test_a_graph_without_shapes_says_what_to_do() -> None:

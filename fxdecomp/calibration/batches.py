@@ -64,7 +64,13 @@ class Calibration:
 
     @staticmethod
     def of(given: Calibration | Iterable[Batch]) -> Calibration:
-        """The calibration itself, or one of the default options around batches."""
+        """The calibration itself, or one of the default options around batches.
+
+        Raises:
+            CalibrationError: It is neither.
+        """
+        if not isinstance(given, Calibration | Iterable):
+            raise CalibrationError(f"calibration is of {type(given).__name__}, wanted an iterable of batches")
         return given if isinstance(given, Calibration) else Calibration(given)
 
     def samples_of(self, size: int) -> int:

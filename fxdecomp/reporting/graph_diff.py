@@ -7,6 +7,7 @@ import difflib
 from torch import nn
 from torch.fx import GraphModule, Node
 
+from fxdecomp.inputs import require_graph
 from fxdecomp.sites.base import shape_of
 from fxdecomp.sites.modules import Layer
 
@@ -19,12 +20,17 @@ def graph_text(gm: GraphModule) -> list[str]:
 def graph_diff(before: GraphModule, after: GraphModule) -> str:
     """A unified text diff of two graphs, empty where they agree.
 
+    Raises:
+        FxdecompError: One is no GraphModule.
+
     Example:
         >>> import torch, fxdecomp
         >>> gm = fxdecomp.trace(torch.nn.Sequential(torch.nn.ReLU()), torch.randn(1, 4))
         >>> fxdecomp.graph_diff(gm, gm)
         ''
     """
+    for graph in (before, after):
+        require_graph(graph, "graph_diff")
     return "\n".join(
         difflib.unified_diff(graph_text(before), graph_text(after), "before", "after", lineterm="")
     )

@@ -12,6 +12,7 @@ from torch.fx import GraphModule
 from fxdecomp.export.benchmark_report import BenchmarkReport
 from fxdecomp.export.kernel_map import KernelMap
 from fxdecomp.files import write_text
+from fxdecomp.inputs import require_graph
 from fxdecomp.outcomes import Applied, Outcome, Reason, Skipped
 from fxdecomp.plans import Plan
 from fxdecomp.records import Record, record_of
@@ -207,12 +208,16 @@ def report(
         variants: Quality and size of each network, for the summary.
         command: The command that made it all.
 
+    Raises:
+        FxdecompError: `gm` is no GraphModule.
+
     Example:
         >>> import torch, fxdecomp
         >>> gm = fxdecomp.trace(torch.nn.Sequential(torch.nn.Linear(4, 2)), torch.randn(1, 4))
         >>> print(fxdecomp.report(gm).skipped[0].layer)
         Linear 4->2
     """
+    require_graph(gm, "report")
     record = record_of(gm) or Record()
     if record.policy is None:
         found = survey(gm)
