@@ -18,7 +18,7 @@ from fxdecomp.errors import TraceError, first_line
 from fxdecomp.graphs import copy_sharing_tensors
 from fxdecomp.inputs import ExampleInputs, placeholder_values
 from fxdecomp.model_copies import eval_copy
-from fxdecomp.programs import exported, load_program, unlifted
+from fxdecomp.programs import exported, load_program, training_notes, unlifted
 from fxdecomp.records import Record, attach_record, record_of
 from fxdecomp.sites.modules import Layer, is_layer
 from fxdecomp.untouched import copied, outputs_of, same_chance, unchanged_buffers
@@ -43,6 +43,7 @@ def trace(model: nn.Module | ExportedProgram | str | Path, example_inputs: Examp
 
     Returns:
         A GraphModule in eval mode that shares its tensors with the model; `report` says which tracer made it.
+        The operations of a program that was exported in train mode stay as they are, which `report` remarks.
 
     Raises:
         TraceError: The network cannot be traced, or the example inputs do not fit; says why.
@@ -56,13 +57,15 @@ def trace(model: nn.Module | ExportedProgram | str | Path, example_inputs: Examp
     if isinstance(model, str | Path):
         model = load_program(Path(model))
     if isinstance(model, ExportedProgram):
-        return _with_shapes(unlifted(model), example_inputs, "torch.export")
+        gm = unlifted(model)
+        return _with_shapes(gm, example_inputs, "torch.export", notes=training_notes(gm))
     if isinstance(model, GraphModule):
         known = record_of(model)
         gm = copy_sharing_tensors(model)
         for module in gm.modules():
             module.training = False  # what `torch.export` makes has no `eval`
-        return _with_shapes(gm, example_inputs, known.traced_with if known else "given")
+        traced_with = known.traced_with if known else "given"
+        return _with_shapes(gm, example_inputs, traced_with, notes=training_notes(gm))
     if not isinstance(model, nn.Module):
         raise TraceError(
             f"trace takes a module, an ExportedProgram or the path of a .pt2 file, got {type(model).__name__}"
