@@ -11,7 +11,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.export import ExportedProgram
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import free_symbols
 
 from fxdecomp.conditions import keep_conditions
@@ -129,6 +129,29 @@ def unlifted(program: ExportedProgram) -> GraphModule:
     keep_conditions(gm, program)
     gm.recompile()
     return copy_sharing_tensors(gm)
+
+
+def training_notes(gm: GraphModule) -> tuple[str, ...]:
+    """A note about operations that were exported in train mode, such as a dropout that draws in every call.
+
+    They stay as they are: a network may well want a dropout in eval mode.
+    """
+    names = [node.target._schema.name for node in gm.graph.nodes if _trains(node)]
+    if not names:
+        return ()
+    told = ", ".join(dict.fromkeys(name.removeprefix("aten::") for name in names))
+    return (
+        f"exported in train mode: {told}; call model.eval() before torch.export to have them in eval mode",
+    )
+
+
+def _trains(node: Node) -> bool:
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    names = [argument.name for argument in node.target._schema.arguments]
+    given = dict(zip(names, node.args, strict=False)) | node.kwargs
+    without_statistics = given.get("running_mean", node) is None  # takes those of the batch in eval mode too
+    return not without_statistics and (given.get("train") is True or given.get("training") is True)
 
 
 def load_program(path: Path) -> ExportedProgram:

@@ -18,9 +18,9 @@ from fxdecomp.errors import TraceError, first_line
 from fxdecomp.graphs import copy_sharing_tensors
 from fxdecomp.inputs import ExampleInputs, placeholder_values
 from fxdecomp.model_copies import eval_copy
-from fxdecomp.programs import exported, load_program, unlifted
+from fxdecomp.programs import exported, load_program, training_notes, unlifted
 from fxdecomp.records import Record, attach_record, record_of
-from fxdecomp.sites.modules import Layer, is_layer
+from fxdecomp.symbolic import traced_symbolically
 from fxdecomp.untouched import copied, outputs_of, same_chance, unchanged_buffers
 
 _TOLERANCE = 1e-3
@@ -43,6 +43,7 @@ def trace(model: nn.Module | ExportedProgram | str | Path, example_inputs: Examp
 
     Returns:
         A GraphModule in eval mode that shares its tensors with the model; `report` says which tracer made it.
+        The operations of a program that was exported in train mode stay as they are, which `report` remarks.
 
     Raises:
         TraceError: The network cannot be traced, or the example inputs do not fit; says why.
@@ -56,13 +57,15 @@ def trace(model: nn.Module | ExportedProgram | str | Path, example_inputs: Examp
     if isinstance(model, str | Path):
         model = load_program(Path(model))
     if isinstance(model, ExportedProgram):
-        return _with_shapes(unlifted(model), example_inputs, "torch.export")
+        gm = unlifted(model)
+        return _with_shapes(gm, example_inputs, "torch.export", notes=training_notes(gm))
     if isinstance(model, GraphModule):
         known = record_of(model)
         gm = copy_sharing_tensors(model)
         for module in gm.modules():
             module.training = False  # what `torch.export` makes has no `eval`
-        return _with_shapes(gm, example_inputs, known.traced_with if known else "given")
+        traced_with = known.traced_with if known else "given"
+        return _with_shapes(gm, example_inputs, traced_with, notes=training_notes(gm))
     if not isinstance(model, nn.Module):
         raise TraceError(
             f"trace takes a module, an ExportedProgram or the path of a .pt2 file, got {type(model).__name__}"
@@ -73,23 +76,20 @@ def trace(model: nn.Module | ExportedProgram | str | Path, example_inputs: Examp
 
 
 def _traced(model: nn.Module, example_inputs: ExampleInputs) -> GraphModule:
-    symbolic, forgets = _symbolic(eval_copy(model))
-    network = _Reference(model, example_inputs, symbolic)
-    symbolic = network.checked(symbolic)
-    wish = "keep what the network does to its buffers" if forgets else ""
-    if isinstance(symbolic, GraphModule) and _hides_layers(symbolic):
-        wish = "show the layers inside modules"
-    if isinstance(symbolic, GraphModule) and not wish:
-        return _with_shapes(symbolic, example_inputs, "symbolic_trace")
+    symbolic = traced_symbolically(eval_copy(model))
+    network = _Reference(model, example_inputs, symbolic.graph)
+    graph = network.checked(symbolic.graph)
+    if isinstance(graph, GraphModule) and not symbolic.lack:
+        return _with_shapes(graph, example_inputs, "symbolic_trace", notes=symbolic.notes)
     program = exported(eval_copy(model), example_inputs, network.checked)
     if not isinstance(program, Exception):
         gm, notes = program
-        return _with_shapes(gm, example_inputs, "torch.export", notes=notes)
-    if isinstance(symbolic, GraphModule):
-        note = f"torch.export, which would {wish}, failed: {first_line(program)}"
-        return _with_shapes(symbolic, example_inputs, "symbolic_trace", notes=(note,))
+        return _with_shapes(gm, example_inputs, "torch.export", notes=symbolic.notes + notes)
+    if isinstance(graph, GraphModule):
+        note = f"torch.export, which would {symbolic.lack}, failed: {first_line(program)}"
+        return _with_shapes(graph, example_inputs, "symbolic_trace", notes=(*symbolic.notes, note))
     raise TraceError(
-        f"{type(model).__name__} cannot be traced. symbolic_trace: {first_line(symbolic)}. "
+        f"{type(model).__name__} cannot be traced. symbolic_trace: {first_line(graph)}. "
         f"torch.export: {first_line(program)}. Take the data-dependent part out of the network, or pass a "
         "GraphModule of the part that is to be decomposed"
     ) from program
@@ -135,33 +135,6 @@ class _Reference:
 def _tolerance(outputs: Any) -> float:
     short = any(leaf.is_floating_point() and leaf.element_size() < 4 for leaf in tensor_outputs(outputs))
     return _TOLERANCE_HALF if short else _TOLERANCE
-
-
-def _symbolic(model: nn.Module) -> tuple[GraphModule | Exception, bool]:
-    """The graph, and whether the network changed a buffer as it was traced, which the graph does not."""
-    try:
-        with unchanged_buffers(model):
-            before = _buffer_versions(model)
-            gm = fx.symbolic_trace(model).eval()  # the containers too, which it makes anew
-            return gm, _buffer_versions(model) != before
-    except Exception as error:  # noqa: BLE001 - a model's own code runs here and may raise anything
-        return error, False
-
-
-def _buffer_versions(model: nn.Module) -> list[tuple[int, int]]:
-    buffers = [buffer for module in model.modules() for buffer in module._buffers.values()]
-    return [
-        (id(buffer), buffer._version if isinstance(buffer, Tensor) and not buffer.is_inference() else 0)
-        for buffer in buffers
-    ]
-
-
-def _hides_layers(gm: GraphModule) -> bool:
-    """Whether a leaf module of the graph holds layers that the graph does not show."""
-    leaves = (gm.get_submodule(str(node.target)) for node in gm.graph.nodes if node.op == "call_module")
-    return any(
-        isinstance(module, Layer) for leaf in leaves if not is_layer(leaf) for module in leaf.modules()
-    )
 
 
 class _ShapeRecorder(fx.Interpreter):

@@ -179,6 +179,18 @@ def test_a_program_exported_in_train_mode_keeps_its_statistics() -> None:
     assert torch.equal(model[1].running_mean, torch.zeros(8))
 
 
+def test_operations_that_were_exported_in_train_mode_are_remarked() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.Dropout())
+    model.append(nn.BatchNorm1d(8, track_running_stats=False))
+    program = torch.export.export(model.train(), (image(4, 8),))
+    said = "exported in train mode: batch_norm, dropout; call model.eval() before torch.export"
+    for given in (program, program.module()):
+        gm = fxdecomp.trace(given, image(4, 8))
+        assert [remark.startswith(said) for remark in fxdecomp.report(gm).remarks] == [True]
+    program = torch.export.export(model.eval(), (image(4, 8),))
+    assert fxdecomp.report(fxdecomp.trace(program, image(4, 8))).remarks == ()
+
+
 def test_nested_inputs_go_by_name_in_an_exported_graph() -> None:
     class Attending(nn.Module):
         def __init__(self) -> None:

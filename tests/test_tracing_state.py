@@ -1,4 +1,4 @@
-"""Networks that change their buffers from call to call: the graph does the same."""
+"""State of a network that symbolic_trace would lose: changes of buffers, regions without gradients."""
 
 from collections.abc import Callable
 
@@ -74,3 +74,31 @@ def test_changes_that_are_lost_are_remarked(monkeypatch: pytest.MonkeyPatch) -> 
     )
     with pytest.raises(fxdecomp.TraceError, match="the graph computes something else"):
         fxdecomp.trace(drawn(Streaming()), image(1, 4, 5))
+
+
+class Frozen(nn.Module):
+    """Runs its first layer without gradients."""
+
+    def __init__(self, *, hidden: bool) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 8)
+        self.attention = nn.MultiheadAttention(8, 2) if hidden else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            h = self.fc(x)
+        return h if self.attention is None else self.attention(h, h, h)[0]
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_a_part_without_gradients_is_remarked(hidden: bool) -> None:
+    model = drawn(Frozen(hidden=hidden))
+    gm = fxdecomp.trace(model, image(4, 8))
+    assert fxdecomp.report(gm).record.traced_with == ("torch.export" if hidden else "symbolic_trace")
+    assert fxdecomp.report(gm).remarks == (
+        "the network runs layers under torch.no_grad, the graph does not; "
+        "freeze the parameters that recovery must not train",
+    )
+    with torch.no_grad():
+        gm = fxdecomp.trace(model, image(4, 8))
+    assert fxdecomp.report(gm).remarks == ()
