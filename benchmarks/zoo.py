@@ -6,7 +6,7 @@
 
 Each network runs in a process of its own with a time limit, so that a crash or a hang is a row. What a row
 already tells is not checked again. Some names are the same network, weights and all: one of them is checked.
-benchmarks/zoo.jsonl holds a sweep with ONNX that is not through: `--out benchmarks/zoo.jsonl --onnx` goes on.
+benchmarks/zoo.jsonl holds the sweep with ONNX: `--out benchmarks/zoo.jsonl --onnx` checks what it lacks.
 """
 
 from __future__ import annotations
