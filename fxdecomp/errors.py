@@ -40,6 +40,16 @@ class PolicyError(FxdecompError, ValueError):
     """
 
 
+class BudgetError(PolicyError):
+    """A budget that no choice of ranks can meet.
+
+    Example:
+        >>> from fxdecomp.errors import BudgetError, PolicyError
+        >>> issubclass(BudgetError, PolicyError)
+        True
+    """
+
+
 class PassError(FxdecompError):
     """A pass broke one of its own invariants; names the pass and the node.
 

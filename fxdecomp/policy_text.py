@@ -8,10 +8,12 @@ from typing import Any
 
 
 def line_of(text: str, message: str) -> str:
-    """`:line` of the first quoted word of a message (else its first word) in the text, or nothing."""
-    for word in [*re.findall(r"'([^']+)'", message), message.split(" ", 1)[0]]:
+    """`:line` where the first quoted word of a message stands in the text, else its first word as a key."""
+    quoted = [re.escape(word) for word in re.findall(r"'([^']+)'", message)]
+    key = rf"^\s*{re.escape(message.split(' ', 1)[0])}\s*="
+    for pattern in [*quoted, key]:
         for number, line in enumerate(text.splitlines(), start=1):
-            if word in line:
+            if re.search(pattern, line.partition("#")[0]):
                 return f":{number}"
     return ""
 

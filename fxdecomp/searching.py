@@ -21,7 +21,7 @@ from torch.fx import GraphModule
 from fxdecomp.allocation import Budget, Latency, MACs
 from fxdecomp.allocation.agreement import Agreement
 from fxdecomp.calibration import Batch, Calibration
-from fxdecomp.errors import PolicyError
+from fxdecomp.errors import BudgetError, PolicyError
 from fxdecomp.export import benchmark, to_onnx
 from fxdecomp.files import check_file
 from fxdecomp.inputs import ExampleInputs, call_arguments, placeholder_values
@@ -163,7 +163,7 @@ class _Seeker:
             small = transform(
                 self.gm, replace(self.policy, budget=budget), calibration=self.data, progress=self.progress
             )
-        except PolicyError as error:
+        except BudgetError as error:
             return self._logged(Trial(share, 0, 0, math.nan, accepted=False, problem=str(error)))
         told = report(small)
         if not told.modified:

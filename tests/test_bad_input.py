@@ -32,9 +32,14 @@ def zeroed() -> nn.Module:
         (lambda: poisoned(float("nan")), Reason.NOT_FINITE, "the weight holds NaN or infinity"),
         (lambda: poisoned(float("inf")), Reason.NOT_FINITE, "the weight holds NaN or infinity"),
         (lambda: poisoned(-float("inf")), Reason.NOT_FINITE, "the weight holds NaN or infinity"),
+        (
+            lambda: poisoned(1e20),
+            Reason.NOT_FINITE,
+            "the weight holds NaN or infinity: or numbers above 1e+17, whose products overflow",
+        ),
         (zeroed, Reason.ZERO_WEIGHT, "the weight is all zero"),
     ],
-    ids=["nan", "inf", "-inf", "zero"],
+    ids=["nan", "inf", "-inf", "huge", "zero"],
 )
 @pytest.mark.parametrize("method", ["tucker2", "cp", "spatial_svd", "channel_svd", "tensor_train"])
 def test_a_bad_weight_is_left_alone_and_the_others_are_not(

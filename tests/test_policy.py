@@ -133,6 +133,10 @@ def test_a_policy_that_cannot_be_meant(make: object, text: str) -> None:
         ('method = "svd"\nexclude = "head"\n', ":2: exclude"),
         ('method = "svd"\nexclude = 5\n', ":2: exclude is a list of patterns, got 5"),
         ('budget = "macs:0.5"\n', ":1: budget is a table such as { budget = 'macs', target = 0.5 }, got"),
+        (
+            '# a share\nmethod = "svd"\nrank = 2.0\n',
+            "policy.toml: a share of the channels lies in (0, 1], got",
+        ),
         ("method = 3\n", "the policy: a method is a name such as 'tucker2', got 3"),
     ],
 )

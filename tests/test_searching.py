@@ -15,6 +15,7 @@ import fxdecomp
 from fxdecomp import Params, Policy, PolicyError
 from fxdecomp.allocation.agreement import Agreement
 from fxdecomp.calibration import Calibration
+from fxdecomp.errors import BudgetError
 from fxdecomp.records import attach_record, record_of
 from fxdecomp.search_trials import SearchResult, Trial, next_share
 from fxdecomp.searching import search
@@ -52,6 +53,11 @@ def test_the_outcome_was_judged_and_holds_the_promise(gm: GraphModule) -> None:
     assert len(found.trials) == 5
     for trial in found.trials:
         assert trial.accepted == (not trial.problem and trial.metric >= 0.98)
+
+
+def test_a_policy_that_does_not_fit_the_network_is_an_error(gm: GraphModule) -> None:
+    with pytest.raises(PolicyError, match=r"pattern 'typo\*' matches no layer"):
+        search(gm, INPUTS, policy=replace(POLICY, exclude=("typo*",)), max_drop=0.02, evaluations=2)
 
 
 def test_every_network_is_trained_before_it_is_judged(gm: GraphModule, tmp_path: Path) -> None:
@@ -331,7 +337,7 @@ def test_what_cannot_be_made_faster_is_left_alone_and_said(
 
     def refuse(gm: GraphModule, policy: Policy, **_: object) -> GraphModule:
         if isinstance(policy.budget, fxdecomp.Latency):
-            raise PolicyError("Latency cannot be met")
+            raise BudgetError("Latency cannot be met")
         return fxdecomp.transform(gm, policy)
 
     monkeypatch.setattr(module, "transform", refuse)

@@ -11,7 +11,7 @@ import numpy as np
 from fxdecomp.allocation.budgets import Budget, Latency
 from fxdecomp.allocation.candidates import Candidate, cost_of
 from fxdecomp.allocation.solver import Menu, least_cost, solve
-from fxdecomp.errors import PolicyError
+from fxdecomp.errors import BudgetError
 
 WITHIN = 0.01
 """A choice that stays further than this below the budget is remarked upon."""
@@ -68,14 +68,14 @@ def allocate(
         sensitivity: Damage at the network's output per unit of squared error, by layer; None for all alike.
 
     Raises:
-        PolicyError: No choice meets the budget.
+        BudgetError: No choice meets the budget.
     """
     limit = budget.limit(dense) if limit is None else limit
     table = [_menu(name, options, budget.name, sensitivity) for name, options in menus.items()]
     chosen = solve(table, limit - fixed)
     if chosen is None:
         least = fixed + least_cost(table)
-        raise PolicyError(
+        raise BudgetError(
             f"{budget} cannot be met: the smallest candidates of all layers together take "
             f"{_amount(least, budget)} of {_amount(dense, budget)} ({least / dense:.1%}); raise the budget, "
             "or let more layers and methods take part"

@@ -34,7 +34,7 @@ class Calibration:
         refit: Whether every chain is fitted once more, to the output of the original network.
 
     Raises:
-        CalibrationError: There are no batches, or one holds no examples, or NaN.
+        CalibrationError: There are no batches, one holds no examples or NaN, or an option is out of range.
     """
 
     batches: Iterable[Batch]
@@ -60,6 +60,10 @@ class Calibration:
             for leaf in tensors:
                 if leaf.is_floating_point() and bool(torch.isnan(leaf).any()):
                     raise CalibrationError(f"calibration batch {index} holds NaN; leave it out")
+        if self.samples is not None and not (isinstance(self.samples, int) and self.samples > 0):
+            raise CalibrationError(f"samples is a positive whole number or None, got {self.samples!r}")
+        if not self.budget_bytes > 0:
+            raise CalibrationError(f"budget_bytes is a positive number of bytes, got {self.budget_bytes!r}")
         object.__setattr__(self, "batches", batches)
 
     @staticmethod

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fxdecomp.layers import LayerSpec
 
-_ROWS = 4096
+ROWS = 4096
 """Patches that are taken at one time."""
 
 
@@ -54,7 +54,7 @@ def patches_at(
         Slices `[m, in_channels, prod(kernel)]` in at least float32, channels over all groups.
     """
     x = x.detach().to(torch.promote_types(x.dtype, torch.float32))
-    slices = torch.split(positions.to(x.device), _ROWS)
+    slices = torch.split(positions.to(x.device), ROWS)
     if spec.is_linear:
         flat = x.reshape(-1, spec.in_channels)
         return [flat[part].unsqueeze(-1) for part in slices]

@@ -208,18 +208,20 @@ def solve(
 
     The diagonal of `normal` holds the squared norms of the terms' other vectors: damping by it is damping by
     the squared norms of the terms. The matrix is scaled to a unit diagonal first, so that its rounding has a
-    known size.
+    known size. NaN where the matrix is not finite.
     """
     diagonal = normal.diagonal()
     scale = torch.where(diagonal > 0, diagonal.rsqrt(), 0.0)
     unit = normal * scale * scale[:, None]
     ridge = max(damping, _RIDGE[product.dtype])
     failed = True
-    while failed:
+    while failed and ridge < math.inf:
         unit.diagonal().fill_(1 + ridge)
         lower, info = torch.linalg.cholesky_ex(unit)
         failed = bool(info)
         ridge *= 100
+    if failed:
+        return torch.full_like(product, math.nan)
     wide = product.double() * scale
     if 2 * len(product) < len(normal):
         solution = torch.cholesky_solve(wide.T, lower).T

@@ -26,6 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fxdecomp.calibration.moments import Moments
+from fxdecomp.errors import CalibrationError
 from fxdecomp.layers import StageSpec
 
 SWEEPS = 8
@@ -287,14 +288,19 @@ def marginal_covariance(
 
 
 def cholesky(matrix: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]:
-    """The lower factor in float64; the ridge grows until there is one, as singular matrices are normal."""
+    """The lower factor in float64; the ridge grows until there is one, as singular matrices are normal.
+
+    Raises:
+        CalibrationError: The matrix is not finite.
+    """
     eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
     mean = matrix.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
     mean = torch.where(mean > 0, mean, torch.ones_like(mean))
     ridge = RIDGE
-    while True:
+    while bool(mean.isfinite().all()) and ridge < 1:
         lower, failed = torch.linalg.cholesky_ex(matrix + ridge * mean * eye)
         if not bool(failed.any()):
             found: Tensor = lower
             return found
         ridge *= 100
+    raise CalibrationError("products of weights and inputs overflow; scale the network's weights or inputs")

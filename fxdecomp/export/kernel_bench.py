@@ -23,7 +23,7 @@ from fxdecomp.export.int8 import Int8, quantize_int8
 from fxdecomp.export.kernel_map import KernelMap, KernelPoint
 from fxdecomp.export.kernels import profile_model
 from fxdecomp.export.machine import machine
-from fxdecomp.export.sessions import CPU, check_available, open_session, thread_count
+from fxdecomp.export.sessions import CPU, bound_run, check_available, open_session, thread_count
 from fxdecomp.progress import Progress, silent
 
 KERNELS: Mapping[str, tuple[tuple[int, int], bool]] = {
@@ -136,10 +136,11 @@ class _Bench:
 
     def _whole_run_s(self, path: Path, feed: dict[str, NDArray[Any]]) -> float:
         session = open_session(path, provider=self._provider, threads=self.threads)
+        run = bound_run(session, self._provider, feed)
         taken = []
         for _ in range(self._runs + 3):
             start = time.perf_counter()
-            session.run(None, feed)
+            run()
             taken.append(time.perf_counter() - start)
         return statistics.median(taken[3:])
 

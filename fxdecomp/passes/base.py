@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch.fx import GraphModule
 
-from fxdecomp.errors import FxdecompError, PassError
+from fxdecomp.errors import PassError
 from fxdecomp.graphs import copy_sharing_tensors
 from fxdecomp.records import Record, attach_record, record_of
 
@@ -32,8 +32,6 @@ class Pass(ABC):
         try:
             result.graph.lint()
             result.recompile()
-        except FxdecompError:
-            raise
         except Exception as error:
             raise PassError(f"pass {self.name} left a broken graph: {error}") from error
         attach_record(result, record)

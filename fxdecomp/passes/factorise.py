@@ -24,6 +24,8 @@ from fxdecomp.layers import LayerSpec
 from fxdecomp.outcomes import Reason
 from fxdecomp.rules import Selection
 
+_HUGE = 1e17
+"""Largest weight: beyond, its products with others leave the range of float32."""
 _ROWS = 256
 """Output channels that are compared at one time, so that a large layer is not copied whole."""
 
@@ -143,6 +145,8 @@ def weight_obstacle(weight: Tensor, spec: LayerSpec) -> Obstacle | None:
         return Obstacle(Reason.UNSUPPORTED_TENSOR, "it has no elements")
     if not bool(torch.isfinite(weight).all()):
         return Obstacle(Reason.NOT_FINITE)
+    if float(weight.abs().max()) > _HUGE:
+        return Obstacle(Reason.NOT_FINITE, f"or numbers above {_HUGE:g}, whose products overflow")
     if not bool(weight.any()):
         return Obstacle(Reason.ZERO_WEIGHT)
     return None

@@ -25,7 +25,7 @@ from fxdecomp.allocation.budgets import Latency
 from fxdecomp.allocation.candidates import Candidate
 from fxdecomp.allocation.chain_times import ChainTimes
 from fxdecomp.allocation.pricing import candidate_time_s
-from fxdecomp.errors import BenchmarkError, PolicyError
+from fxdecomp.errors import BenchmarkError, BudgetError
 from fxdecomp.export import Ratio, benchmark
 from fxdecomp.export.kernels import profile_model
 from fxdecomp.export.parity import to_numpy
@@ -148,7 +148,7 @@ class LatencyPlanner:
             sensitivity: Damage per unit of error, by layer; None for all alike.
 
         Raises:
-            PolicyError: The budget cannot be met.
+            BudgetError: The budget cannot be met.
         """
         dense = fixed_s + self._settled_s(dense=True) + sum(menu[0].time_s or 0.0 for menu in menus.values())
         target = self.target
@@ -164,7 +164,7 @@ class LatencyPlanner:
                     limit=limit,
                     sensitivity=sensitivity,
                 )
-            except PolicyError:
+            except BudgetError:
                 if not found:
                     raise
                 break

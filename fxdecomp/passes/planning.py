@@ -14,7 +14,7 @@ from fxdecomp.allocation.candidates import Candidate, Question
 from fxdecomp.allocation.pricing import price
 from fxdecomp.allocation.sensitivity import measure_sensitivity, some_of
 from fxdecomp.calibration import Calibration
-from fxdecomp.errors import PolicyError
+from fxdecomp.errors import BudgetError
 from fxdecomp.export.machine import machine
 from fxdecomp.outcomes import Outcome, Reason
 from fxdecomp.passes.factorise import Obstacle, Solution, Task, chain_macs, weight_obstacle
@@ -84,7 +84,7 @@ def plan_budget(policy: Policy, tasks: Mapping[str, Task], situation: Situation)
         situation: The network.
 
     Raises:
-        PolicyError: The budget cannot be met.
+        BudgetError: The budget cannot be met.
     """
     left: dict[str, Obstacle] = {}
     for name, task in tasks.items():
@@ -131,7 +131,7 @@ def _counted_choice(policy: Policy, open_: Mapping[str, Task], situation: Situat
         finest = step == 1 or policy.multiple_of is not None
         try:
             found = allocate(menus, policy.budget, fixed=fixed, dense=dense, sensitivity=sensitivity)
-        except PolicyError:
+        except BudgetError:
             if finest:
                 raise
         else:

@@ -21,7 +21,7 @@ from torch.fx import GraphModule, Node
 from fxdecomp.calibration import Calibration
 from fxdecomp.calibration.lockstep import Lockstep
 from fxdecomp.calibration.moments import MomentsSum
-from fxdecomp.calibration.patches import draw_positions, patches_at
+from fxdecomp.calibration.patches import ROWS, draw_positions, patches_at
 from fxdecomp.decompositions import method_named
 from fxdecomp.decompositions.rectifying import Samples, rectify
 from fxdecomp.decompositions.refitting import GroupChain, JointMoments, refit
@@ -132,7 +132,7 @@ class RefitChains(Pass):
             wanted = _rows(y, spec.ndim)
             positions = draw_positions(len(wanted), most, self.calibration.seed_of(number, index))
             for held, part in _split(positions, index, batches).items():
-                for z, where in zip(patches_at(x, spec, part), torch.split(part, 4096), strict=True):
+                for z, where in zip(patches_at(x, spec, part), torch.split(part, ROWS), strict=True):
                     outputs = wanted[where.to(wanted.device)].reshape(len(z), groups, -1).to(z.dtype)
                     rows = torch.cat((z.reshape(len(z), groups, -1), outputs), dim=2)
                     for group, each in enumerate(found):

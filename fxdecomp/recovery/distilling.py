@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -163,11 +162,7 @@ class Distillation:
         if not distributed.is_initialized():
             return module
         devices = [self.device] if self.device.type == "cuda" else None
-        name = "forward_sync_buffers"
-        if name not in inspect.signature(DistributedDataParallel).parameters:
-            name = "broadcast_buffers"  # torch < 2.13
-        options: dict[str, Any] = {"device_ids": devices, name: False}
-        return DistributedDataParallel(module, **options)
+        return DistributedDataParallel(module, device_ids=devices, forward_sync_buffers=False)
 
     def _precision(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None)

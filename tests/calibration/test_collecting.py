@@ -150,6 +150,9 @@ def test_bad_data_is_refused_by_its_index():
         Calibration([])
     with pytest.raises(CalibrationError, match="put it in a list"):
         Calibration(good)
+    for options in ({"samples": 0}, {"samples": -5}, {"budget_bytes": 0}):
+        with pytest.raises(CalibrationError, match=f"^{next(iter(options))} is a positive"):
+            Calibration([good], **options)
     gm = fxdecomp.trace(Net().eval(), good)
     with pytest.raises(CalibrationError, match="batch 0 does not fit"):
         fxdecomp.transform(gm, Policy(method="tucker2", rank=0.5), calibration=[(good, good)])
