@@ -125,6 +125,7 @@ def unlifted(program: ExportedProgram) -> GraphModule:
     for node in list(gm.graph.nodes):
         if node.op == "call_module" and node.target == "_guards_fn":
             gm.graph.erase_node(node)
+    gm.graph._tracer_cls = gm._tracer_cls = None  # torch.export's own cannot be made anew, as unpickling does
     gm.recompile()
     return gm
 
