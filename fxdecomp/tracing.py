@@ -84,7 +84,8 @@ def _traced(model: nn.Module, example_inputs: ExampleInputs) -> GraphModule:
     program = exported(eval_copy(model), example_inputs, network.checked)
     if not isinstance(program, Exception):
         gm, notes = program
-        return _with_shapes(gm, example_inputs, "torch.export", notes=symbolic.notes + notes)
+        notes = (*symbolic.notes, *notes, *network.notes())
+        return _with_shapes(gm, example_inputs, "torch.export", notes=notes)
     if isinstance(graph, GraphModule):
         note = f"torch.export, which would {symbolic.lack}, failed: {first_line(program)}"
         return _with_shapes(graph, example_inputs, "symbolic_trace", notes=(*symbolic.notes, note))
@@ -130,6 +131,21 @@ class _Reference:
             return traced  # or a network that differs from itself
         how = f"its outputs differ by {gap:.2%}" if gap < inf else "its outputs are of other kinds or numbers"
         return TraceError(f"the graph computes something else, {how}")
+
+    def notes(self) -> tuple[str, ...]:
+        """A note where the fast path of attention gives other outputs, at padded places above all."""
+        if not any(isinstance(module, nn.TransformerEncoderLayer) for module in self._model.modules()):
+            return ()
+        try:
+            fast = outputs_of(eval_copy(self._model), self._inputs, fast_attention=True)
+        except Exception:  # noqa: BLE001 - a model's own code runs here and may raise anything
+            return ()
+        if difference(self._outputs, fast) <= _tolerance(self._outputs):
+            return ()
+        return (
+            "the fast path of nn.TransformerEncoderLayer gives other outputs, as it writes zeros at padded "
+            "places; the graph computes what torch.backends.mha.set_fastpath_enabled(False) gives",
+        )
 
 
 def _tolerance(outputs: Any) -> float:

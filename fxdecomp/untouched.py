@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -65,8 +65,9 @@ def copied(inputs: Any) -> Any:
     return pytree.tree_map_only(Tensor, lambda value: value.detach().clone(), inputs)
 
 
-def outputs_of(module: nn.Module, inputs: ExampleInputs) -> Any:
-    """What a module gives for the inputs, run without gradients, without a fast path and without a trace."""
+def outputs_of(module: nn.Module, inputs: ExampleInputs, *, fast_attention: bool = False) -> Any:
+    """What a module gives for the inputs, run without gradients and without a trace."""
     args, kwargs = copied(call_arguments(inputs))
-    with torch.no_grad(), unchanged_buffers(module), same_chance(inputs), plain_attention():
+    attention = nullcontext() if fast_attention else plain_attention()
+    with torch.no_grad(), unchanged_buffers(module), same_chance(inputs), attention:
         return module(*args, **kwargs)

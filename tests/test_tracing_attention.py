@@ -52,6 +52,8 @@ def test_a_padding_mask_hides_no_layer(model: nn.Module, inputs: tuple[Tensor, .
     assert len(report.applied) == len(report.outcomes) == 5
     real = IDS != 0
     assert difference(model(*inputs)[real], gm(*inputs)[real]) < 1e-5
+    told = [remark.startswith("the fast path of nn.TransformerEncoderLayer") for remark in report.remarks]
+    assert told == [True] * fast
 
 
 def test_layers_that_stay_hidden_are_remarked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """What `trace` gives computes what the network computes, and the network and its inputs stay as they were."""
 
+import pickle
 from collections.abc import Callable
 
 import pytest
@@ -177,6 +178,14 @@ def test_a_program_exported_in_train_mode_keeps_its_statistics() -> None:
     fxdecomp.trace(program, image(2, 3, 6, 6))
     assert model[1].num_batches_tracked == 0
     assert torch.equal(model[1].running_mean, torch.zeros(8))
+
+
+def test_what_torch_export_traced_can_be_pickled() -> None:
+    gm = fxdecomp.trace(drawn(Scaled()), image(2, 8))
+    small = fxdecomp.transform(gm, fxdecomp.Policy(method="svd", rank=2))
+    again = pickle.loads(pickle.dumps(small))
+    assert torch.equal(again(image(2, 8)), small(image(2, 8)))
+    assert str(fxdecomp.report(again)) == str(fxdecomp.report(small))
 
 
 def test_operations_that_were_exported_in_train_mode_are_remarked() -> None:
