@@ -154,7 +154,7 @@ def _meta(call: Call, spec: LayerSpec) -> dict[str, object]:
 def remove_unused(gm: GraphModule) -> None:
     """Erase constant nodes without users, and the stored tensors that only they used."""
     erased = set()
-    constants = _constants(gm)
+    constants = Constants(gm)
     for node in reversed(gm.graph.nodes):
         if node.op == "get_attr" and not node.users:
             erased.add(str(node.target))
@@ -168,16 +168,6 @@ def remove_unused(gm: GraphModule) -> None:
         owners = [".".join(parts[:length]) for length in range(1, len(parts))]
         if modules.isdisjoint(owners):
             delattr(gm.get_submodule(owners[-1] if owners else ""), parts[-1])
-
-
-def _constants(gm: GraphModule) -> set[Node]:
-    """The nodes that nothing but stored tensors goes into; those without users can be erased without loss."""
-    found: set[Node] = set()
-    for node in gm.graph.nodes:
-        computed = bool(node.all_input_nodes) and found.issuperset(node.all_input_nodes)
-        if node.op == "get_attr" or (computed and not node.is_impure()):
-            found.add(node)
-    return found
 
 
 def _join(prefix: str, name: str) -> str:

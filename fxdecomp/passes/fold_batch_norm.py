@@ -145,7 +145,7 @@ def _read(gm: GraphModule, node: Node, constants: Constants) -> _Norm | None:
 
 def _read_module(node: Node, module: nn.modules.batchnorm._BatchNorm) -> _Norm:
     name, source, key = str(node.target), node.args[0] if node.args else None, ("module", id(module))
-    if type(module).forward is not nn.modules.batchnorm._BatchNorm.forward:
+    if type(module).forward is not nn.modules.batchnorm._BatchNorm.forward or "forward" in vars(module):
         return _Norm(name, source, key, reason="its forward is not torch's own")
     if hooks_of(module):
         return _Norm(name, source, key, reason="it carries hooks")

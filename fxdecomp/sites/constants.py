@@ -6,7 +6,9 @@ arithmetic (weight standardisation, a parametrisation that was traced through). 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import operator
+import re
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +17,16 @@ from torch import Tensor, fx
 from torch.fx import GraphModule, Node
 from torch.fx.graph_module import _get_attr
 
-_RANDOM = ("rand", "dropout", "bernoulli", "normal_", "multinomial")
+_RANDOM = re.compile(
+    r"rand|dropout|bernoulli|multinomial|gumbel|rrelu|poisson|binomial|fractional_max_pool|scaled_dot|^normal$"
+)
+"""Names of functions that draw numbers, apart from those that do so in place."""
+_WRITERS = {operator.setitem} | {
+    getattr(operator, name)
+    for name in dir(operator)
+    if name.startswith("i") and f"__{name[1:]}__" in dir(operator)
+}
+"""`operator.iadd` and its like, which change their first argument."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,16 +53,12 @@ class Constants:
 
     def __init__(self, gm: GraphModule) -> None:
         self._gm = gm
-        self._nodes: dict[Node, int] = {}
+        self._nodes = _constant_nodes(gm, frozenset())
+        written = {part for node in gm.graph.nodes for part in self._changed_by(node)}
+        if written:
+            self._nodes = _constant_nodes(gm, written)
         self._expressions: dict[Node, str] = {}
         self._known: dict[str, int] = {}
-        for place, node in enumerate(gm.graph.nodes):
-            if node.op == "get_attr" or (
-                _is_pure_function(node)
-                and node.all_input_nodes
-                and self._nodes.keys() >= set(node.all_input_nodes)
-            ):
-                self._nodes[node] = place
 
     def __contains__(self, node: Node) -> bool:
         """Whether a node's value depends on neither an input nor chance."""
@@ -87,6 +94,13 @@ class Constants:
                 else:
                     yield user
 
+    def _changed_by(self, node: Node) -> list[Node]:
+        """The constant that a call changes, with all that this is computed from."""
+        if node.op not in ("call_function", "call_method") or not _writes(node):
+            return []
+        changed = node.kwargs.get("out", node.args[0] if node.args else None)
+        return _ancestry(changed) if isinstance(changed, Node) and changed in self._nodes else []
+
     def _expression(self, nodes: list[Node]) -> str:
         """What the last of the nodes computes; slices of one tensor have the same roots and shape, not this.
 
@@ -121,9 +135,32 @@ class Constants:
 
 
 def _is_pure_function(node: Node) -> bool:
-    if node.op not in ("call_function", "call_method") or node.is_impure():
+    if node.op not in ("call_function", "call_method") or node.is_impure() or _writes(node):
         return False
-    return not any(word in str(node.target) for word in _RANDOM)
+    tags = getattr(node.target, "tags", ())
+    name = getattr(node.target, "__name__", str(node.target))
+    return torch.Tag.nondeterministic_seeded not in tags and not _RANDOM.search(name)
+
+
+def _writes(node: Node) -> bool:
+    """Whether a call changes one of its arguments."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is not None:
+        return bool(schema.is_mutable)
+    name = getattr(node.target, "__name__", str(node.target))
+    in_place = name.endswith("_") and not name.endswith("__")
+    return in_place or node.target in _WRITERS or "out" in node.kwargs or node.kwargs.get("inplace") is True
+
+
+def _constant_nodes(gm: GraphModule, besides: Collection[Node]) -> dict[Node, int]:
+    """The nodes that nothing but stored tensors goes into, but for those named, by their places."""
+    found: dict[Node, int] = {}
+    for place, node in enumerate(gm.graph.nodes):
+        inputs = node.all_input_nodes
+        computed = bool(inputs) and found.keys() >= set(inputs) and _is_pure_function(node)
+        if (node.op == "get_attr" or computed) and node not in besides:
+            found[node] = place
+    return found
 
 
 def _ancestry(node: Node) -> list[Node]:

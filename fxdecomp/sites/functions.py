@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -63,7 +64,7 @@ _SIGNATURES: dict[Any, tuple[str, ...]] = {
     ),
     aten.convolution.default: _CONVOLUTION,
     **dict.fromkeys([F.linear, aten.linear.default], _LINEAR),
-    **dict.fromkeys([torch.mm, torch.matmul, aten.mm.default, aten.matmul.default], _MATMUL),
+    **dict.fromkeys([torch.mm, torch.matmul, operator.matmul, aten.mm.default, aten.matmul.default], _MATMUL),
     **dict.fromkeys([torch.addmm, aten.addmm.default], _ADDMM),
 }
 _OTHER_NAMES: dict[tuple[str, ...], dict[str, str]] = {

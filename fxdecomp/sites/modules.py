@@ -20,12 +20,12 @@ Layer = (nn.Linear, *Convolution)
 def is_layer(module: nn.Module) -> bool:
     """Whether a module computes exactly what one of torch's own layers computes.
 
-    A subclass with a forward of its own is not a layer: nobody knows what it does.
+    A subclass or a module with a forward of its own is not a layer: nobody knows what it does.
     """
     kind = next((base for base in Layer if isinstance(module, base)), None)
     if kind is None:
         return False
-    own = [type(module).forward is kind.forward]
+    own = [type(module).forward is kind.forward, vars(module).keys().isdisjoint(("forward", "_conv_forward"))]
     if kind in Convolution:
         own.append(getattr(type(module), "_conv_forward", None) is getattr(kind, "_conv_forward", None))
     return all(own)
@@ -52,7 +52,7 @@ def read_module_call(gm: GraphModule, node: Node) -> Reading | Refusal | None:
     return Reading(
         name=name,
         source=source,
-        geometry=_geometry(module),
+        geometry=_geometry(module, weight),
         weight=swapped_channels(weight, _groups(module)) if transposed else weight,
         bias=bias,
         roots=frozenset(map(id, weights)),
@@ -64,7 +64,7 @@ def read_module_call(gm: GraphModule, node: Node) -> Reading | Refusal | None:
 
 def _obstacle(node: Node, module: nn.Module, weight: Tensor | None) -> tuple[Reason, str] | None:
     """Why the layer that a node calls cannot be decomposed, None where it can."""
-    if len(node.args) + len(node.kwargs) > 1:
+    if sum(value is not None for value in [*node.args, *node.kwargs.values()]) > 1:
         return Reason.OUTPUT_SIZE, "set its output_padding instead"
     if any(not isinstance(hook, WeightNorm | SpectralNorm) for hook in hooks_of(module)):
         return Reason.HOOKED, "remove them, or fold them into the weight"
@@ -83,14 +83,19 @@ def swapped_channels(weight: Tensor, groups: int) -> Tensor:
     return by_group.transpose(1, 2).flatten(0, 1)
 
 
-def _geometry(module: nn.Module) -> LayerSpec:
+def _geometry(module: nn.Module, weight: Tensor) -> LayerSpec:
+    """The layer's geometry, sizes as its weight has them: pruning leaves the module's attributes behind."""
     if isinstance(module, nn.Linear):
-        return linear_geometry(module.in_features, module.out_features)
+        return linear_geometry(weight.shape[1], weight.shape[0])
     assert isinstance(module, Convolution)
+    first, second = weight.shape[:2]
+    in_channels, out_channels = first, second * module.groups
+    if not module.transposed:
+        in_channels, out_channels = second * module.groups, first
     return conv_geometry(
-        module.in_channels,
-        module.out_channels,
-        module.kernel_size,
+        in_channels,
+        out_channels,
+        tuple(weight.shape[2:]),
         stride=module.stride,
         padding=module.padding,
         dilation=module.dilation,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 import torch
@@ -35,10 +36,12 @@ def survey(gm: GraphModule) -> Survey:
     constants = Constants(gm)
     readings: dict[tuple[object, ...], list[tuple[Node, Reading]]] = defaultdict(list)
     skipped: dict[str, Skipped] = {}
+    called = {str(node.target) for node in gm.graph.nodes if node.op == "call_module"}
     for node in gm.graph.nodes:
         reading = read_node(gm, node, constants)
         if isinstance(reading, Refusal):
-            skipped[reading.name] = Skipped(reading.name, reading.layer, reading.reason, reading.detail)
+            name = _unique(reading.name, node, called)
+            skipped[name] = Skipped(name, reading.layer, reading.reason, reading.detail)
         elif reading is not None:
             readings[reading.key].append((node, reading))
         elif node.op == "call_module":
@@ -52,7 +55,10 @@ def survey(gm: GraphModule) -> Survey:
     uses = _uses(gm, constants)
     sites: dict[str, Site] = {}
     for group in readings.values():
-        name = _unique(group[0][1].name, group[0][0], sites, skipped)
+        node, first = group[0]
+        if node.op == "call_module" and first.name in skipped:
+            continue  # another of its calls cannot be replaced
+        name = _unique(first.name, node, called | sites.keys() | skipped.keys())
         found = _site(name, group, uses)
         if isinstance(found, Site):
             sites[name] = found
@@ -147,5 +153,6 @@ def _inside_branch(branch: GraphModule, path: str) -> list[Skipped]:
     return found
 
 
-def _unique(name: str, node: Node, sites: dict[str, Site], skipped: dict[str, Skipped]) -> str:
-    return name if name not in sites and name not in skipped else f"{name}_{node.name}"
+def _unique(name: str, node: Node, taken: AbstractSet[str]) -> str:
+    """The name of a node's layer; a module keeps its own."""
+    return f"{name}_{node.name}" if node.op != "call_module" and name in taken else name
