@@ -78,7 +78,7 @@ def _copy(gm: GraphModule, memo: dict[int, object]) -> GraphModule:
     return result
 
 
-def hooks_of(module: nn.Module) -> list[dict[int, Any]]:
+def hook_tables(module: nn.Module) -> list[dict[int, Any]]:
     """The tables of a module's forward hooks."""
     return [
         module._forward_pre_hooks,
@@ -91,7 +91,7 @@ def hooks_of(module: nn.Module) -> list[dict[int, Any]]:
 
 def _restore_attributes(copied: GraphModule, gm: GraphModule) -> None:
     """Add what the deepcopy of a GraphModule leaves out: its hooks, and attributes beside the graph."""
-    for own, hooks in zip(hooks_of(copied), hooks_of(gm), strict=True):
+    for own, hooks in zip(hook_tables(copied), hook_tables(gm), strict=True):
         own.update(hooks)
     for name, value in vars(gm).items():
         if name not in vars(copied) and not isinstance(value, MethodType):

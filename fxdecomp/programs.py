@@ -16,7 +16,7 @@ from torch.fx.experimental.symbolic_shapes import free_symbols
 
 from fxdecomp.conditions import keep_conditions
 from fxdecomp.errors import TraceError, first_line
-from fxdecomp.graphs import copy_sharing_tensors, hooks_of
+from fxdecomp.graphs import copy_sharing_tensors, hook_tables
 from fxdecomp.inputs import Arguments, ExampleInputs, call_arguments, placeholder_values
 from fxdecomp.model_copies import eval_copy
 from fxdecomp.untouched import outputs_of, plain_attention
@@ -124,7 +124,7 @@ def unlifted(program: ExportedProgram) -> GraphModule:
     """The program as a module with its parameters by name, and the conditions of its export."""
     gm = program.module(check_guards=False)
     assert isinstance(gm, GraphModule)  # narrows the declared nn.Module
-    for hooks in hooks_of(gm):
+    for hooks in hook_tables(gm):
         hooks.clear()  # torch's own check of the inputs
     keep_conditions(gm, program)
     gm.recompile()
