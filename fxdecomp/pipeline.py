@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from concurrent.futures import Executor
 
+import torch
 from torch.fx import GraphModule
 
 from fxdecomp.calibration import Batch, Calibration
@@ -64,4 +65,5 @@ def transform(
         small = DecomposeLayers(policy, calibration=data, executor=executor, progress=progress)(folded)
         if data is not None and data.refit:
             small = RefitChains(folded, data, progress)(small)
-    return copy_owning_tensors(small, gm)
+    with torch.inference_mode(False):
+        return copy_owning_tensors(small, gm)

@@ -113,7 +113,7 @@ def search(
     if metric is None:
         count = 0 if data is None else len(tuple(data.batches))
         data, judged = _split(data, example_inputs)
-        metric = Agreement(gm, judged, first=max(0, count - len(judged)))
+        metric = _agreement(gm, judged, first=max(0, count - len(judged)))
     dense = report(gm)
     trials = restored_trials(state, settings)
     if not trials:
@@ -232,6 +232,13 @@ def _fingerprint(gm: GraphModule, data: Calibration | None, example_inputs: Exam
         return fingerprint({}, [gm], call_arguments(example_inputs))
     options = {"samples": data.samples, "seed": data.seed, "refit": data.refit}
     return fingerprint(options, [gm], [call_arguments(each) for each in (example_inputs, *data.batches)])
+
+
+def _agreement(gm: GraphModule, batches: tuple[Batch, ...], *, first: int) -> Agreement:
+    agreement = Agreement(gm, batches, first=first)
+    if agreement.is_blind:
+        raise PolicyError("the network has no floating-point output to compare; give search a metric=")
+    return agreement
 
 
 def _split(data: Calibration | None, examples: ExampleInputs) -> tuple[Calibration | None, tuple[Batch, ...]]:

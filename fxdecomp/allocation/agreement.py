@@ -16,7 +16,15 @@ from fxdecomp.untouched import copied
 
 
 class Agreement:
-    """`1 - E||y - y'||^2 / E||y - mean(y)||^2` over all floating-point outputs; 1 for the original itself."""
+    """`1 - E||y - y'||^2 / E||y - mean(y)||^2` over all floating-point outputs; 1 for the original itself.
+
+    Places where the original gives infinity or NaN, such as masked classes, do not count; elsewhere what is
+    not finite counts as zero. Of outputs that do
+    not vary, the squares themselves are the measure.
+
+    Attributes:
+        is_blind: Whether the original has no floating-point output other than zero: nothing can be compared.
+    """
 
     def __init__(self, gm: GraphModule, batches: Iterable[Batch], *, first: int = 0) -> None:
         """Run the original.
@@ -34,10 +42,13 @@ class Agreement:
         for index, batch in enumerate(self._batches, start=first):
             with naming_batch(f"calibration batch {index}", CalibrationError):
                 self._wanted.append(self.outputs(gm, batch))
-        columns = (
-            torch.cat([each.flatten() for each in column]) for column in zip(*self._wanted, strict=True)
-        )
-        self._power = sum(float((column - column.mean()).square().sum()) for column in columns)
+        columns = [
+            torch.cat([each[each.isfinite()] for each in column])
+            for column in zip(*self._wanted, strict=True)
+        ]
+        self._power = sum(float((column - column.mean()).square().sum()) for column in columns if len(column))
+        self._power = self._power or sum(float(column.square().sum()) for column in columns)
+        self.is_blind = self._power == 0.0
 
     def __call__(self, module: GraphModule) -> float:
         """The agreement of a network that takes the same inputs."""
@@ -47,8 +58,10 @@ class Agreement:
         """The relative squared error of outputs, one list for each batch."""
         lost = 0.0
         for got, wanted in zip(outputs, self._wanted, strict=True):
-            lost += sum(float((a - b).square().sum()) for a, b in zip(got, wanted, strict=True))
-        return lost / max(self._power, 1e-300)
+            for a, b in zip(got, wanted, strict=True):
+                finite = b.isfinite()
+                lost += float((a[finite].nan_to_num(0.0, 0.0, 0.0) - b[finite]).square().sum())
+        return lost / self._power if self._power else 0.0
 
     @staticmethod
     @torch.no_grad()

@@ -19,6 +19,7 @@ from fxdecomp.decompositions import (
     method_for,
     method_named,
     problems_of,
+    refusal_of,
 )
 from fxdecomp.layers import LayerSpec
 
@@ -98,10 +99,11 @@ def candidates(question: Question) -> tuple[Candidate, ...]:
         question.weight.numel() + question.bias,
     )
     problems = problems_of(question.weight, spec, question.moments)
+    biases = question.bias if question.moments is None else spec.out_channels  # fitted chains have one
     found: list[list[Candidate]] = []
     for method in _methods(question.method, spec):
         large = method.name in ITERATED and question.weight.numel() > _MOST_ITERATED
-        if method.refusal(spec.per_group) is not None or (large and question.method == AUTO):
+        if refusal_of(method, question.specs) is not None or (large and question.method == AUTO):
             continue
         points = COARSE if question.cost == Latency.name else FINE
         of_method = []
@@ -112,7 +114,7 @@ def candidates(question: Question) -> tuple[Candidate, ...]:
                 for stage in grouped_stage_specs(method, each, guess.rank)
             )
             stages = grouped_stage_specs(method, spec, guess.rank)
-            params = sum(stage.spec.params for stage in stages) + question.bias
+            params = sum(stage.spec.params for stage in stages) + biases
             of_method.append(Candidate(guess.method, guess.rank, guess.error, macs, params))
         found.append([each for each in of_method if not question.require_saving or each.macs < dense.macs])
     if question.cost == Latency.name:

@@ -32,6 +32,9 @@ from fxdecomp.untouched import copied
 LOST = 0.03
 """Share of a layer's variance that is taken away."""
 
+_STILL = 1e-12
+"""Share of the largest variance below which a direction does not vary."""
+
 EXAMPLES = 32
 """Examples of a calibration that sensitivities are measured on."""
 
@@ -54,12 +57,15 @@ def measure_sensitivity(
         progress: Told of every layer.
 
     Returns:
-        One number for each layer, by name; 0 where its output does not reach the network's.
+        One number for each layer, by name; 0 where its output does not reach the network's, 1 where its
+        output does not vary. Empty where the network's outputs cannot be compared.
 
     Cost: one forward pass over the batches for each layer, and two more.
     """
     runner = copy_sharing_tensors(gm).eval()
     agreement = Agreement(runner, batches)
+    if agreement.is_blind:
+        return {}
     values = [placeholder_values(runner, batch) for batch in batches]
     found: dict[str, float] = {}
     for index, site in enumerate(sites):
@@ -74,7 +80,7 @@ def measure_sensitivity(
             return kept
 
         damage = agreement.lost(_run(runner, each, nodes, truncate) for each in values)
-        found[site.name] = damage * sums[1] / sums[0] if sums[0] else 0.0
+        found[site.name] = damage * sums[1] / sums[0] if sums[0] else 1.0
         progress("sensitivities", index + 1, len(sites))
     return found
 
@@ -100,7 +106,7 @@ def truncated(y: Tensor, spatial: int, lost: float) -> tuple[Tensor, float, floa
     Args:
         y: `[..., channels, *size]`.
         spatial: Number of spatial axes.
-        lost: Share of the variance over the channels that may go; one direction goes in any case.
+        lost: Share of the variance over the channels that may go; one direction that varies goes in any case.
     """
     last = y.movedim(-1 - spatial, -1)
     rows = last.reshape(-1, last.shape[-1]).double()
@@ -108,7 +114,8 @@ def truncated(y: Tensor, spatial: int, lost: float) -> tuple[Tensor, float, floa
     centred = rows - mean
     values, vectors = torch.linalg.eigh(centred.T @ centred)
     gone = values.clamp_min(0).cumsum(0)
-    drop = max(1, int((gone <= lost * gone[-1]).sum()))
+    still = int((values <= _STILL * values[-1]).sum())
+    drop = min(max(1 + still, int((gone <= lost * gone[-1]).sum())), len(values))
     kept = centred @ vectors[:, drop:] @ vectors[:, drop:].T + mean
     result = kept.reshape(last.shape).movedim(-1, -1 - spatial).to(y.dtype)
     return result.contiguous(), float(gone[drop - 1]), float(gone[-1])

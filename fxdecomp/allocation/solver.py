@@ -65,6 +65,8 @@ def solve(menus: Sequence[Menu], limit: float, *, time_limit_s: float = TIME_LIM
     """
     if least_cost(menus) > limit:
         return None
+    if not menus:
+        return Chosen((), 0.0, 0.0, 0.0)
     first = lagrangian(menus, limit)
     if first.damage - first.bound <= GAP * max(first.damage, 1e-300):
         return first

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import difflib
 
-from fxdecomp.decompositions.base import Decomposition, decompose, grouped_stage_specs, problems_of
+from fxdecomp.decompositions.base import (
+    Decomposition,
+    decompose,
+    grouped_stage_specs,
+    problems_of,
+    refusal_of,
+)
 from fxdecomp.decompositions.channel_svd import ChannelSVD
 from fxdecomp.decompositions.cp import CP
 from fxdecomp.decompositions.cp3 import CP3
@@ -26,6 +32,7 @@ __all__ = [
     "method_for",
     "method_named",
     "problems_of",
+    "refusal_of",
 ]
 
 METHODS: tuple[Decomposition, ...] = (

@@ -7,6 +7,7 @@ rank would give (so that costs are known before anything is factorised), and com
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -73,6 +74,18 @@ class Decomposition(ABC):
             if value > limit:
                 in_mode = f" in mode {mode}" if len(limits) > 1 else ""
                 raise PolicyError(f"{where} exceeds {_show(limits)}{in_mode}; lower it, or use Energy(0.9)")
+
+
+def refusal_of(method: Decomposition, specs: Sequence[LayerSpec]) -> str | None:
+    """Why a method does not suit a layer with these geometries at its calls, None where it does."""
+    refused = method.refusal(specs[0].per_group)
+    if refused is not None or len(specs) == 1:
+        return refused
+    least = (1,) * len(method.rank_limits(specs[0].per_group))
+    orders = {tuple(stage.name for stage in grouped_stage_specs(method, spec, least)) for spec in specs}
+    if len(orders) > 1:
+        return "its calls on inputs of other sizes want the axes in another order"
+    return None
 
 
 def grouped_stage_specs(

@@ -34,6 +34,9 @@ STEPS = 3
 TOLERANCE = 1e-3
 RIDGE = 1e-10
 _EXACT = 1e-12
+_FLOOR = 1e-5
+"""Weight of the directions that the samples do not show, as a share of their mean variance: without any, the
+stages run off into them. Above the rounding of float32."""
 _MOST_DEPTHWISE = 4096
 
 
@@ -43,7 +46,7 @@ class Metric:
 
     Attributes:
         weight: `[out, in, *kernel]`.
-        covariance: Sigma over `scale`, `[d, d]`, in the type of the weight.
+        covariance: Sigma over `scale` with a little on the diagonal, `[d, d]`, in the type of the weight.
         scale: The mean diagonal of Sigma.
         total: `tr W Sigma W^T` over `scale`.
     """
@@ -58,16 +61,21 @@ class Metric:
         """The metric of a layer's moments."""
         dense = moments.dense().to(weight.device)
         scale = dense.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
-        covariance = (dense / scale).to(weight.dtype)
-        flat = weight.flatten(1)
-        total = float(((flat @ covariance) * flat).sum(dtype=torch.float64))
-        return Metric(weight, covariance, float(scale), total)
+        covariance = dense / scale
+        covariance.diagonal().add_(_FLOOR)
+        total = _squares(weight, covariance)
+        return Metric(weight, covariance.to(weight.dtype), float(scale), total)
 
     def error(self, composed: Tensor) -> float:
         """`tr (W - W') Sigma (W - W')^T` over `tr W Sigma W^T`."""
-        rest = (self.weight - composed).flatten(1)
-        lost = float(((rest @ self.covariance) * rest).sum(dtype=torch.float64))
+        lost = _squares(self.weight - composed, self.covariance)
         return max(lost, 0.0) / self.total if self.total > 0 else 0.0
+
+
+def _squares(kernel: Tensor, covariance: Tensor) -> float:
+    """`tr K Sigma K^T`, summed in float64: large parts may cancel each other."""
+    flat = kernel.flatten(1).double()
+    return float(((flat @ covariance.double()) * flat).sum())
 
 
 def refine(
@@ -297,7 +305,7 @@ def cholesky(matrix: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]
     mean = matrix.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
     mean = torch.where(mean > 0, mean, torch.ones_like(mean))
     ridge = RIDGE
-    while bool(mean.isfinite().all()) and ridge < 1:
+    while bool(mean.isfinite().all()) and ridge < math.inf:
         lower, failed = torch.linalg.cholesky_ex(matrix + ridge * mean * eye)
         if not bool(failed.any()):
             found: Tensor = lower

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
+import torch
 from torch.fx import GraphModule
 
 from fxdecomp.errors import PassError
@@ -27,8 +28,9 @@ class Pass(ABC):
         Raises:
             PassError: The pass left a graph that does not hold together.
         """
-        result = copy_sharing_tensors(gm)
-        record = self.call(result, record_of(gm) or Record())
+        with torch.inference_mode(False):  # whose tensors can never train
+            result = copy_sharing_tensors(gm)
+            record = self.call(result, record_of(gm) or Record())
         try:
             result.graph.lint()
             result.recompile()

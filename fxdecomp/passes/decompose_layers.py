@@ -75,7 +75,7 @@ class DecomposeLayers(Pass):
         notes: tuple[str, ...] = ()
         latency = record.latency
         results = work.each("decompose", factorise, given)
-        if open_:
+        if open_ or (self.policy.budget is not None and sites):
             situation = Situation(
                 gm,
                 sites,

@@ -18,6 +18,7 @@ from fxdecomp.decompositions import (
     method_for,
     method_named,
     problems_of,
+    refusal_of,
 )
 from fxdecomp.decompositions.calibrated import output_error
 from fxdecomp.layers import LayerSpec
@@ -96,7 +97,7 @@ def factorise(task: Task) -> Solution | Obstacle:
     if obstacle:
         return obstacle
     method = method_for(method_named(task.selection.method), spec.per_group)
-    refusal = method.refusal(spec.per_group)
+    refusal = refusal_of(method, task.specs)
     if refusal:
         return Obstacle(Reason.UNSUITED, refusal)
     problems = problems_of(task.weight, spec, task.moments)

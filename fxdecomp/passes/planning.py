@@ -72,7 +72,8 @@ class Situation:
         if self.calibration is None:
             return None
         sites = [site for site in self.sites if site.name in open_]
-        return measure_sensitivity(self.gm, sites, some_of(self.calibration), progress=self.progress)
+        found = measure_sensitivity(self.gm, sites, some_of(self.calibration), progress=self.progress)
+        return found or None
 
 
 def plan_budget(policy: Policy, tasks: Mapping[str, Task], situation: Situation) -> Planned:
@@ -216,4 +217,5 @@ def _settled_cost(site: Site, result: Solution | Obstacle | None, cost: str) -> 
         return site.macs if cost == "macs" else site.params
     if cost == "macs":
         return chain_macs(result, [call.spec for call in site.calls])
-    return sum(weight.numel() for weight in result.weights) + site.params - site.weight.numel()
+    biases = 0 if result.bias is None else result.bias.numel()
+    return sum(weight.numel() for weight in result.weights) + biases

@@ -227,7 +227,7 @@ def _measured(
     return replace(
         chain.outcome,
         relative_error=relative_error(chain.layer.weight, composed),
-        output_error=lost / power if power > 0 else 0.0,
+        output_error=None if not math.isfinite(power) else lost / power if power > 0 else 0.0,
     )
 
 
@@ -242,4 +242,4 @@ def _store(gm: GraphModule, chain: _Chain, groups: list[GroupChain]) -> None:
         weight = torch.cat(weights).reshape(stage.spec.weight_shape).to(old.dtype)
         module.weight = nn.Parameter(stored_layout(weight, stage.spec, old), requires_grad=old.requires_grad)
         if stage is chain.stages[-1]:
-            module.bias = nn.Parameter(bias.to(old.dtype), requires_grad=old.requires_grad)
+            module.bias = nn.Parameter(bias.to(old.dtype), requires_grad=chain.layer.bias_trains)
