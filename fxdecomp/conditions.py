@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 import re
 from typing import Any
 
@@ -11,10 +10,10 @@ import torch
 from torch import fx, nn
 from torch.export import ExportedProgram, _unlift
 from torch.fx import GraphModule
-from torch.fx.experimental.symbolic_shapes import SYMPY_INTERP
 from torch.utils._pytree import keystr, tree_leaves_with_path
 
 from fxdecomp.errors import TraceError
+from fxdecomp.size_expressions import NotOfSizes, check_sizes, evaluate_sizes
 
 
 class InputConditions(nn.Module):
@@ -24,7 +23,8 @@ class InputConditions(nn.Module):
     pickled with the graph.
 
     Args:
-        conditions: Python expressions of the placeholders' names, true where the graph holds.
+        conditions: Comparisons of the placeholders' sizes as text, true where the graph holds; see
+            `size_expressions`.
         names: The placeholders, in order.
     """
 
@@ -47,14 +47,27 @@ class InputConditions(nn.Module):
                 )
 
     def _holds(self, condition: str, values: tuple[Any, ...]) -> bool:
-        known = {**SYMPY_INTERP, "math": math, **dict(zip(self.names, values, strict=True))}
-        return bool(eval(condition, known))
+        try:
+            return bool(evaluate_sizes(condition, dict(zip(self.names, values, strict=True))))
+        except NotOfSizes as reason:
+            raise TraceError(f"{condition[:200]!r} is no condition of a graph: {reason}") from reason
 
 
 def keep_conditions(gm: GraphModule, program: ExportedProgram) -> None:
-    """Let an unlifted program check the conditions of its export."""
+    """Let an unlifted program check the conditions of its export.
+
+    Raises:
+        TraceError: A condition is more than a comparison of sizes: it would have to be run.
+    """
     inputs = gm.graph.find_nodes(op="placeholder")
     conditions = _conditions(gm, program, inputs) if inputs and program.example_inputs else ()
+    for condition in conditions:
+        try:
+            check_sizes(condition)
+        except NotOfSizes as reason:
+            raise TraceError(
+                f"the program holds where {condition[:200]!r}, which is no comparison of sizes: {reason}"
+            ) from reason
     if not conditions:
         return
     name = "input_conditions"

@@ -45,7 +45,9 @@ class LoadedModel:
     output_names: tuple[str, ...] | None = None
 
 
-def load_model(reference: str, shapes: tuple[tuple[int, ...], ...] = ()) -> LoadedModel:
+def load_model(
+    reference: str, shapes: tuple[tuple[int, ...], ...] = (), *, trust: bool = False
+) -> LoadedModel:
     """Load a model by reference.
 
     Args:
@@ -53,6 +55,7 @@ def load_model(reference: str, shapes: tuple[tuple[int, ...], ...] = ()) -> Load
             its example inputs; or the path of a `.pt2` file, which carries its own example inputs; or of an
             `.onnx` file.
         shapes: Shapes of random example inputs, where the reference brings none.
+        trust: Open a `.pt2` file with all that it may run, see `load_program`.
 
     Raises:
         ModelReferenceError: The reference leads nowhere, or no example inputs are known; says what to do.
@@ -61,7 +64,7 @@ def load_model(reference: str, shapes: tuple[tuple[int, ...], ...] = ()) -> Load
     if reference.endswith(".onnx"):
         return _load_onnx(Path(reference), shapes)
     if reference.endswith(".pt2"):
-        return _load_program(Path(reference), shapes)
+        return _load_program(Path(reference), shapes, trust=trust)
     module_name, _, attribute = reference.partition(":")
     if not attribute:
         raise ModelReferenceError(
@@ -209,10 +212,10 @@ def _call(module_name: str, attribute: str, reference: str) -> object:
         raise ModelReferenceError(f"{reference}() raised {type(error).__name__}: {error}") from error
 
 
-def _load_program(path: Path, shapes: tuple[tuple[int, ...], ...]) -> LoadedModel:
+def _load_program(path: Path, shapes: tuple[tuple[int, ...], ...], *, trust: bool) -> LoadedModel:
     if not path.exists():
         raise ModelReferenceError(f"there is no file {path}")
-    program = load_program(path)
+    program = load_program(path, trust=trust)
     if shapes:
         return LoadedModel(program, _random(shapes), path.name)
     args, kwargs = program.example_inputs or ((), {})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,11 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.export.pt2_archive._package import load_pt2
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import free_symbols
 
+from fxdecomp.archives import check_archive
 from fxdecomp.conditions import keep_conditions
 from fxdecomp.errors import TraceError, first_line
 from fxdecomp.graphs import copy_sharing_tensors, hook_tables
@@ -154,17 +156,33 @@ def _trains(node: Node) -> bool:
     return not without_statistics and (given.get("train") is True or given.get("training") is True)
 
 
-def load_program(path: Path) -> ExportedProgram:
+def load_program(path: Path, *, trust: bool = False) -> ExportedProgram:
     """The exported program in a `.pt2` file.
 
+    Args:
+        path: The file.
+        trust: Open it with all that torch runs as it loads: pickles, compiled libraries, text. By default a
+            file that holds more than data is refused.
+
     Raises:
-        TraceError: The file cannot be read.
+        TraceError: The file cannot be read, or holds what would run; says what.
     """
-    log = logging.getLogger("torch.export")  # tells of every reader that it tries, at length
-    kept, log.disabled = log.disabled, True
+    if not path.is_file():
+        raise TraceError(f"{path} is not a readable .pt2 file: there is no such file")
+    if not trust:
+        check_archive(path)
     try:
-        return torch.export.load(path)
+        if trust and _is_old_archive(path):
+            return torch.export.load(path)
+        programs = load_pt2(str(path)).exported_programs
     except Exception as error:
         raise TraceError(f"{path} is not a readable .pt2 file: {first_line(error)}") from error
-    finally:
-        log.disabled = kept
+    if "model" not in programs:
+        raise TraceError(f"{path} is not a readable .pt2 file: it holds no program that is named 'model'")
+    return programs["model"]
+
+
+def _is_old_archive(path: Path) -> bool:
+    """Whether the file is of a torch before 2.8, whose weights are pickles."""
+    with zipfile.ZipFile(path) as archive:
+        return "version" in archive.namelist()

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fxdecomp.cli.options import AsJson, Inputs, Method, Model, PolicyFile, Quiet, RankText
+from fxdecomp.cli.options import AsJson, Inputs, Method, Model, PolicyFile, Quiet, RankText, Trust
 from fxdecomp.cli.terminal import print_blocks, print_json, progress_bars, this_command
 
 
@@ -33,6 +33,7 @@ def compress(
     evaluations: Annotated[int, typer.Option(help="Networks that a search judges")] = 6,
     quantize: Annotated[str | None, typer.Option(help="int8 or fp16: write a second, smaller file")] = None,
     time: Annotated[bool, typer.Option("--time", help="Write dense.onnx too, and time all files")] = False,
+    trust: Trust = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -53,7 +54,7 @@ def compress(
     wanted = None if budget is None else parse_budget(budget, provider, threads)
     chosen = policy_for(method, rank, policy, wanted, searched=goal is not None)
     batches = load_calibration(calibration)
-    loaded = load_model(model, tuple(map(parse_shape, inputs or ())))
+    loaded = load_model(model, tuple(map(parse_shape, inputs or ())), trust=trust)
     with progress_bars(quiet=quiet or as_json) as progress:
         result = compress_to(
             loaded,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fxdecomp.cli.options import Inputs, Method, Model, PolicyFile, Quiet, RankText, traced
+from fxdecomp.cli.options import Inputs, Method, Model, PolicyFile, Quiet, RankText, Trust, traced
 from fxdecomp.cli.terminal import console, print_error, progress_bars
 
 
@@ -19,6 +19,7 @@ def diff(
     method: Method = None,
     rank: RankText = None,
     policy: PolicyFile = None,
+    trust: Trust = False,
     quiet: Quiet = False,
 ) -> None:
     """Show the graph before and after as a unified diff; nothing is written."""
@@ -27,9 +28,9 @@ def diff(
     from fxdecomp.loading import policy_from
 
     chosen = None if after else policy_from(method, rank, policy)
-    gm = traced(before, inputs, quiet=quiet)
+    gm = traced(before, inputs, quiet=quiet, trust=trust)
     if chosen is None:
-        other = traced(str(after), inputs, quiet=quiet)
+        other = traced(str(after), inputs, quiet=quiet, trust=trust)
     else:
         with progress_bars(quiet=quiet) as progress:
             other = transform(gm, chosen, progress=progress)

@@ -6,14 +6,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fxdecomp.cli.options import AsJson, Inputs, Model, Quiet, traced
+from fxdecomp.cli.options import AsJson, Inputs, Model, Quiet, Trust, traced
 from fxdecomp.cli.terminal import print_blocks, print_json
 
 if TYPE_CHECKING:
     from fxdecomp.export import FileMetadata
 
 
-def inspect(model: Model, inputs: Inputs = None, as_json: AsJson = False, quiet: Quiet = False) -> None:
+def inspect(
+    model: Model,
+    inputs: Inputs = None,
+    trust: Trust = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
     """List the layers of a network with their cost and the methods that suit them.
 
     Of an ONNX file that this program wrote, tell what was done to it.
@@ -29,7 +35,7 @@ def inspect(model: Model, inputs: Inputs = None, as_json: AsJson = False, quiet:
     from fxdecomp.inspection import inspect_layers
     from fxdecomp.reporting.text import short
 
-    rows = inspect_layers(traced(model, inputs, quiet=quiet or as_json))
+    rows = inspect_layers(traced(model, inputs, quiet=quiet or as_json, trust=trust))
     if as_json:
         print_json([row.to_dict() for row in rows])
         return

@@ -16,11 +16,14 @@ PolicyFile = Annotated[
     typer.Option("--policy", help="A policy in TOML, or an .onnx file's own plan"),
 ]
 Provider = Annotated[str, typer.Option(help="cpu, cuda, openvino, ..., or its full name")]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Open a .pt2 file of your own that holds pickles: it may run anything")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress")]
 
 
-def traced(reference: str, inputs: list[str] | None, *, quiet: bool) -> Any:
+def traced(reference: str, inputs: list[str] | None, *, quiet: bool, trust: bool = False) -> Any:
     """The graph of the model that `reference` names, traced with example inputs of these shapes."""
     from fxdecomp import trace
     from fxdecomp.cli.terminal import working
@@ -28,5 +31,5 @@ def traced(reference: str, inputs: list[str] | None, *, quiet: bool) -> Any:
 
     shapes = tuple(map(parse_shape, inputs or ()))
     with working(f"tracing {reference}", quiet=quiet):
-        loaded = load_model(reference, shapes)
+        loaded = load_model(reference, shapes, trust=trust)
         return trace(loaded.model, loaded.example_inputs)
