@@ -1,4 +1,4 @@
-"""Fingerprints of many transforms: two versions of this package that print the same lines give the same networks.
+"""Fingerprints of many transforms: versions of this package that print the same lines give the same networks.
 
     python -m benchmarks.fingerprints > before.txt    # and again after a change, on the same machine
 

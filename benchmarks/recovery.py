@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 import fxdecomp
-from fxdecomp.records import record_of
+from fxdecomp.graphs.records import record_of
 
 DIGIT_METHODS = ("tucker2", "cp", "cp3", "spatial_svd", "channel_svd", "tensor_train")
 

@@ -26,13 +26,13 @@ from fxdecomp.allocation.agreement import Agreement
 from fxdecomp.allocation.allocate import damage
 from fxdecomp.allocation.candidates import Question, candidates
 from fxdecomp.allocation.sensitivity import measure_sensitivity, truncated
+from fxdecomp.allocation.site_work import SiteWork
 from fxdecomp.calibration import Calibration
 from fxdecomp.demo.lines import Split, render_lines
 from fxdecomp.demo.recogniser import load_recogniser
-from fxdecomp.graphs import copy_sharing_tensors
-from fxdecomp.inputs import float_leaves
+from fxdecomp.graphs.copies import copy_sharing_tensors
+from fxdecomp.graphs.inputs import float_leaves
 from fxdecomp.passes import FoldBatchNorm
-from fxdecomp.passes.site_work import SiteWork
 from fxdecomp.plans import Choice, Plan
 from fxdecomp.progress import silent
 from fxdecomp.sites import Site, survey

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.network_checks import Inputs, as_double, run
-from fxdecomp.inputs import float_leaves
+from fxdecomp.graphs.inputs import float_leaves
 
 SIZES = (32, 64, 96, 128, 160, 192, 224, 256, 320, 384, 480)
 OPTIONS: dict[str, dict[str, bool]] = {

@@ -1,7 +1,6 @@
 """Low-rank decomposition of PyTorch networks as a torch.fx graph transformation."""
 
 from fxdecomp import export
-from fxdecomp.allocation import Latency, MACs, Params
 from fxdecomp.errors import (
     BenchmarkError,
     CalibrationError,
@@ -13,17 +12,17 @@ from fxdecomp.errors import (
     RecoveryError,
     TraceError,
 )
+from fxdecomp.inspecting.spectra import plot_spectra
 from fxdecomp.outcomes import Applied, Folded, Outcome, Reason, Skipped
 from fxdecomp.pipeline import transform
 from fxdecomp.plans import Plan
-from fxdecomp.policy import Policy
+from fxdecomp.policy import Latency, MACs, Params, Policy
+from fxdecomp.policy.rules import Rule
 from fxdecomp.ranks import VBMF, Energy, Fixed, Ratio
 from fxdecomp.recovery import recover
 from fxdecomp.reporting import Report, graph_diff, report
-from fxdecomp.rules import Rule
-from fxdecomp.search_trials import SearchResult
-from fxdecomp.searching import search
-from fxdecomp.spectra import plot_spectra
+from fxdecomp.searching.searcher import search
+from fxdecomp.searching.trials import SearchResult
 from fxdecomp.tracing import trace
 
 __all__ = [

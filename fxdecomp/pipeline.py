@@ -10,12 +10,12 @@ from torch.fx import GraphModule
 
 from fxdecomp.calibration import Batch, Calibration
 from fxdecomp.errors import PolicyError
-from fxdecomp.graphs import copy_owning_tensors
-from fxdecomp.inputs import require_graph
+from fxdecomp.graphs.copies import copy_owning_tensors
+from fxdecomp.graphs.inputs import require_graph
+from fxdecomp.graphs.untouched import unchanged_buffers
 from fxdecomp.passes import DecomposeLayers, FoldBatchNorm, RefitChains
 from fxdecomp.policy import Policy
 from fxdecomp.progress import Progress, silent
-from fxdecomp.untouched import unchanged_buffers
 
 
 def transform(

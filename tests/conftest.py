@@ -12,7 +12,8 @@ import torch.onnx
 from jaxtyping import install_import_hook
 
 install_import_hook(
-    ["fxdecomp.calibration", "fxdecomp.decompositions", "fxdecomp.ranks"], "beartype.beartype"
+    [f"fxdecomp.{room}" for room in ("calibration", "decompositions", "fitting", "linalg", "ranks")],
+    "beartype.beartype",
 )
 
 

@@ -6,7 +6,7 @@ from torch.fx import GraphModule
 from torch.nn import functional as F
 
 import fxdecomp
-from fxdecomp.inputs import ExampleInputs, call_arguments
+from fxdecomp.graphs.inputs import ExampleInputs, call_arguments
 
 FULL = fxdecomp.Policy(method="tucker2", rank=1.0, require_saving=False)
 HALF = fxdecomp.Policy(method="tucker2", rank=0.5)

@@ -14,7 +14,7 @@ from torch.fx import GraphModule
 from torch.nn import functional as F
 
 import fxdecomp
-from fxdecomp.graphs import stored_tensors
+from fxdecomp.graphs.copies import stored_tensors
 from tests.nets import FULL, HALF, drawn, full_rank_error, image, relative_difference, small_resnet, small_vgg
 
 X = image(2, 3, 16, 16)

@@ -1,5 +1,1 @@
-"""Which layer gets which method and rank: budgets, candidates, the solver."""
-
-from fxdecomp.allocation.budgets import Budget, Latency, MACs, Params
-
-__all__ = ["Budget", "Latency", "MACs", "Params"]
+"""A budget to a method and a rank at every layer: candidates, the solver, sensitivities, planning."""

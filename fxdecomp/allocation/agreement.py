@@ -11,8 +11,8 @@ from torch.fx import GraphModule
 from fxdecomp.calibration import Batch
 from fxdecomp.errors import CalibrationError
 from fxdecomp.export.parity import evaluating
-from fxdecomp.inputs import call_arguments, float_leaves, naming_batch
-from fxdecomp.untouched import copied
+from fxdecomp.graphs.inputs import call_arguments, float_leaves, naming_batch
+from fxdecomp.graphs.untouched import copied
 
 
 class Agreement:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fxdecomp.allocation.budgets import Budget, Latency
 from fxdecomp.allocation.candidates import Candidate, cost_of
 from fxdecomp.allocation.solver import Menu, least_cost, solve
 from fxdecomp.errors import BudgetError
+from fxdecomp.policy.budgets import Budget, Latency
 
 WITHIN = 0.01
 """A choice that stays further than this below the budget is remarked upon."""

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fxdecomp.allocation.budgets import Latency, MACs
 from fxdecomp.allocation.estimates import COARSE, FINE, estimate
 from fxdecomp.calibration.moments import Moments
 from fxdecomp.decompositions import (
@@ -22,9 +21,8 @@ from fxdecomp.decompositions import (
     refusal_of,
 )
 from fxdecomp.layers import LayerSpec
-
-AUTO = "auto"
-"""The method name that stands for every method that suits a layer."""
+from fxdecomp.policy.budgets import Latency, MACs
+from fxdecomp.policy.rules import AUTO
 
 ITERATED = ("cp", "cp3")
 """Methods whose error takes an iteration at every rank."""

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fxdecomp.decompositions import Decomposition, Problem
 from fxdecomp.decompositions.tucker2 import Tucker2
-from fxdecomp.decompositions.weighted import Metric, tail_equations
+from fxdecomp.fitting.weighted import Metric, tail_equations
 from fxdecomp.layers import StageSpec
 
 Rank = tuple[int, ...]

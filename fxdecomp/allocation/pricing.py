@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from fxdecomp.allocation.budgets import Latency
 from fxdecomp.allocation.candidates import Candidate, Question, selected
-from fxdecomp.allocation.chain_times import ChainTimes
 from fxdecomp.decompositions import grouped_stage_specs, method_named
+from fxdecomp.latency.chain_times import ChainTimes
 from fxdecomp.layers import LayerSpec
+from fxdecomp.policy.budgets import Latency
 from fxdecomp.progress import Progress
 
 

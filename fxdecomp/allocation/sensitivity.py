@@ -23,11 +23,11 @@ from torch.fx import GraphModule, Node
 
 from fxdecomp.allocation.agreement import Agreement
 from fxdecomp.calibration import Batch, Calibration
-from fxdecomp.graphs import copy_sharing_tensors
-from fxdecomp.inputs import float_leaves, placeholder_values
+from fxdecomp.graphs.copies import copy_sharing_tensors
+from fxdecomp.graphs.inputs import float_leaves, placeholder_values
+from fxdecomp.graphs.untouched import copied
 from fxdecomp.progress import Progress, silent
 from fxdecomp.sites import Site
-from fxdecomp.untouched import copied
 
 LOST = 0.03
 """Share of a layer's variance that is taken away."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from fxdecomp.errors import CalibrationError
-from fxdecomp.inputs import ExampleInputs, call_arguments, naming_batch, placeholder_values
+from fxdecomp.graphs.inputs import ExampleInputs, call_arguments, naming_batch, placeholder_values
 
 Batch = ExampleInputs
 

@@ -18,10 +18,10 @@ from torch.fx import GraphModule, Node
 from fxdecomp.calibration.batches import Calibration
 from fxdecomp.calibration.moments import Moments, MomentsSum
 from fxdecomp.calibration.patches import draw_positions, patches_at, position_count
-from fxdecomp.calibration.walking import Walk
 from fxdecomp.errors import CalibrationError
-from fxdecomp.graphs import copy_sharing_tensors
-from fxdecomp.inputs import naming_batch
+from fxdecomp.graphs.copies import copy_sharing_tensors
+from fxdecomp.graphs.inputs import naming_batch
+from fxdecomp.graphs.walking import Walk
 from fxdecomp.layers import LayerSpec
 from fxdecomp.sites import Site
 

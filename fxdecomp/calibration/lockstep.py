@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.fx import GraphModule, Node
 
-from fxdecomp.calibration.walking import Walk
+from fxdecomp.graphs.walking import Walk
 
 
 class Lockstep:

@@ -30,11 +30,11 @@ def bench(
     quiet: Quiet = False,
 ) -> None:
     """Time ONNX files against each other, in turn, and show where the time goes."""
+    from fxdecomp.cli.loading import parse_axes, parse_provider_options
     from fxdecomp.cli.tables import benchmark_table, kernel_table
     from fxdecomp.export import benchmark
     from fxdecomp.export.sessions import provider_of
     from fxdecomp.files import check_file
-    from fxdecomp.loading import parse_axes, parse_provider_options
     from fxdecomp.reporting import report_of_files
 
     if compare:

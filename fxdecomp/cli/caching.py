@@ -15,7 +15,7 @@ def cache(
     as_json: AsJson = False,
 ) -> None:
     """Show, or clear, the layers' times that a budget of Latency has measured."""
-    from fxdecomp.allocation.latency_cache import LatencyCache, cache_folder
+    from fxdecomp.latency.cache import LatencyCache, cache_folder
 
     kept = LatencyCache(cache_folder())
     deleted = kept.clear() if clear else 0

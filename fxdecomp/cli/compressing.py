@@ -41,12 +41,12 @@ def compress(
 
     A search (--max-drop) that was interrupted goes on when the same command is given again.
     """
+    from fxdecomp.cli.goals import goal_from, load_calibration, parse_budget, policy_for
+    from fxdecomp.cli.loading import load_model, parse_shape
     from fxdecomp.cli.tables import benchmark_table, layer_tables
+    from fxdecomp.compressing import compress_to, written_by_compress
     from fxdecomp.export.sessions import provider_of
     from fxdecomp.files import check_replaces_none
-    from fxdecomp.goals import goal_from, load_calibration, parse_budget, policy_for
-    from fxdecomp.loading import load_model, parse_shape
-    from fxdecomp.results import compress_to, written_by_compress
 
     read = [Path(model)] if policy is None else [Path(model), policy]
     check_replaces_none(written_by_compress(out, quantize=quantize, time=time), read)

@@ -24,8 +24,8 @@ def diff(
 ) -> None:
     """Show the graph before and after as a unified diff; nothing is written."""
     from fxdecomp import graph_diff, transform
+    from fxdecomp.cli.loading import policy_from
     from fxdecomp.cli.tables import coloured_diff
-    from fxdecomp.loading import policy_from
 
     chosen = None if after else policy_from(method, rank, policy)
     gm = traced(before, inputs, quiet=quiet, trust=trust)

@@ -32,7 +32,7 @@ def inspect(
             _tell(model, metadata)
         return
     from fxdecomp.cli.tables import inspect_table
-    from fxdecomp.inspection import inspect_layers
+    from fxdecomp.inspecting.layers import inspect_layers
     from fxdecomp.reporting.text import short
 
     rows = inspect_layers(traced(model, inputs, quiet=quiet or as_json, trust=trust))

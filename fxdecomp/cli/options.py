@@ -26,8 +26,8 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress")]
 def traced(reference: str, inputs: list[str] | None, *, quiet: bool, trust: bool = False) -> Any:
     """The graph of the model that `reference` names, traced with example inputs of these shapes."""
     from fxdecomp import trace
+    from fxdecomp.cli.loading import load_model, parse_shape
     from fxdecomp.cli.terminal import working
-    from fxdecomp.loading import load_model, parse_shape
 
     shapes = tuple(map(parse_shape, inputs or ()))
     with working(f"tracing {reference}", quiet=quiet):

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fxdecomp.export import BenchmarkReport, Kernel
-from fxdecomp.inspection import LayerRow
+from fxdecomp.inspecting.layers import LayerRow
 from fxdecomp.reporting import Report
 from fxdecomp.reporting.text import rank_text, short
 

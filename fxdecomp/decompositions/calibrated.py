@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fxdecomp.decompositions.problem import Problem
-from fxdecomp.decompositions.weighted import Metric, compose, refine, tail_length
+from fxdecomp.fitting.weighted import Metric, compose, refine, tail_length
 
 if TYPE_CHECKING:
     from fxdecomp.decompositions.base import Decomposition

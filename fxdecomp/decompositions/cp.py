@@ -18,7 +18,7 @@ from typing import ClassVar, final
 from torch import Tensor
 
 from fxdecomp.decompositions.base import Decomposition
-from fxdecomp.decompositions.polyadic import Effort, fit_polyadic
+from fxdecomp.decompositions.polyadic.fit import Effort, fit_polyadic
 from fxdecomp.decompositions.problem import Problem, Spectrum
 from fxdecomp.decompositions.spatial import SpatialStep, spatial_stages, spatial_steps, step_kernel
 from fxdecomp.layers import LayerSpec, StageSpec

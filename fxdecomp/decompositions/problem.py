@@ -11,10 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fxdecomp.calibration.moments import Moments
-from fxdecomp.decompositions.factoring import balanced, left_svd, singular_values
-from fxdecomp.decompositions.range_finder import LARGE, leading_left
 from fxdecomp.decompositions.whitening import whitened_svd
 from fxdecomp.layers import LayerSpec
+from fxdecomp.linalg.factoring import balanced, left_svd, singular_values
+from fxdecomp.linalg.range_finder import LARGE, leading_left
 
 
 @dataclass(frozen=True, slots=True, eq=False)

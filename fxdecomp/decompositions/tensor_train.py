@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from fxdecomp.decompositions.base import Decomposition
-from fxdecomp.decompositions.factoring import left_svd
 from fxdecomp.decompositions.problem import Problem, Spectrum
 from fxdecomp.decompositions.spatial import spatial_stages, spatial_steps, step_kernel
 from fxdecomp.layers import LayerSpec, StageSpec
+from fxdecomp.linalg.factoring import left_svd
 
 
 @final

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from fxdecomp.decompositions.base import Decomposition
 from fxdecomp.decompositions.problem import Problem, Spectrum
-from fxdecomp.decompositions.range_finder import filtered
 from fxdecomp.layers import LayerSpec, StageSpec
+from fxdecomp.linalg.range_finder import filtered
 
 _DEGREE = 2
 

@@ -24,11 +24,11 @@ from fxdecomp.export.sessions import thread_count
 from fxdecomp.files import write_json
 from fxdecomp.pipeline import transform
 from fxdecomp.policy import Policy
+from fxdecomp.policy.rules import Rule
 from fxdecomp.progress import Progress, silent
 from fxdecomp.ranks import Ratio
 from fxdecomp.reporting import Frontier, FrontierPoint, Report, Variant, report
 from fxdecomp.reporting.text import short
-from fxdecomp.rules import Rule
 from fxdecomp.tracing import trace
 
 DEMO_POLICY = Policy(

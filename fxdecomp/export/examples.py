@@ -11,7 +11,7 @@ from torch.fx.graph import _PyTreeCodeGen
 from torch.utils import _pytree as pytree
 
 from fxdecomp.errors import ExportError, TraceError
-from fxdecomp.inputs import ExampleInputs, placeholder_values
+from fxdecomp.graphs.inputs import ExampleInputs, placeholder_values
 
 
 def flat_graph(gm: GraphModule) -> GraphModule:

@@ -17,7 +17,7 @@ from fxdecomp.errors import ExportError
 from fxdecomp.export.examples import has_batch, with_batch
 from fxdecomp.export.naming import name_after_sites, name_ends, name_weights
 from fxdecomp.export.parity import evaluating
-from fxdecomp.untouched import copied
+from fxdecomp.graphs.untouched import copied
 
 _REARRANGING = ("Concat", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fxdecomp.errors import ExportError
 from fxdecomp.export.quantization import Quantization
-from fxdecomp.records import Record
+from fxdecomp.graphs.records import Record
 
 _PREFIX = "fxdecomp."
 

@@ -23,8 +23,8 @@ from torch.utils import _pytree as pytree
 from fxdecomp.errors import ExportError, ParityError
 from fxdecomp.export.examples import as_inputs, flat_graph
 from fxdecomp.export.sessions import open_session
-from fxdecomp.inputs import ExampleInputs
-from fxdecomp.untouched import copied
+from fxdecomp.graphs.inputs import ExampleInputs
+from fxdecomp.graphs.untouched import copied
 
 TOLERANCES: Mapping[torch.dtype, float] = {
     torch.float64: 1e-9,

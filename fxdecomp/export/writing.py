@@ -37,9 +37,9 @@ from fxdecomp.export.naming import name_ends
 from fxdecomp.export.parity import Agreement, check_parity, to_numpy
 from fxdecomp.export.running import Feed
 from fxdecomp.export.sessions import onnxruntime
-from fxdecomp.inputs import ExampleInputs
+from fxdecomp.graphs.inputs import ExampleInputs
+from fxdecomp.graphs.records import Record, record_of
 from fxdecomp.progress import Progress, silent
-from fxdecomp.records import Record, record_of
 
 EXTERNAL_DATA_BYTES = 1_800_000_000
 """Models with more weights than this keep them in a second file: an ONNX file ends at 2 GiB."""

@@ -9,8 +9,8 @@ import torch
 from torch.fx import GraphModule
 
 from fxdecomp.errors import PassError
-from fxdecomp.graphs import copy_sharing_tensors
-from fxdecomp.records import Record, attach_record, record_of
+from fxdecomp.graphs.copies import copy_sharing_tensors
+from fxdecomp.graphs.records import Record, attach_record, record_of
 
 
 class Pass(ABC):

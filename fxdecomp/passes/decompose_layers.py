@@ -17,20 +17,20 @@ from typing import Any, ClassVar, final
 from torch.fx import GraphModule
 
 from fxdecomp.allocation.candidates import candidates
+from fxdecomp.allocation.planning import Situation, plan_budget
+from fxdecomp.allocation.site_work import SiteWork
 from fxdecomp.calibration import Calibration
 from fxdecomp.decompositions import grouped_stage_specs, method_named
+from fxdecomp.decompositions.factorising import Obstacle, Solution, Task, factorise
 from fxdecomp.errors import PolicyError
+from fxdecomp.graphs.records import Record
+from fxdecomp.graphs.replacing import Replacer, remove_unused
 from fxdecomp.layers import Stage
 from fxdecomp.outcomes import Applied, Outcome, Reason
 from fxdecomp.passes.base import Pass
-from fxdecomp.passes.factorise import Obstacle, Solution, Task, factorise
-from fxdecomp.passes.planning import Situation, plan_budget
-from fxdecomp.passes.site_work import SiteWork
 from fxdecomp.plans import Choice, Plan
 from fxdecomp.policy import Policy
 from fxdecomp.progress import Progress, silent
-from fxdecomp.records import Record
-from fxdecomp.replacing import Replacer, remove_unused
 from fxdecomp.sites import Site, survey
 
 

@@ -23,14 +23,14 @@ from fxdecomp.calibration.lockstep import Lockstep
 from fxdecomp.calibration.moments import MomentsSum
 from fxdecomp.calibration.patches import ROWS, draw_positions, patches_at
 from fxdecomp.decompositions import method_named
-from fxdecomp.decompositions.rectifying import Samples, rectify
-from fxdecomp.decompositions.refitting import GroupChain, JointMoments, refit
-from fxdecomp.graphs import copy_sharing_tensors, stored_layout
+from fxdecomp.decompositions.factorising import relative_error
+from fxdecomp.fitting.rectifying import Samples, rectify
+from fxdecomp.fitting.refitting import GroupChain, JointMoments, refit
+from fxdecomp.graphs.copies import copy_sharing_tensors, stored_layout
+from fxdecomp.graphs.records import Record
 from fxdecomp.outcomes import Applied, Outcome
 from fxdecomp.passes.base import Pass
-from fxdecomp.passes.factorise import relative_error
 from fxdecomp.progress import Progress, silent
-from fxdecomp.records import Record
 from fxdecomp.sites import Site, survey
 
 _HELD_EVERY = 4

@@ -11,7 +11,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, distributed
 
 from fxdecomp.errors import RecoveryError
-from fxdecomp.inputs import ExampleInputs
+from fxdecomp.graphs.inputs import ExampleInputs
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -17,9 +17,9 @@ from torch.fx import GraphModule, Node
 from torch.fx.graph import CodeGen
 
 from fxdecomp.errors import RecoveryError
-from fxdecomp.graphs import copy_sharing_tensors
+from fxdecomp.graphs.copies import copy_sharing_tensors
+from fxdecomp.graphs.records import record_of
 from fxdecomp.outcomes import Applied
-from fxdecomp.records import record_of
 from fxdecomp.sites import survey
 
 

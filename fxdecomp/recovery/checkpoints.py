@@ -17,7 +17,7 @@ from torch import Tensor, distributed
 from torch.fx import GraphModule
 
 from fxdecomp.errors import RecoveryError
-from fxdecomp.graphs import stored_tensors
+from fxdecomp.graphs.copies import stored_tensors
 
 
 def save_atomically(path: Path, state: Mapping[str, Any]) -> None:

@@ -13,7 +13,8 @@ from torch.fx import GraphModule
 from torch.nn.parallel import DistributedDataParallel
 
 from fxdecomp.errors import RecoveryError
-from fxdecomp.inputs import call_arguments, naming_batch, placeholder_values
+from fxdecomp.graphs.inputs import call_arguments, naming_batch, placeholder_values
+from fxdecomp.graphs.untouched import copied
 from fxdecomp.recovery.batches import Batch, Batches, moved
 from fxdecomp.recovery.blocks import Block, block_student, block_teacher
 from fxdecomp.recovery.measuring import (
@@ -24,7 +25,6 @@ from fxdecomp.recovery.measuring import (
     relative_error,
     variances_of,
 )
-from fxdecomp.untouched import copied
 
 _VARIANCE_BATCHES = 8
 _CACHE_BYTES = 1 << 30

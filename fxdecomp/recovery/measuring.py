@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fxdecomp.errors import RecoveryError
-from fxdecomp.inputs import float_leaves
+from fxdecomp.graphs.inputs import float_leaves
 
 Agreement = Callable[[Any, Any], Tensor]
 """Outputs and the original's outputs to one number in [0, 1] per example, `[N]`."""

@@ -13,11 +13,11 @@ from torch.fx import GraphModule
 
 from fxdecomp.errors import RecoveryError
 from fxdecomp.files import check_file
-from fxdecomp.graphs import copy_owning_tensors, stored_tensors
-from fxdecomp.inputs import ExampleInputs, call_arguments
+from fxdecomp.graphs.copies import copy_owning_tensors, stored_tensors
+from fxdecomp.graphs.inputs import ExampleInputs, call_arguments
+from fxdecomp.graphs.records import Record, attach_record, record_of
 from fxdecomp.passes import FoldBatchNorm
 from fxdecomp.progress import Progress, silent
-from fxdecomp.records import Record, attach_record, record_of
 from fxdecomp.recovery.balancing import balance
 from fxdecomp.recovery.batches import split_batches
 from fxdecomp.recovery.blocks import blocks_of, stages_of

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fxdecomp.search_trials import SearchResult
+    from fxdecomp.searching.trials import SearchResult
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import difflib
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from fxdecomp.inputs import require_graph
+from fxdecomp.graphs.inputs import require_graph
 from fxdecomp.sites.base import shape_of
 from fxdecomp.sites.modules import Layer
 

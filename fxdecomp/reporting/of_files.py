@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fxdecomp.export.benchmark_report import BenchmarkReport
 from fxdecomp.export.metadata import read_metadata
-from fxdecomp.records import Record
+from fxdecomp.graphs.records import Record
 from fxdecomp.reporting.evidence import Variant
 from fxdecomp.reporting.report import Report
 

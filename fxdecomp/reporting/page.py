@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fxdecomp.export.benchmark_report import BenchmarkReport, Timing, paired_ratio
 from fxdecomp.export.machine import machine
 from fxdecomp.outcomes import Applied, Outcome
-from fxdecomp.policy_text import to_toml_text
+from fxdecomp.policy.text import to_toml_text
 from fxdecomp.reporting.charts import HEIGHT, WIDTH, frontier_chart, roofline_chart
 from fxdecomp.reporting.evidence import Variant
 from fxdecomp.reporting.graph_rows import graph_rows, runs_of

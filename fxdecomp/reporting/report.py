@@ -12,10 +12,10 @@ from torch.fx import GraphModule
 from fxdecomp.export.benchmark_report import BenchmarkReport
 from fxdecomp.export.kernel_map import KernelMap
 from fxdecomp.files import write_text
-from fxdecomp.inputs import require_graph
+from fxdecomp.graphs.inputs import require_graph
+from fxdecomp.graphs.records import Record, record_of
 from fxdecomp.outcomes import Applied, Outcome, Reason, Skipped
 from fxdecomp.plans import Plan
-from fxdecomp.records import Record, record_of
 from fxdecomp.reporting.evidence import Frontier, Variant, frontier_of
 from fxdecomp.reporting.page import page_html
 from fxdecomp.reporting.text import change, table_of
@@ -24,7 +24,7 @@ from fxdecomp.sites import survey
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from fxdecomp.search_trials import SearchResult
+    from fxdecomp.searching.trials import SearchResult
 
 
 @dataclass(frozen=True, slots=True)

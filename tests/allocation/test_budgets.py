@@ -8,8 +8,8 @@ from torch.fx import GraphModule
 
 import fxdecomp
 from fxdecomp import Energy, Fixed, Latency, MACs, Params, Plan, Policy, PolicyError, Reason, Rule
-from fxdecomp.allocation import Budget
-from fxdecomp.rules import Selection
+from fxdecomp.policy import Budget
+from fxdecomp.policy.rules import Selection
 
 
 def network() -> nn.Module:
@@ -70,7 +70,7 @@ def test_ranks_too_coarse_for_the_budget_are_remarked_upon(gm: GraphModule) -> N
 def test_ranks_become_finer_where_coarse_ones_cannot_meet_the_budget(
     gm: GraphModule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fxdecomp.passes.planning.rank_step", lambda: 16)
+    monkeypatch.setattr("fxdecomp.allocation.planning.rank_step", lambda: 16)
     policy = Policy(budget=MACs(0.7), exclude=["2"], method="channel_svd")
     report = fxdecomp.report(fxdecomp.transform(gm, policy))
     assert report.macs_after <= 0.7 * report.macs_before

@@ -5,8 +5,8 @@ from torch import nn
 import fxdecomp
 from fxdecomp import Policy
 from fxdecomp.calibration import Calibration
+from fxdecomp.graphs.records import record_of
 from fxdecomp.passes import DecomposeLayers, FoldBatchNorm, RefitChains
-from fxdecomp.records import record_of
 
 
 class Net(nn.Module):

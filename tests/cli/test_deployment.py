@@ -13,9 +13,9 @@ from torch import nn
 import fxdecomp
 from fxdecomp import Policy
 from fxdecomp.cli import main
+from fxdecomp.cli.loading import parse_provider_options
 from fxdecomp.export import BenchmarkReport, int8, kernel_bench, read_metadata, to_onnx
 from fxdecomp.export.sessions import provider_of
-from fxdecomp.loading import parse_provider_options
 
 NET, BATCHES = "tests.cli_models:small_net", "tests.cli_models:batches"
 
@@ -179,7 +179,7 @@ def test_a_file_without_a_plan_is_named(dense: Path, tmp_path: Path, fxd: Shell)
 def test_no_file_that_is_read_is_replaced(
     dense: Path, tmp_path: Path, fxd: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fxdecomp.loading.load_model", None)  # nothing is loaded before the refusal
+    monkeypatch.setattr("fxdecomp.cli.loading.load_model", None)  # nothing is loaded before the refusal
     policy = tmp_path / "policy.toml"
     policy.write_text('# by hand\nmethod = "svd"\nrank = 2\n')
     for name in ("dense.onnx", "small.onnx", "small.pt2", "small.fp16.onnx"):
@@ -213,7 +213,7 @@ def test_what_cannot_be_written_is_told_before_the_work(
     def work(*_: object, **__: object) -> None:
         raise AssertionError("the work began")
 
-    for name in ("results.trace", "export.benchmark", "export.bench_kernels"):
+    for name in ("compressing.trace", "export.benchmark", "export.bench_kernels"):
         monkeypatch.setattr(f"fxdecomp.{name}", work)
     file = tmp_path / "file"
     file.write_text("")

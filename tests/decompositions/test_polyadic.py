@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from fxdecomp.decompositions.als import Kernel, descend, even_norms, khatri_rao
-from fxdecomp.decompositions.factoring import left_svd
-from fxdecomp.decompositions.polyadic import ENERGY, ROUNDING, Effort, PolyadicFit, fit_polyadic
-from fxdecomp.decompositions.separable import separable_terms
+from fxdecomp.decompositions.polyadic.als import Kernel, descend, even_norms, khatri_rao
+from fxdecomp.decompositions.polyadic.fit import ENERGY, ROUNDING, Effort, PolyadicFit, fit_polyadic
+from fxdecomp.decompositions.polyadic.separable import separable_terms
+from fxdecomp.linalg.factoring import left_svd
 from tests.decompositions.layers_in_torch import relative_error
 
 SHAPES = [(9, 7, 3), (9, 7, 3, 2), (4, 11, 2, 3, 2)]
@@ -95,7 +95,7 @@ def test_extrapolation_shortens_the_way(monkeypatch: pytest.MonkeyPatch) -> None
     tensor = drawn((24, 20, 3, 3), 1)
     start = separable_terms(tensor, left_svd(tensor.flatten(1))[0], 16)
     quick = descend(Kernel(tensor), start, 0.0, 0.0, 20).point.error
-    monkeypatch.setattr("fxdecomp.decompositions.als._MOMENTUM", 0.0)
+    monkeypatch.setattr("fxdecomp.decompositions.polyadic.als._MOMENTUM", 0.0)
     plain = descend(Kernel(tensor), start, 0.0, 0.0, 40).point.error
     assert quick < plain
 
@@ -154,7 +154,7 @@ def test_terms_that_would_cancel_each_other_are_kept_small() -> None:
 def test_the_cure_is_worth_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
     tensor = degenerate()
     cured = fitted(tensor, 2, sweeps=300)
-    monkeypatch.setattr("fxdecomp.decompositions.polyadic.ENERGY", math.inf)
+    monkeypatch.setattr("fxdecomp.decompositions.polyadic.fit.ENERGY", math.inf)
     left = fitted(tensor, 2, sweeps=300)
     assert cured.energy < left.energy / 3
     noise = [
@@ -182,7 +182,7 @@ def test_a_kernel_without_a_decaying_spectrum_is_not_compressed(monkeypatch: pyt
         cores.append(tuple(tensor.shape))
         return separable_terms(tensor, basis, rank)
 
-    monkeypatch.setattr("fxdecomp.decompositions.polyadic.separable_terms", seen)
+    monkeypatch.setattr("fxdecomp.decompositions.polyadic.fit.separable_terms", seen)
     noise = drawn((48, 40, 3, 3))
     fitted(noise, 8)
     smooth = composed(drawn_factors((48, 40, 3, 3), 6)) + 0.1 * noise

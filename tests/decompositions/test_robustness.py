@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fxdecomp.decompositions import METHODS, Decomposition, decompose, method_named, problems_of, tucker2
-from fxdecomp.decompositions.als import Kernel, descend
-from fxdecomp.decompositions.factoring import left_svd
-from fxdecomp.decompositions.separable import separable_terms
+from fxdecomp.decompositions.polyadic.als import Kernel, descend
+from fxdecomp.decompositions.polyadic.separable import separable_terms
 from fxdecomp.decompositions.tucker2 import Tucker2
 from fxdecomp.layers import LayerSpec
+from fxdecomp.linalg.factoring import left_svd
 from fxdecomp.ranks import VBMF, Energy
 from tests.decompositions.layers_in_torch import relative_error
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from fxdecomp.graphs.records import Record, attach_record
 from fxdecomp.outcomes import Applied
-from fxdecomp.records import Record, attach_record
 
 
 def tucker_chain(inputs: int, middle: int, outputs: int, *, stride: int = 1) -> nn.Sequential:

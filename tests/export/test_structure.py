@@ -14,8 +14,8 @@ import fxdecomp
 from fxdecomp import Policy, Rule
 from fxdecomp.decompositions import METHODS
 from fxdecomp.export import check_parity, to_onnx
+from fxdecomp.graphs.records import record_of
 from fxdecomp.outcomes import Applied
-from fxdecomp.records import record_of
 
 SPATIAL = [method.name for method in METHODS if method.name != "svd"]
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fxdecomp.errors import ExportError, ParityError
 from fxdecomp.export import check_parity, read_metadata, sessions, to_onnx, writing
 from fxdecomp.export.exporter import slices_at_slices
-from fxdecomp.records import record_of
+from fxdecomp.graphs.records import record_of
 
 from .nets import Convolutional, Recurrent, traced, with_record
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import fxdecomp
-from fxdecomp.graphs import copy_sharing_tensors
-from fxdecomp.records import record_of
+from fxdecomp.graphs.copies import copy_sharing_tensors
+from fxdecomp.graphs.records import record_of
 from fxdecomp.recovery.checkpoints import save_atomically
 
 from .nets import batches, pair

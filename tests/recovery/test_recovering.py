@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 import fxdecomp
-from fxdecomp.records import record_of
+from fxdecomp.graphs.records import record_of
 from fxdecomp.recovery.measuring import agreement_sums
 
 from .nets import batches, pair

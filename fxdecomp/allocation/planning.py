@@ -1,0 +1,221 @@
+"""From a budget to a method and a rank at every layer that the policy leaves to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch.fx import GraphModule
+
+from fxdecomp.allocation.allocate import allocate
+from fxdecomp.allocation.candidates import Candidate, Question
+from fxdecomp.allocation.pricing import price
+from fxdecomp.allocation.sensitivity import measure_sensitivity, some_of
+from fxdecomp.allocation.timed import ABOVE, LatencyPlanner, best_attempt
+from fxdecomp.calibration import Calibration
+from fxdecomp.decompositions.factorising import Obstacle, Solution, Task, chain_macs, weight_obstacle
+from fxdecomp.errors import BudgetError
+from fxdecomp.export.machine import machine
+from fxdecomp.outcomes import Outcome, Reason
+from fxdecomp.policy import Policy
+from fxdecomp.policy.budgets import Latency, MACs
+from fxdecomp.policy.rules import Selection
+from fxdecomp.progress import Progress
+from fxdecomp.ranks import Fixed
+from fxdecomp.sites import Site
+
+Answers = Callable[[Mapping[str, Question]], Mapping[str, tuple[Candidate, ...]]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Planned:
+    """What a budget makes of the layers left to it.
+
+    Attributes:
+        tasks: The layers that are decomposed, with the rank that was chosen.
+        left: Why the others are left alone.
+        notes: Sentences for the reader of the report.
+        latency: What was predicted and measured under a budget of time.
+    """
+
+    tasks: Mapping[str, Task]
+    left: Mapping[str, Obstacle]
+    notes: tuple[str, ...]
+    latency: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Situation:
+    """The network that a budget is for.
+
+    Attributes:
+        gm: The graph before any decomposition.
+        sites: All layers that could be decomposed.
+        settled: What became of the layers whose rank the policy gives.
+        others: All other layers of the network.
+        answer: Finds the candidates of many layers.
+        calibration: Inputs that the layers' sensitivities are measured on, None for all alike.
+        progress: Told of every timed candidate.
+    """
+
+    gm: GraphModule
+    sites: Sequence[Site]
+    settled: Mapping[str, Solution | Obstacle]
+    others: Sequence[Outcome]
+    answer: Answers
+    calibration: Calibration | None
+    progress: Progress
+
+    def sensitivity(self, open_: Mapping[str, Task]) -> dict[str, float] | None:
+        """Damage at the network's output per unit of error at a layer; None where nothing is known."""
+        if self.calibration is None:
+            return None
+        sites = [site for site in self.sites if site.name in open_]
+        found = measure_sensitivity(self.gm, sites, some_of(self.calibration), progress=self.progress)
+        return found or None
+
+
+def plan_budget(policy: Policy, tasks: Mapping[str, Task], situation: Situation) -> Planned:
+    """Choose methods and ranks within a policy's budget.
+
+    Args:
+        policy: With a budget.
+        tasks: The layers that are left to the budget.
+        situation: The network.
+
+    Raises:
+        BudgetError: The budget cannot be met.
+    """
+    left: dict[str, Obstacle] = {}
+    for name, task in tasks.items():
+        if (obstacle := weight_obstacle(task.weight, task.specs[0])) is not None:
+            left[name] = obstacle
+    open_ = {name: task for name, task in tasks.items() if name not in left}
+    if isinstance(policy.budget, Latency):
+        choice = _timed_choice(policy, policy.budget, open_, situation)
+    else:
+        choice = _counted_choice(policy, open_, situation)
+    chosen: dict[str, Task] = {}
+    for name, task in open_.items():
+        pick = choice.picks.get(name)
+        if pick is None or pick.method is None:
+            left[name] = Obstacle(choice.reason if choice.sizes[name] > 1 else Reason.NO_SAVING)
+        else:
+            chosen[name] = replace(task, selection=Selection(pick.method, Fixed(pick.rank)))
+    return Planned(chosen, left, choice.notes, choice.latency)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Choice:
+    """A candidate at every layer, the number of candidates there were, and why layers were left."""
+
+    picks: Mapping[str, Candidate]
+    sizes: Mapping[str, int]
+    notes: tuple[str, ...]
+    reason: Reason = Reason.BUDGET
+    latency: Mapping[str, Any] | None = None
+
+
+def _counted_choice(policy: Policy, open_: Mapping[str, Task], situation: Situation) -> _Choice:
+    assert policy.budget is not None
+    cost = policy.budget.name
+    dense, fixed = _other_costs(situation.others, cost)
+    for site in situation.sites:
+        dense += site.macs if cost == MACs.name else site.params
+        if site.name not in open_:
+            fixed += _settled_cost(site, situation.settled.get(site.name), cost)
+    step = policy.multiple_of or rank_step()
+    sensitivity = situation.sensitivity(open_)
+    while True:
+        menus = situation.answer({name: _question(task, step, cost) for name, task in open_.items()})
+        finest = step == 1 or policy.multiple_of is not None
+        try:
+            found = allocate(menus, policy.budget, fixed=fixed, dense=dense, sensitivity=sensitivity)
+        except BudgetError:
+            if finest:
+                raise
+        else:
+            if found.is_near or finest:
+                break
+        step //= 2
+    return _Choice(found.chosen, {name: len(menu) for name, menu in menus.items()}, found.notes)
+
+
+def _timed_choice(
+    policy: Policy, budget: Latency, open_: Mapping[str, Task], situation: Situation
+) -> _Choice:
+    given = {
+        name: (result.method, result.rank)
+        for name, result in situation.settled.items()
+        if isinstance(result, Solution)
+    }
+    with LatencyPlanner(situation.gm, situation.sites, budget, given) as planner:
+        step = policy.multiple_of or planner.times.good_block()
+        questions = {name: _question(task, step, budget.name) for name, task in open_.items()}
+        menus = price(questions, situation.answer(questions), planner.times, situation.progress)
+        fixed = planner.fixed_s({name: menu[0].time_s or 0.0 for name, menu in menus.items()})
+        attempts = planner.attempts(menus, fixed, situation.sensitivity(open_))
+        target = planner.target
+    best = best_attempt(attempts, target)
+    sizes = {name: len(menu) for name, menu in menus.items()}
+    tried = [each.to_dict() for each in attempts]
+    if best is None:
+        note = f"budget {budget}: nothing worth changing, "
+        note += (
+            f"what was assembled ran at {attempts[0].speedup} of the dense network's speed, not faster "
+            "beyond the noise"
+            if attempts
+            else "no choice of layers was predicted to be faster"
+        )
+        return _Choice({}, sizes, (note,), Reason.NOT_FASTER, {"attempts": tried, "taken": None})
+    repaired = f", after {len(attempts)} attempts" if len(attempts) > 1 else ""
+    missed = "; the budget is missed" if best.share > target * (1 + ABOVE) else ""
+    note = (
+        f"measured {best.measured_s * 1e3:.3f} ms against {best.dense_s * 1e3:.3f} ms of the dense network "
+        f"on {budget.provider}, {budget.threads} thread(s): {best.speedup}{repaired}{missed}"
+    )
+    return _Choice(
+        best.allocation.chosen,
+        sizes,
+        (*best.allocation.notes, note),
+        latency={"attempts": tried, "taken": attempts.index(best)},
+    )
+
+
+def rank_step() -> int:
+    """What ranks are multiples of on this machine: its vector registers hold 16 floats, or 8."""
+    return 16 if "avx512f" in machine()["features"] else 8
+
+
+def _question(task: Task, step: int, cost: str) -> Question:
+    return Question(
+        task.site,
+        task.specs,
+        task.weight,
+        0 if task.bias is None else task.bias.numel(),
+        task.selection.method,
+        step,
+        cost,
+        require_saving=task.require_saving,
+        floor=task.selection.floor,
+        moments=task.moments,
+    )
+
+
+def _other_costs(others: Iterable[Outcome], cost: str) -> tuple[float, float]:
+    """What the layers outside the plan cost before any decomposition, and now."""
+    before = now = 0.0
+    for outcome in others:
+        before += outcome.macs_before if cost == "macs" else outcome.params_before
+        now += outcome.macs_after if cost == "macs" else outcome.params_after
+    return before, now
+
+
+def _settled_cost(site: Site, result: Solution | Obstacle | None, cost: str) -> int:
+    if not isinstance(result, Solution):
+        return site.macs if cost == "macs" else site.params
+    if cost == "macs":
+        return chain_macs(result, [call.spec for call in site.calls])
+    biases = 0 if result.bias is None else result.bias.numel()
+    return sum(weight.numel() for weight in result.weights) + biases

@@ -1,0 +1,232 @@
+"""From a budget of measured time to a method and a rank at every layer, checked on the assembled network.
+
+    predicted = fixed + settled + sum over layers of the chosen candidate's time
+
+`fixed` is what the profile of the dense network gives for everything else: activations, pooling, recurrent
+layers, and the layers that are left alone. `settled` are the chains that the policy itself gives. Both the
+budget and the prediction are shares of the dense network's time, in which settled layers count with their
+dense time. The choice is assembled with drawn weights, exported,
+and timed against the dense network in turn. Where the measured share misses the target, the limit moves by
+the miss and the choice is made again; a network that is not faster beyond the noise is dropped.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch.fx import GraphModule
+
+from fxdecomp.allocation.allocate import Allocation, allocate
+from fxdecomp.allocation.candidates import Candidate
+from fxdecomp.allocation.pricing import candidate_time_s
+from fxdecomp.errors import BenchmarkError, BudgetError
+from fxdecomp.export import Ratio, benchmark
+from fxdecomp.export.kernels import profile_model
+from fxdecomp.export.parity import to_numpy
+from fxdecomp.export.sessions import CPU
+from fxdecomp.latency.chain_times import ChainTimes
+from fxdecomp.latency.mock_networks import Picks, recorded_inputs, write_mock
+from fxdecomp.policy.budgets import Latency
+from fxdecomp.sites import Site
+
+ABOVE, BELOW = 0.02, 0.03
+"""How far the measured share may lie above and below the target without another attempt."""
+
+_ATTEMPTS = 3
+_TIMING_S = 20.0
+_PROFILE_S = 2.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Attempt:
+    """One choice, and what it was measured to take.
+
+    Attributes:
+        allocation: The choice.
+        predicted: Its share of the dense network's time, as predicted.
+        speedup: How many times faster than the dense network it was measured.
+        measured_s: Its time.
+        dense_s: The dense network's, measured in turn with it.
+    """
+
+    allocation: Allocation
+    predicted: float
+    speedup: Ratio
+    measured_s: float
+    dense_s: float
+
+    @property
+    def share(self) -> float:
+        """The measured share."""
+        return 1 / self.speedup.value
+
+    def to_dict(self) -> dict[str, Any]:
+        """What was predicted and measured, as JSON data."""
+        return {
+            "predicted_share": self.predicted,
+            "measured_share": self.share,
+            "measured_s": self.measured_s,
+            "dense_s": self.dense_s,
+            "speedup": [self.speedup.value, self.speedup.low, self.speedup.high],
+        }
+
+
+class LatencyPlanner:
+    """Predicts, assembles and times. Use it as a context: the dense network's file lives in its folder."""
+
+    def __init__(self, gm: GraphModule, sites: Sequence[Site], budget: Latency, given: Picks) -> None:
+        """Export, time and profile the dense network.
+
+        Args:
+            gm: The graph before any decomposition.
+            sites: Its layers.
+            budget: Provider, threads and target.
+            given: Layers whose chain is settled; they are chains in every attempt.
+        """
+        self._gm, self._sites, self._budget, self._given = gm, sites, budget, given
+        self._scratch = tempfile.TemporaryDirectory()
+        self._folder = Path(self._scratch.name)
+
+    def __enter__(self) -> LatencyPlanner:
+        try:
+            self._times = ChainTimes(self._budget.provider, self._budget.threads)
+            write_mock(self._gm, {}, self._folder / "dense.onnx")
+            self._dense_s = self._median_s()
+        except BaseException:
+            self._scratch.cleanup()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._scratch.cleanup()
+
+    @property
+    def times(self) -> ChainTimes:
+        """The times of the layers."""
+        return self._times
+
+    @property
+    def target(self) -> float:
+        """The share of the dense network's time that is wanted."""
+        return self._budget.limit(self._dense_s) / self._dense_s
+
+    def fixed_s(self, open_: Mapping[str, float]) -> float:
+        """Time of everything but the layers of a budget and the settled ones.
+
+        Args:
+            open_: The layers of the budget, with their dense times.
+        """
+        if self._budget.provider != CPU:
+            return max(0.0, self._dense_s - self._settled_s(dense=True) - sum(open_.values()))
+        names = [str(node.target) for node in self._gm.graph.nodes if node.op == "placeholder"]
+        inputs = recorded_inputs(self._gm)
+        profile = profile_model(
+            self._folder / "dense.onnx",
+            dict(zip(names, map(to_numpy, inputs), strict=False)),
+            provider=self._budget.provider,
+            threads=self._budget.threads,
+            runs=max(3, min(20, round(_PROFILE_S / self._dense_s))),
+        )
+        ours = {*open_, *self._given}
+        return sum(row.time_s for row in profile.kernels if row.name not in ours)
+
+    def attempts(
+        self,
+        menus: Mapping[str, Sequence[Candidate]],
+        fixed_s: float,
+        sensitivity: Mapping[str, float] | None = None,
+    ) -> list[Attempt]:
+        """Choose, assemble and time until the target is met; empty where there is no chain at all.
+
+        Args:
+            menus: The timed candidates of each layer, the dense one first.
+            fixed_s: Time of everything but these and the settled layers.
+            sensitivity: Damage per unit of error, by layer; None for all alike.
+
+        Raises:
+            BudgetError: The budget cannot be met.
+        """
+        dense = fixed_s + self._settled_s(dense=True) + sum(menu[0].time_s or 0.0 for menu in menus.values())
+        target = self.target
+        limit = target * dense
+        found: list[Attempt] = []
+        for _ in range(_ATTEMPTS):
+            try:
+                choice = allocate(
+                    menus,
+                    self._budget,
+                    fixed=fixed_s + self._settled_s(dense=False),
+                    dense=dense,
+                    limit=limit,
+                    sensitivity=sensitivity,
+                )
+            except BudgetError:
+                if not found:
+                    raise
+                break
+            if any(choice.chosen == earlier.allocation.chosen for earlier in found):
+                break
+            picks = {name: (c.method, c.rank) for name, c in choice.chosen.items() if c.method is not None}
+            if not picks and not self._given:
+                break
+            found.append(self._timed(choice, choice.cost / dense, picks))
+            share = found[-1].share
+            if target - BELOW <= share <= target * (1 + ABOVE):
+                break
+            limit *= target / share
+        return found
+
+    def _settled_s(self, *, dense: bool) -> float:
+        """Time of the settled layers, as they were or as their chains."""
+        return sum(
+            candidate_time_s(
+                self._times,
+                [call.spec for call in site.calls],
+                *((None, ()) if dense else self._given[site.name]),
+            )
+            for site in self._sites
+            if site.name in self._given
+        )
+
+    def _timed(self, choice: Allocation, predicted: float, picks: Picks) -> Attempt:
+        small = self._folder / "small.onnx"
+        write_mock(self._gm, {**self._given, **picks}, small)
+        report = benchmark(
+            {"dense": self._folder / "dense.onnx", "small": small},
+            providers=(self._budget.provider,),
+            threads=self._budget.threads,
+            rounds=max(8, min(30, round(_TIMING_S / (4 * self._dense_s)))),
+            profile=False,
+        )
+        medians = report.median_s
+        return Attempt(choice, predicted, report.ratio("dense", "small"), medians["small"], medians["dense"])
+
+    def _median_s(self) -> float:
+        report = benchmark(
+            {"dense": self._folder / "dense.onnx"},
+            providers=(self._budget.provider,),
+            threads=self._budget.threads,
+            rounds=4,
+            profile=False,
+        )
+        if report.problems:
+            raise BenchmarkError(
+                f"{self._budget.provider} cannot time this network: {report.problems[0].problem}"
+            )
+        return report.median_s["dense"]
+
+
+def best_attempt(attempts: Sequence[Attempt], target: float) -> Attempt | None:
+    """The slowest attempt within the target, which does the least damage; else the fastest; None if none.
+
+    Only those that are faster than the dense network beyond the noise count.
+    """
+    faster = [each for each in attempts if each.speedup.low > 1]
+    within = [each for each in faster if each.share <= target * (1 + ABOVE)]
+    if within:
+        return max(within, key=lambda each: each.share)
+    return min(faster, key=lambda each: each.share, default=None)

@@ -1,0 +1,1 @@
+"""The canonical polyadic decomposition of a kernel: starts, sweeps, the separable case."""

@@ -1,0 +1,158 @@
+"""A layer's chain fitted to another network's activations, and whether the fit holds elsewhere.
+
+The chain sees input patches z of the network that is already compressed; the original layer gave y there. The
+dense layer that would do best, shrunk towards the original one W,
+
+    H = W + (K - W C)(C + lambda tr(C) / d)^-1,    C = Cov z,  K = Cov(y, z)
+
+is what the chain's stages are then fitted to (`refine`), in the metric of C plus a little of the identity, so
+that the chain stays close to H where the samples show nothing. The bias keeps the mean. With fewer samples
+than dimensions only the last stage is fitted, shrunk towards what it is. The strength lambda, and whether
+anything is changed at all, are decided on samples that were held out.
+
+Source: Zhang et al. 2015, arXiv 1505.06798, section 3.3 (asymmetric reconstruction); the shrinkage towards
+the original, and fitting all stages, are our own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fxdecomp.calibration.moments import Moments
+from fxdecomp.fitting.weighted import Metric, basis_of, cholesky, compose, refine
+from fxdecomp.layers import StageSpec
+
+RIDGES = (1.0, 1e-1, 1e-2, 1e-3)
+_FLOOR = 1e-2
+"""Weight of the directions that the samples do not show, as a share of their mean variance."""
+GAIN = 1e-3
+"""Share of the held-out error that a change must take away."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class JointMoments:
+    """The moments of input patches z `[d]` with the wanted outputs y `[t]` behind them; they can be added.
+
+    Attributes:
+        moments: Of the rows `(z, y)`.
+        inputs: d.
+    """
+
+    moments: Moments
+    inputs: int
+
+    def __add__(self, other: JointMoments) -> JointMoments:
+        return JointMoments(self.moments + other.moments, self.inputs)
+
+    @property
+    def of_inputs(self) -> Float[Tensor, "d d"]:
+        """`Cov z`."""
+        known, d = self.moments, self.inputs
+        part = known.covariance[:, :d]
+        return part.T @ part if known.is_root else part[:d]
+
+    def metric(self, target: Float[Tensor, "out in *kernel"]) -> Metric:
+        """The error of a chain that stands for `target`, on z and a little on everything else."""
+        C = self.of_inputs
+        covariance = C + _FLOOR * C.diagonal().mean() * torch.eye(len(C), dtype=C.dtype, device=C.device)
+        return Metric.of(target, Moments(covariance, self.moments.mean[: self.inputs], self.moments.count))
+
+    @property
+    def variance(self) -> float:
+        """`E ||y - mean y||^2`."""
+        outputs = self.moments.covariance[:, self.inputs :]
+        if self.moments.is_root:
+            return float(outputs.square().sum())
+        return float(outputs[self.inputs :].diagonal().sum())
+
+    def through(self, basis: Float[Tensor, "m d"]) -> JointMoments:
+        """The moments with `B z` in the place of z."""
+        known, d = self.moments, self.inputs
+        wide = basis.double()
+        half = torch.cat((known.covariance[:, :d] @ wide.T, known.covariance[:, d:]), dim=1)
+        mean = torch.cat((wide @ known.mean[:d], known.mean[d:]))
+        if known.is_root:
+            return JointMoments(Moments.of_root(half, mean, known.count), len(wide))
+        return JointMoments(Moments(torch.cat((wide @ half[:d], half[d:])), mean, known.count), len(wide))
+
+    def error(self, H: Float[Tensor, "t d"], bias: Float[Tensor, " t"]) -> float:
+        """`E ||y - H z - b||^2`."""
+        offset = bias - self.bias_for(H)
+        rest = torch.cat((-H, torch.eye(len(H), dtype=H.dtype, device=H.device)), dim=1)
+        return self.moments.output_variance(rest) + float(offset.square().sum())
+
+    def bias_for(self, H: Float[Tensor, "t d"]) -> Float[Tensor, " t"]:
+        """The bias that keeps the mean of y."""
+        return self.moments.mean[self.inputs :] - H @ self.moments.mean[: self.inputs]
+
+    def regressed(self, start: Float[Tensor, "t d"], ridge: float) -> Float[Tensor, "t d"]:
+        """The layer that fits best, shrunk towards `start`."""
+        dense = self.moments.dense()
+        C, K = dense[: self.inputs, : self.inputs], dense[self.inputs :, : self.inputs]
+        shift = ridge * C.diagonal().mean()
+        lower = cholesky(C + shift * torch.eye(len(C), dtype=C.dtype, device=C.device))
+        found: Tensor = start + torch.cholesky_solve((K - start @ C).T, lower).T
+        return found
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GroupChain:
+    """One group's chain, and the layer that it stands for.
+
+    Attributes:
+        layer: `[out, in, *kernel]`, the original layer's weight.
+        weights: The stages' weights.
+        bias: `[out]`, the last stage's, in float64.
+        stages: The stages' geometry.
+    """
+
+    layer: Float[Tensor, "out in *kernel"]
+    weights: tuple[Tensor, ...]
+    bias: Float[Tensor, " out"]
+    stages: tuple[StageSpec, ...]
+
+    @property
+    def composed(self) -> Float[Tensor, "out d"]:
+        """The stages as one matrix, in float64."""
+        return compose(self.weights, self.stages).flatten(1).double()
+
+
+def refit(fit: JointMoments, held: JointMoments, chain: GroupChain) -> GroupChain:
+    """The chain that fits best; the one that was given, where nothing does better on held-out samples.
+
+    Args:
+        fit: Samples to fit to.
+        held: Samples to judge by.
+        chain: The chain as it is.
+    """
+    if fit.moments.count >= fit.inputs:
+        return _fitted(fit, held, chain)
+    head, last = chain.weights[:-1], chain.weights[-1]
+    basis = basis_of(chain.weights, chain.stages, len(head)).flatten(1)
+    tail = GroupChain(last, (last,), chain.bias, chain.stages[-1:])
+    found = _fitted(fit.through(basis), held.through(basis), tail)
+    return chain if found is tail else replace(chain, weights=(*head, *found.weights), bias=found.bias)
+
+
+def _fitted(fit: JointMoments, held: JointMoments, chain: GroupChain) -> GroupChain:
+    start = chain.layer.flatten(1).double()
+
+    def judged(H: Tensor) -> float:
+        return held.error(H, fit.bias_for(H))
+
+    def refined(known: JointMoments, weights: tuple[Tensor, ...]) -> GroupChain:
+        target = known.regressed(start, ridge).reshape(chain.layer.shape).to(chain.layer.dtype)
+        return replace(chain, weights=refine(known.metric(target), chain.stages, (weights,)))
+
+    ridge = min(RIDGES, key=lambda strength: judged(fit.regressed(start, strength)))
+    new = refined(fit, chain.weights)
+    kept, changed = judged(chain.composed), judged(new.composed)
+    if not min(kept, changed) < held.error(chain.composed, chain.bias) * (1 - GAIN):
+        return chain
+    both = fit + held
+    best = refined(both, new.weights) if changed < kept else chain
+    return replace(best, bias=both.bias_for(best.composed))

@@ -1,0 +1,73 @@
+"""Runs that leave no trace: the network's buffers, the inputs and the random state are what they were."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+
+from fxdecomp.graphs.inputs import ExampleInputs, call_arguments
+
+
+@contextmanager
+def unchanged_buffers(module: nn.Module) -> Iterator[None]:
+    """Give every buffer its values back: a network that counts its calls counts none of those in between.
+
+    Args:
+        module: Its buffers may be changed in place. Cost: a copy of them for the while.
+    """
+    kept = [(buffer, buffer.clone()) for buffer in module.buffers() if _is_plain(buffer)]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in kept:
+                if not torch.equal(buffer, value):  # a BatchNorm's kernel changes them without a new version
+                    buffer.copy_(value)
+
+
+def _is_plain(buffer: Tensor) -> bool:
+    if type(buffer) not in (Tensor, nn.Buffer) or buffer.layout is not torch.strided:
+        return False
+    return not (buffer.is_meta or buffer.is_quantized or buffer.is_inference())
+
+
+@contextmanager
+def same_chance(inputs: ExampleInputs) -> Iterator[None]:
+    """Draw the same random numbers each time, and leave those of the user alone."""
+    tensors = [leaf for leaf in pytree.tree_leaves(call_arguments(inputs)) if isinstance(leaf, Tensor)]
+    devices = sorted({tensor.device.index or 0 for tensor in tensors if tensor.is_cuda})
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(0)
+        yield
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Compute attention as its modules write it.
+
+    The fast path of `nn.TransformerEncoder` writes zeros at padded places, which no traced graph does.
+    """
+    kept = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(kept)
+
+
+def copied(inputs: Any) -> Any:
+    """The same nested structure with tensors of its own: an in-place ReLU may come first in a network."""
+    return pytree.tree_map_only(Tensor, lambda value: value.detach().clone(), inputs)
+
+
+def outputs_of(module: nn.Module, inputs: ExampleInputs, *, fast_attention: bool = False) -> Any:
+    """What a module gives for the inputs, run without gradients and without a trace."""
+    args, kwargs = copied(call_arguments(inputs))
+    attention = nullcontext() if fast_attention else plain_attention()
+    with torch.no_grad(), unchanged_buffers(module), same_chance(inputs), attention:
+        return module(*args, **kwargs)

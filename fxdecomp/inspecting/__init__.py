@@ -1,0 +1,1 @@
+"""What is in a network before it is changed: its layers, their spectra."""

@@ -1,0 +1,1 @@
+"""How long a chain or a mock network takes on a provider; the cache of measured times."""

@@ -1,0 +1,97 @@
+"""A network with chains of the right sizes and drawn weights, to be timed before any is computed.
+
+The time of a run does not depend on the values of the weights; their factorisation takes minutes. So a plan
+is timed, and repaired, first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from fxdecomp.decompositions import grouped_stage_specs, method_named
+from fxdecomp.errors import PolicyError
+from fxdecomp.export.examples import flat_graph
+from fxdecomp.export.exporter import export_graph
+from fxdecomp.export.writing import save_model
+from fxdecomp.graphs.copies import copy_sharing_tensors
+from fxdecomp.graphs.replacing import Replacer, remove_unused
+from fxdecomp.layers import LayerSpec, Stage
+from fxdecomp.sites import Site, survey
+from fxdecomp.sites.base import shape_of
+
+Picks = Mapping[str, tuple[str, tuple[int, ...]]]
+"""Method and rank by layer."""
+
+
+def write_mock(gm: GraphModule, picks: Picks, path: Path) -> None:
+    """Write a graph, some of its layers replaced by chains of drawn weights, as an ONNX file.
+
+    Args:
+        gm: The graph; it is not changed.
+        picks: What becomes of which layers; the others stay.
+        path: The file.
+
+    Raises:
+        PolicyError: The shapes of the graph's inputs are not recorded.
+        ExportError: The graph cannot be exported.
+    """
+    mock = copy_sharing_tensors(gm)
+    generator = torch.Generator().manual_seed(0)
+    replacer = Replacer(mock)
+    for site in survey(mock).sites:
+        if site.name in picks:
+            replacer.replace(site, _chains(site, *picks[site.name], generator))
+    remove_unused(mock)
+    mock.recompile()
+    model = export_graph(flat_graph(mock), recorded_inputs(gm), batch=False, axes={}, opset=None)
+    save_model(model, path)
+
+
+def recorded_inputs(gm: GraphModule) -> tuple[Tensor, ...]:
+    """Inputs of the shapes and types that a graph was traced with: normal, zeros where they are no floats.
+
+    Raises:
+        PolicyError: They are not recorded.
+    """
+    generator = torch.Generator().manual_seed(0)
+    device = next((parameter.device for parameter in gm.parameters()), torch.device("cpu"))
+    values: list[Tensor] = []
+    for node in gm.graph.nodes:
+        if node.op != "placeholder":
+            continue
+        shape = shape_of(node)
+        dtype = getattr(node.meta.get("tensor_meta", node.meta.get("val")), "dtype", None)
+        if shape is None or dtype is None:
+            if values and node.args:
+                break  # inputs at the end that are left to their defaults
+            raise PolicyError(
+                f"a budget of Latency needs the shape of the input {node.target!r}; trace the model anew"
+            )
+        if dtype.is_floating_point:
+            values.append(torch.randn(shape, generator=generator).to(dtype))
+        else:
+            values.append(torch.zeros(shape, dtype=dtype))
+    return tuple(value.to(device) for value in values)
+
+
+def _chains(site: Site, method: str, rank: tuple[int, ...], generator: torch.Generator) -> list[list[Stage]]:
+    weights: list[Tensor] = []
+    chains = []
+    for call in site.calls:
+        specs = grouped_stage_specs(method_named(method), call.spec, rank)
+        weights = weights or [_drawn(stage.spec, site.weight, generator) for stage in specs]
+        stages = [Stage(each.name, each.spec, w) for each, w in zip(specs, weights, strict=True)]
+        stages[-1] = Stage(stages[-1].name, stages[-1].spec, weights[-1], site.bias)
+        chains.append(stages)
+    return chains
+
+
+def _drawn(spec: LayerSpec, like: Tensor, generator: torch.Generator) -> Tensor:
+    scale = math.prod(spec.weight_shape[1:]) ** -0.5
+    return torch.randn(spec.weight_shape, generator=generator).mul(scale).to(like)

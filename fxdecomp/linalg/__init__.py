@@ -1,0 +1,1 @@
+"""Numbers only: singular value decompositions, range finders, triangular factors."""

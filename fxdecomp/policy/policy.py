@@ -1,0 +1,216 @@
+"""`Policy`: what the user wants done to which layer. Loads from and saves to TOML."""
+
+from __future__ import annotations
+
+import fnmatch
+import glob
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fxdecomp.errors import PolicyError
+from fxdecomp.files import write_text
+from fxdecomp.plans import Plan
+from fxdecomp.policy.budgets import Budget, budget_from_dict
+from fxdecomp.policy.rules import (
+    AUTO,
+    Rank,
+    Rule,
+    Selection,
+    check_keys,
+    checked_rank,
+    plain_choice,
+    rank_of,
+    rule_of,
+)
+from fxdecomp.policy.text import line_of, to_toml_text
+from fxdecomp.ranks import VBMF, RankRule
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What to do with every layer of a network.
+
+    Attributes:
+        method: The method of layers that no rule matches; None leaves them alone, `auto` (the default where
+            there is a budget) takes for each layer the method that serves the budget best.
+        rank: The rank rule of those layers; an int or tuple is `Fixed`, a float is `Ratio`; the budget's,
+            where there is one.
+        rules: Exceptions by name. A layer may match several rules only if they want the same.
+        exclude: Globs of names that are left alone whatever else is said.
+        require_saving: Leave a layer alone where its chain would not take fewer multiply-accumulates.
+        budget: What the network may cost; ranks, and methods where `auto`, are chosen to do the least damage.
+        multiple_of: What ranks that a budget chooses are multiples of; None for what this machine's vector
+            units like: 16 with AVX-512, else 8.
+
+    Raises:
+        PolicyError: An unknown method, or a rank that cannot be meant.
+
+    Example:
+        >>> policy = Policy(method="tucker2", rank=0.5, rules=[Rule("classifier.*", method="svd", rank=32)])
+        >>> policy.select("classifier.0")
+        Selection(method='svd', rank=Fixed(rank=32), floor=0.0)
+    """
+
+    method: str | None = None
+    rank: Rank | None = None
+    rules: Sequence[Rule] = ()
+    exclude: Sequence[str] = ()
+    require_saving: bool = True
+    budget: Budget | None = None
+    multiple_of: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rules", _all_of(self.rules, Rule, "rules is a list of Rule objects"))
+        object.__setattr__(self, "exclude", _all_of(self.exclude, str, "exclude is a list of patterns"))
+        if not isinstance(self.require_saving, bool):
+            raise PolicyError(f"require_saving is true or false, got {self.require_saving!r}")
+        if self.budget is not None and self.method is None:
+            object.__setattr__(self, "method", AUTO)
+        rank = checked_rank(self.method, self.rank, "the policy")
+        if self.budget is None and self.method is not None and rank is None:
+            rank = VBMF()
+        object.__setattr__(self, "rank", rank)
+        if self.method is None and not self.rules:
+            raise PolicyError("the policy decomposes nothing; give it a method, or rules with methods")
+        _check_budget(self)
+
+    def select(self, name: str) -> Selection | None:
+        """What the policy wants for a layer, None to leave it alone.
+
+        Raises:
+            PolicyError: Two rules match the layer and want different things.
+        """
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in self.exclude):
+            return None
+        matching = [rule for rule in self.rules if rule.matches(name)]
+        for rule in matching[1:]:
+            if rule.selection != matching[0].selection:
+                raise PolicyError(
+                    f'layer "{name}" matches both {matching[0].pattern!r} and {rule.pattern!r}, which want '
+                    "different things; make the patterns disjoint"
+                )
+        if matching:
+            selection = matching[0].selection
+            if selection is not None and selection.rank is None and self.budget is None:
+                return replace(selection, rank=VBMF())
+            return selection
+        if self.method is None:
+            return None
+        assert self.rank is None or isinstance(self.rank, RankRule)  # made so above; narrows the type
+        return Selection(self.method, self.rank)
+
+    def check_names(self, names: Iterable[str]) -> None:
+        """Raise `PolicyError` if a pattern matches none of the layers."""
+        known = list(names)
+        for pattern in (*(rule.pattern for rule in self.rules), *self.exclude):
+            if not any(fnmatch.fnmatchcase(name, pattern) for name in known):
+                some = ", ".join(known[:5]) + (", ..." if len(known) > 5 else "")
+                raise PolicyError(f"pattern {pattern!r} matches no layer; the layers are {some or 'none'}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The policy as plain data."""
+        data: dict[str, Any] = {"require_saving": self.require_saving}
+        if self.budget is not None:
+            data["budget"] = self.budget.to_dict()
+        if self.multiple_of is not None:
+            data["multiple_of"] = self.multiple_of
+        data |= plain_choice(self.method, self.rank)
+        if self.exclude:
+            data["exclude"] = list(self.exclude)
+        if self.rules:
+            data["rules"] = [
+                {"pattern": rule.pattern}
+                | plain_choice(rule.method, rule.rank)
+                | ({"floor": rule.floor} if rule.floor else {})
+                for rule in self.rules
+            ]
+        return data
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> Policy:
+        """The inverse of `to_dict`.
+
+        Raises:
+            PolicyError: A key or a value is not known.
+        """
+        rules = data.get("rules", [])
+        if not isinstance(rules, list) or not all(isinstance(item, Mapping) for item in rules):
+            raise PolicyError(f"'rules' are tables, each under [[rules]], got {rules!r}")
+        check_keys(data, set(Policy.__dataclass_fields__), "a policy")
+        budget = data.get("budget")
+        return Policy(
+            method=data.get("method"),
+            rank=rank_of(data.get("rank")),
+            rules=[rule_of(item) for item in rules],
+            exclude=data.get("exclude", ()),
+            require_saving=data.get("require_saving", True),
+            budget=None if budget is None else budget_from_dict(budget),
+            multiple_of=data.get("multiple_of"),
+        )
+
+    def to_toml(self) -> str:
+        """The policy as the text of a TOML file."""
+        return to_toml_text(self.to_dict())
+
+    @staticmethod
+    def from_plan(plan: Plan) -> Policy:
+        """The policy that replays a plan: the same methods and ranks, nothing solved or timed.
+
+        Layers that the plan does not name are left alone; one that it names and the network lacks raises.
+        """
+        rules = [
+            Rule(glob.escape(choice.site), choice.method, choice.rank or None) for choice in plan.choices
+        ]
+        return Policy(rules=rules, require_saving=False)
+
+    def save(self, path: str | Path) -> None:
+        """Write the policy as TOML, whole or not at all."""
+        write_text(Path(path), self.to_toml())
+
+    @staticmethod
+    def load(path: str | Path) -> Policy:
+        """Read a policy from TOML.
+
+        Raises:
+            PolicyError: Names the file, and the line and key where something is wrong.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except OSError as error:
+            raise PolicyError(f"{path}: cannot be read ({error.strerror})") from error
+        except UnicodeDecodeError as error:
+            raise PolicyError(f"{path}: is no text; a policy is a TOML file") from error
+        try:
+            return Policy.from_dict(tomllib.loads(text))
+        except tomllib.TOMLDecodeError as error:
+            raise PolicyError(f"{path}: not valid TOML: {error}") from error
+        except PolicyError as error:
+            raise PolicyError(f"{path}{line_of(text, str(error))}: {error}") from error
+
+
+def _check_budget(policy: Policy) -> None:
+    if policy.budget is not None and policy.rank is not None:
+        raise PolicyError("the policy has a budget and a rank; the budget finds ranks, so leave the rank out")
+    if policy.budget is None:
+        methods = [policy.method, *(rule.method for rule in policy.rules)]
+        if AUTO in methods or any(rule.floor for rule in policy.rules):
+            raise PolicyError("method 'auto' and floors need a budget, such as budget=MACs(0.5)")
+    step = policy.multiple_of
+    if step is not None and (not isinstance(step, int) or step < 1):
+        raise PolicyError(f"multiple_of is a positive whole number, got {step!r}")
+
+
+def _all_of(given: object, kind: type, wanted: str) -> tuple[Any, ...]:
+    """The items of any iterable; a plain string would pass for a list of its letters.
+
+    Raises:
+        PolicyError: It is no iterable, or one of its items is of another kind; says what is `wanted`.
+    """
+    if isinstance(given, Iterable) and not isinstance(given, str):
+        items = tuple(given)
+        if all(isinstance(item, kind) for item in items):
+            return items
+    raise PolicyError(f"{wanted}, got {given!r}")

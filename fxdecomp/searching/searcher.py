@@ -1,0 +1,282 @@
+"""`search`: the fastest network whose quality falls by no more than the user allows.
+
+The budget, of measured time where there is a provider and of multiply-accumulates where there is none, is
+narrowed down between the dense network and a least share. The next share is where the line through the
+losses at both ends of the bracket meets the loss that is allowed, kept off the ends: what was judged before
+warms the start of what comes next. What is returned has been judged itself, never interpolated.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, SupportsFloat
+
+from torch.fx import GraphModule
+
+from fxdecomp.allocation.agreement import Agreement
+from fxdecomp.calibration import Batch, Calibration
+from fxdecomp.errors import BudgetError, PolicyError
+from fxdecomp.export import benchmark, to_onnx
+from fxdecomp.files import check_file
+from fxdecomp.graphs.inputs import ExampleInputs, call_arguments, placeholder_values
+from fxdecomp.pipeline import transform
+from fxdecomp.plans import Plan
+from fxdecomp.policy import Budget, Latency, MACs, Policy
+from fxdecomp.progress import Progress, silent
+from fxdecomp.recovery.checkpoints import fingerprint, name_of
+from fxdecomp.reporting import report
+from fxdecomp.searching.trials import SearchResult, Trial, next_share, restored_trials, save_state
+
+Metric = Callable[[GraphModule], SupportsFloat]
+Recovery = Callable[[GraphModule], GraphModule]
+
+_log = logging.getLogger(__name__)
+
+
+def search(
+    gm: GraphModule,
+    example_inputs: ExampleInputs,
+    *,
+    calibration: Calibration | Iterable[Batch] | None = None,
+    metric: Metric | None = None,
+    max_drop: float = 0.01,
+    policy: Policy | None = None,
+    evaluations: int = 6,
+    least_share: float = 0.1,
+    provider: str | None = None,
+    threads: int = 1,
+    recovery: Recovery | None = None,
+    state: str | Path | None = None,
+    progress: Progress = silent,
+) -> SearchResult:
+    """Find the fastest network whose metric falls by no more than `max_drop`.
+
+    Args:
+        gm: A traced network, from `trace`; it is not changed.
+        example_inputs: Inputs for export and timing; they are also judged on where there is no calibration.
+        calibration: Unlabelled inputs. Without a `metric` the last quarter of the batches (one at least,
+            where there are two) is kept for judging.
+        metric: The user's measure of a network, higher is better. By default the agreement with the
+            original's outputs, `1 - E||y - y'||^2 / E||y - mean(y)||^2`, which is 1 for the original itself.
+        max_drop: The most that the metric may fall below that of the original.
+        policy: Methods, rules and exclusions, with a budget that is replaced; `auto` by default.
+        evaluations: How many compressed networks are judged.
+        least_share: The smallest share of the dense network's cost that is considered.
+        provider: Where time is measured; the budget is then `Latency`, and the outcome is timed against the
+            dense network once more. One that is not faster beyond the noise is dropped, and a note says so.
+            None counts multiply-accumulates and times nothing.
+        threads: Threads of the timing.
+        recovery: Trains every network before it is judged, such as
+            `lambda small: fxdecomp.recover(small, gm, batches, steps=50)`.
+        state: A file that every judged network is written to; a search of the same network, metric, data and
+            settings goes on from it.
+        progress: Told of every judged network, and of the work at each.
+
+    Raises:
+        PolicyError: A setting is out of range, or the metric gives no number.
+        CalibrationError: A batch does not fit the network.
+        FxdecompError: The state file belongs to another search, or its folder is not there.
+
+    Example:
+        >>> import torch, fxdecomp
+        >>> gm = fxdecomp.trace(torch.nn.Sequential(torch.nn.Linear(64, 32)), torch.randn(1, 64))
+        >>> found = fxdecomp.search(gm, torch.randn(4, 64), max_drop=2.0, evaluations=1)
+        >>> found.best.macs < found.trials[0].macs
+        True
+    """
+    if not (0 <= max_drop < math.inf and 0 < least_share < 1 and evaluations >= 1):
+        raise PolicyError(
+            f"max_drop {max_drop}, least_share {least_share}, evaluations {evaluations}: wanted a number "
+            "from 0 on, a share in (0, 1) and at least 1"
+        )
+    if state is not None:
+        check_file(Path(state))
+    base = policy or Policy(budget=MACs(0.5))
+    if not isinstance(base.budget, MACs | Latency):
+        raise PolicyError("search needs a policy with a budget that it can replace, such as MACs(0.5)")
+    if provider is None and isinstance(base.budget, Latency):
+        provider, threads = base.budget.provider, base.budget.threads
+    data = None if calibration is None else Calibration.of(calibration)
+    settings = {
+        "max_drop": max_drop,
+        "policy": replace(base, budget=_budget(0.5, provider, threads)).to_dict(),
+        "metric": name_of(metric),
+        "recovery": name_of(recovery),
+        "fingerprint": _fingerprint(gm, data, example_inputs),
+    }
+    if metric is None:
+        count = 0 if data is None else len(tuple(data.batches))
+        data, judged = _split(data, example_inputs)
+        metric = _agreement(gm, judged, first=max(0, count - len(judged)))
+    dense = report(gm)
+    trials = restored_trials(state, settings)
+    if not trials:
+        share = None if provider is None else 1.0
+        value = _judged(metric, gm)
+        if math.isnan(value):
+            raise PolicyError(
+                f"metric {name_of(metric)} of the original is not finite; nothing compares to it"
+            )
+        trials = [Trial(1.0, dense.macs_before, dense.params_before, value, True, time_share=share)]
+    wanted = trials[0].metric - max_drop
+    seeker = _Seeker(gm, base, data, metric, wanted, recovery, progress)
+    for step in range(len(trials) - 1, evaluations):
+        share = next_share(trials, least_share, max_drop)
+        trials.append(seeker.judge(_budget(share, provider, threads)))
+        save_state(state, settings, trials)
+        progress("search", step + 1, evaluations)
+    best = min((t for t in trials if t.accepted), key=lambda t: t.cost)
+    result = SearchResult(seeker.model_of(best), tuple(trials), best, max_drop)
+    if best is trials[0]:
+        why = "smaller network that was judged keeps the metric"
+        if all(trial.problem for trial in trials[1:]):
+            why = "budget that was tried can be met"
+        return replace(result, notes=(f"nothing worth changing: no {why}",))
+    if provider is None:
+        return result
+    return _timed(result, gm, example_inputs, Latency(1.0, provider, threads), progress)
+
+
+@dataclass(slots=True)
+class _Seeker:
+    """Makes and judges networks; keeps the best that was accepted."""
+
+    gm: GraphModule
+    policy: Policy
+    data: Calibration | None
+    metric: Metric
+    wanted: float
+    recovery: Recovery | None
+    progress: Progress
+    kept: tuple[Trial, GraphModule] | None = None
+
+    def judge(self, budget: Budget) -> Trial:
+        """The network of a budget, judged; without a network where the budget cannot be met."""
+        share = float(budget.target)
+        try:
+            small = transform(
+                self.gm, replace(self.policy, budget=budget), calibration=self.data, progress=self.progress
+            )
+        except BudgetError as error:
+            return self._logged(Trial(share, 0, 0, math.nan, accepted=False, problem=str(error)))
+        told = report(small)
+        if not told.modified:
+            why = "; ".join(told.record.notes[-1:])
+            return self._logged(Trial(share, 0, 0, math.nan, accepted=False, problem=why))
+        small = self._recovered(small)
+        value = _judged(self.metric, small)
+        trial = Trial(
+            share,
+            told.macs_after,
+            told.params_after,
+            value,
+            accepted=value >= self.wanted,
+            plan=told.plan.to_dict(),
+            time_share=_time_share(told.record.latency),
+        )
+        if trial.accepted and (self.kept is None or trial.cost < self.kept[0].cost):
+            self.kept = (trial, small)
+        return self._logged(trial)
+
+    def model_of(self, trial: Trial) -> GraphModule:
+        """The network of a trial, made again where it was judged before an interruption."""
+        if self.kept is not None and self.kept[0] is trial:
+            return self.kept[1]
+        if trial.plan is None:
+            return _untouched(self.gm)
+        policy = Policy.from_plan(Plan.from_dict(trial.plan))
+        return self._recovered(transform(self.gm, policy, calibration=self.data))
+
+    def _recovered(self, small: GraphModule) -> GraphModule:
+        return small if self.recovery is None else self.recovery(small)
+
+    @staticmethod
+    def _logged(trial: Trial) -> Trial:
+        _log.info("share %.3f: cost %.4g, metric %.4f", trial.share, trial.cost, trial.metric)
+        return trial
+
+
+def _budget(share: float, provider: str | None, threads: int) -> Budget:
+    return MACs(share) if provider is None else Latency(share, provider, threads)
+
+
+def _judged(metric: Metric, gm: GraphModule) -> float:
+    """What a metric says of a network, as a plain number; NaN, which no search accepts, for infinity too.
+
+    Raises:
+        PolicyError: It is no number.
+    """
+    value = metric(gm)
+    try:
+        number = float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise PolicyError(f"metric {name_of(metric)} gives {value!r}, wanted one number") from error
+    return number if math.isfinite(number) else math.nan
+
+
+def _time_share(latency: Any) -> float | None:
+    if latency is None or latency["taken"] is None:
+        return None
+    return float(latency["attempts"][latency["taken"]]["measured_share"])
+
+
+def _fingerprint(gm: GraphModule, data: Calibration | None, example_inputs: ExampleInputs) -> str:
+    """A hash of the network, the inputs, and how they are used."""
+    if data is None:
+        return fingerprint({}, [gm], call_arguments(example_inputs))
+    options = {"samples": data.samples, "seed": data.seed, "refit": data.refit}
+    return fingerprint(options, [gm], [call_arguments(each) for each in (example_inputs, *data.batches)])
+
+
+def _agreement(gm: GraphModule, batches: tuple[Batch, ...], *, first: int) -> Agreement:
+    agreement = Agreement(gm, batches, first=first)
+    if agreement.is_blind:
+        raise PolicyError("the network has no floating-point output to compare; give search a metric=")
+    return agreement
+
+
+def _split(data: Calibration | None, examples: ExampleInputs) -> tuple[Calibration | None, tuple[Batch, ...]]:
+    """Batches to calibrate with, and batches to judge on."""
+    if data is None:
+        return None, (examples,)
+    batches = tuple(data.batches)
+    if len(batches) == 1:
+        return data, batches
+    kept = max(1, len(batches) // 4)
+    return replace(data, batches=batches[:-kept]), batches[-kept:]
+
+
+def _untouched(gm: GraphModule) -> GraphModule:
+    """The original's layers through the same passes, none of them decomposed."""
+    return transform(gm, Policy(method="svd", rank=1, exclude=["*"]))
+
+
+def _timed(
+    result: SearchResult,
+    gm: GraphModule,
+    example_inputs: ExampleInputs,
+    where: Latency,
+    progress: Progress,
+) -> SearchResult:
+    """The result with its measured speed; the original's layers where that is no gain."""
+    dense = _untouched(gm)
+    inputs = placeholder_values(gm, example_inputs)
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {"dense": Path(folder, "dense.onnx"), "small": Path(folder, "small.onnx")}
+        to_onnx(dense, inputs, paths["dense"])
+        to_onnx(result.model, inputs, paths["small"])
+        times = benchmark(
+            paths, providers=[where.provider], threads=where.threads, profile=False, progress=progress
+        )
+    ratio = times.ratio("dense", "small")
+    measured = replace(result, speedup=(ratio.value, ratio.low, ratio.high))
+    told = f"measured on {where.provider}, {where.threads} thread(s): {ratio} of the dense network's speed"
+    if ratio.low > 1:
+        return replace(measured, notes=(told,))
+    dropped = f"nothing worth changing: {told}, which is not faster beyond the noise"
+    return replace(measured, model=dense, best=result.trials[0], notes=(dropped,))

@@ -1,0 +1,125 @@
+"""What a person sees in a terminal: width, colours, silence, errors, help."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from fxdecomp.cli import main, terminal
+from fxdecomp.cli.tables import benchmark_table, coloured_diff, inspect_table, kernel_table, layer_tables
+from fxdecomp.inspecting.layers import inspect_layers
+from tests.cli.test_cli import NET, run
+from tests.reporting.pages import HOSTILE, full_report
+
+
+def shown(*blocks: object) -> list[str]:
+    narrow = Console(width=80, record=True, file=io.StringIO())
+    for block in blocks:
+        narrow.print(block, markup=False)
+    return narrow.export_text().splitlines()
+
+
+def test_every_table_fits_eighty_columns_and_cuts_no_name_or_reason() -> None:
+    told = full_report()
+    assert told.benchmark is not None
+    assert told.before is not None
+    kernels = [kernel_table(name, rows) for name, rows in told.benchmark.kernels.items()]
+    lines = shown(
+        *layer_tables(told),
+        benchmark_table(told.benchmark),
+        inspect_table(inspect_layers(told.before)),
+        *kernels,
+    )
+    assert max(map(len, lines)) <= 80
+    text = "".join("".join(lines).split())
+    assert "…" not in text
+    for part in (*(o.method for o in told.applied), "depthwise", "notavailable", "2.00x[2.00,2.00]"):
+        assert part in text
+    assert HOSTILE[:8] in text
+
+
+def test_a_layer_that_no_method_can_take_says_so_before_and_after() -> None:
+    told = full_report()
+    assert told.before is not None
+    rows = {row.site: row.verdict for row in inspect_layers(told.before)}
+    assert rows["depthwise"] == "a depthwise layer has no channels to decompose"
+
+
+def ansi(environment: dict[str, str]) -> str:
+    code = (
+        "from fxdecomp.cli.terminal import console; from fxdecomp.cli.tables import coloured_diff;"
+        "console.print(coloured_diff('+new\\n-old'))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PATH": "", "TERM": "xterm", "FORCE_COLOR": "1", "PYTHONPATH": str(Path.cwd())} | environment,
+    )
+    return done.stdout
+
+
+def test_colours_come_and_go_with_the_environment() -> None:
+    assert "\x1b[32m" in ansi({})
+    assert "\x1b" not in ansi({"NO_COLOR": "1"})
+    assert str(coloured_diff("+new\n-old\n kept")) == "+new\n-old\n kept\n"
+
+
+def test_quiet_prints_nothing_on_standard_error(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(terminal.messages, "_force_terminal", True)
+    assert run("inspect", NET, "--quiet", monkeypatch=monkeypatch) == 0
+    assert capsys.readouterr().err == ""
+    assert run("inspect", NET, monkeypatch=monkeypatch) == 0
+    assert capsys.readouterr().err, "the spinner hides the cursor at least"
+
+
+@pytest.mark.parametrize(
+    "command", ["", "inspect", "compress", "bench", "bench-kernels", "diff", "demo", "cache"]
+)
+def test_each_help_is_one_screen_and_ends_with_an_example(command: str, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run(*command.split(), "--help", monkeypatch=monkeypatch) == 0
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert len(lines) <= 40
+    assert max(map(len, lines)) <= 80
+    assert "fxdecomp" in " ".join(lines[-2:])
+    assert command or {"--debug", "--version"} <= set(" ".join(lines).split())
+
+
+def test_an_unforeseen_error_is_one_line_unless_the_traceback_is_asked_for(monkeypatch, capsys) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr("fxdecomp.cli.loading.load_model", broken)
+    assert run("inspect", NET, "--quiet", monkeypatch=monkeypatch) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "fxdecomp: KeyError: 'a bug'",
+        "This was not foreseen; --debug shows where it happened",
+    ]
+    for arguments in (["--debug", "inspect", NET], ["inspect", NET, "--debug"]):
+        monkeypatch.setattr(sys, "argv", ["fxdecomp", *arguments, "--quiet"])
+        with pytest.raises(KeyError):
+            main()
+
+
+def test_an_interruption_is_no_traceback(monkeypatch, capsys) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    for name in ("fxdecomp.cli.loading.load_model", "fxdecomp.cli.app.app"):
+        with monkeypatch.context() as patched:
+            patched.setattr(sys.modules[name.rpartition(".")[0]], name.rpartition(".")[2], interrupted)
+            assert run("inspect", NET, monkeypatch=monkeypatch) == 130
+        told = "fxdecomp: interrupted; files that were not finished were not written\n"
+        assert capsys.readouterr().err == told
+
+
+def test_the_version_is_told(monkeypatch, capsys) -> None:
+    assert run("--version", monkeypatch=monkeypatch) == 0
+    assert capsys.readouterr().out.startswith("fxdecomp 0.")

@@ -1,0 +1,85 @@
+import pytest
+import torch
+
+from fxdecomp.calibration.moments import Moments, MomentsSum
+from fxdecomp.decompositions import method_named
+from fxdecomp.fitting.refitting import GroupChain, JointMoments, refit
+from fxdecomp.layers import LayerSpec
+
+
+def normal(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def moments(rows: torch.Tensor) -> Moments:
+    total = MomentsSum()
+    total.add(rows)
+    return total.moments()
+
+
+def joint(z: torch.Tensor, y: torch.Tensor) -> JointMoments:
+    return JointMoments(moments(torch.cat((z, y), dim=1)), z.shape[1])
+
+
+def linear_chain(layer: torch.Tensor, rank: int, weights: tuple[torch.Tensor, ...]) -> GroupChain:
+    spec = LayerSpec(layer.shape[1], layer.shape[0])
+    stages = method_named("svd").stage_specs(spec, (rank,))
+    return GroupChain(layer, weights, layer.new_zeros(len(layer)), stages)
+
+
+@pytest.mark.parametrize(("first", "second"), [(4, 5), (4, 300), (300, 4), (300, 200), (10, 10)])
+def test_moments_add_up_to_those_of_all_rows(first, second):
+    rows = normal(first + second, 10, seed=0) * torch.arange(1, 11) + 3
+    total, wanted = moments(rows[:first]) + moments(rows[first:]), moments(rows)
+    assert total.count == wanted.count
+    assert torch.allclose(total.mean, wanted.mean, atol=1e-12)
+    assert torch.allclose(total.dense(), wanted.dense(), atol=1e-11)
+
+
+@pytest.mark.parametrize("count", [7, 200])
+def test_error_and_variance_are_those_of_the_samples(count):
+    z, y = normal(count, 6, seed=0) + 2, normal(count, 4, seed=1) - 1
+    H, bias = normal(4, 6, seed=2), normal(4, seed=3)
+    wanted = (y - z @ H.T - bias).square().sum(1).mean()
+    assert joint(z, y).error(H, bias) == pytest.approx(float(wanted), rel=1e-10)
+    assert joint(z, y).variance == pytest.approx(float(y.var(0, correction=0).sum()), rel=1e-10)
+
+
+@pytest.mark.parametrize("count", [7, 200])
+def test_moments_behind_a_stage_are_those_of_its_outputs(count):
+    z, y, basis = normal(count, 6, seed=0) + 2, normal(count, 4, seed=1), normal(3, 6, seed=2)
+    seen, wanted = joint(z, y).through(basis), joint(z @ basis.T, y)
+    assert torch.allclose(seen.moments.dense(), wanted.moments.dense(), atol=1e-11)
+    assert torch.allclose(seen.moments.mean, wanted.moments.mean, atol=1e-12)
+
+
+def test_a_linear_truth_is_found():
+    inner, outer, bias = normal(2, 6, seed=2), normal(5, 2, seed=0), normal(5, seed=1)
+    z = normal(4000, 6, seed=3) + 1
+    y = z @ (outer @ inner).T + bias
+    off = (inner + normal(2, 6, seed=5), outer + normal(5, 2, seed=4))
+    chain = linear_chain(normal(5, 6, seed=6), 2, off)
+    found = refit(joint(z[:3000], y[:3000]), joint(z[3000:], y[3000:]), chain)
+    assert [weight.shape for weight in found.weights] == [(2, 6), (5, 2)]
+    assert torch.allclose(found.composed, outer @ inner, atol=5e-3)
+    assert torch.allclose(found.bias, bias, atol=1e-2)
+
+
+def test_noise_that_does_not_generalise_changes_nothing():
+    layer = normal(4, 30, seed=0)
+    left, values, right = torch.linalg.svd(layer, full_matrices=False)
+    z = normal(2040, 30, seed=1)
+    y = z @ layer.T + 5 * normal(2040, 4, seed=2)
+    y = y - (y - z @ layer.T)[40:].mean(0)
+    chain = linear_chain(layer, 4, (right, left * values))
+    assert refit(joint(z[:40], y[:40]), joint(z[40:], y[40:]), chain) is chain
+
+
+def test_with_fewer_samples_than_inputs_only_the_last_stage_moves():
+    inner, outer, truth = normal(3, 50, seed=0), normal(5, 3, seed=1), normal(5, 3, seed=2)
+    z = normal(60, 50, seed=3)
+    y = z @ (truth @ inner).T
+    chain = linear_chain(outer @ inner, 3, (inner, outer))
+    found = refit(joint(z[:40], y[:40]), joint(z[40:], y[40:]), chain)
+    assert found.weights[0] is inner
+    assert torch.allclose(found.weights[1], truth, atol=2e-2)

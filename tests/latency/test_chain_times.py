@@ -1,0 +1,113 @@
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fxdecomp import PolicyError
+from fxdecomp.decompositions import grouped_stage_specs, method_named
+from fxdecomp.export.sessions import thread_count
+from fxdecomp.latency.cache import LatencyCache
+from fxdecomp.latency.chain_graphs import chain_graph
+from fxdecomp.latency.chain_times import ChainTimes, _inside_s
+from fxdecomp.layers import LayerSpec
+
+pytest.importorskip("onnxruntime")
+
+CONV = LayerSpec(32, 48, (3, 3), stride=(2, 2), padding=((1, 1), (1, 1)), input_size=(14, 12), positions=2)
+SPECS = {
+    "conv": CONV,
+    "grouped": replace(CONV, groups=2),
+    "linear": LayerSpec(24, 40, positions=3),
+    "conv1d": LayerSpec(16, 24, (5,), padding=((2, 2),), input_size=(30,)),
+    "conv3d": LayerSpec(8, 8, (3, 3, 3), input_size=(6, 6, 6)),
+    "transposed": replace(CONV, transposed=True, output_padding=(1, 1)),
+}
+
+
+def stages(method: str, spec: LayerSpec, rank: tuple[int, ...]) -> tuple[LayerSpec, ...]:
+    return tuple(stage.spec for stage in grouped_stage_specs(method_named(method), spec, rank))
+
+
+@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("chained", [False, True])
+def test_the_small_graph_computes_what_the_layer_does(name: str, chained: bool, tmp_path: Path) -> None:
+    import onnx
+
+    from fxdecomp.export.sessions import open_session
+
+    spec = SPECS[name]
+    method = "svd" if spec.is_linear else "channel_svd"
+    model, shape = chain_graph(stages(method, spec, (8,)) if chained else (spec,))
+    onnx.save(model, str(tmp_path / "x.onnx"))
+    (y,) = open_session(tmp_path / "x.onnx").run(None, {"x": np.ones(shape, np.float32)})
+    assert y.shape == (spec.positions, spec.out_channels, *spec.output_size)
+
+
+def test_what_runs_between_the_neighbours_counts_with_its_own_reorders() -> None:
+    def run(*names: str) -> list[dict[str, Any]]:
+        return [{"name": f"{name}_kernel_time", "dur": 10.0**i} for i, name in enumerate(names)]
+
+    borders = run(
+        "ReorderInput", "before_nchwc", "stage.0", "Reorder", "stage.1", "after_nchwc", "ReorderOutput"
+    )
+    assert _inside_s(borders) == pytest.approx(1e-6 * (100 + 1000 + 10000))
+    assert _inside_s(run("stage.0", "stage.1")) == pytest.approx(1e-6 * 11)
+
+
+def test_every_time_is_measured_once_and_an_interruption_loses_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chains = [stages("channel_svd", CONV, (rank,)) for rank in (8, 16, 24)]
+    taken: list[tuple[LayerSpec, ...]] = []
+
+    def measure(self: ChainTimes, chain: tuple[LayerSpec, ...]) -> float:
+        if len(taken) == 2:
+            raise KeyboardInterrupt
+        taken.append(chain)
+        return 1e-3 * len(taken)
+
+    monkeypatch.setattr(ChainTimes, "_measure", measure)
+    first = ChainTimes(cache=LatencyCache(tmp_path))
+    assert first.time_s(chains[0]) == first.time_s(chains[0]) == 1e-3
+    assert first.time_s(chains[1]) == 2e-3
+    with pytest.raises(KeyboardInterrupt):
+        first.time_s(chains[2])
+    monkeypatch.setattr(ChainTimes, "_measure", lambda *_: 7.0)
+    again = ChainTimes(cache=LatencyCache(tmp_path))
+    assert [again.time_s(chain) for chain in chains] == [1e-3, 2e-3, 7.0]
+    assert again.measured == 1
+    other = ChainTimes(threads=2, cache=LatencyCache(tmp_path))
+    assert other.time_s(chains[0]) == 7.0
+
+
+def test_all_cores_are_as_many_threads_as_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ChainTimes, "_measure", lambda *_: 1.0)
+    ChainTimes(threads=0, cache=LatencyCache(tmp_path)).time_s((CONV,))
+    monkeypatch.setattr(ChainTimes, "_measure", lambda *_: 2.0)
+    assert ChainTimes(threads=thread_count(0), cache=LatencyCache(tmp_path)).time_s((CONV,)) == 1.0
+
+
+def test_a_measured_time_is_a_time(tmp_path: Path) -> None:
+    times = ChainTimes(cache=LatencyCache(tmp_path))
+    for spec in SPECS.values():
+        assert 0 < times.time_s((spec,)) < 1
+    assert times.measured == len(SPECS)
+
+
+@pytest.mark.parametrize(("true", "found"), [(16, 16), (8, 8), (4, 4), (1, 1)])
+def test_the_good_block_is_the_largest_that_is_paid_in_full(
+    true: int, found: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(self: ChainTimes, chain: tuple[LayerSpec, ...]) -> float:
+        return float(-(-chain[0].out_channels // true) * true)
+
+    monkeypatch.setattr(ChainTimes, "_measure", measure)
+    # Three quarters of 32 are 24, seven eighths are 28, fifteen sixteenths 30: a block of 1 pays for each.
+    assert ChainTimes(cache=LatencyCache(tmp_path)).good_block() == found
+
+
+def test_a_provider_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(PolicyError, match=r"no NoSuchProvider; it has .*CPUExecutionProvider"):
+        ChainTimes("NoSuchProvider", cache=LatencyCache(tmp_path))
