@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from fxdecomp.export import ExportReport, benchmark, to_onnx
 from fxdecomp.export.examples import has_batch, with_batch
 from fxdecomp.export.lowering import Precision, chosen_precision
 from fxdecomp.export.sessions import CPU, check_available, onnxruntime
-from fxdecomp.files import check_folder, write_json, write_text
+from fxdecomp.files import check_folder, write_json, write_text, write_with_torch
 from fxdecomp.graphs.inputs import ExampleInputs, call_arguments
 from fxdecomp.pipeline import transform
 from fxdecomp.plans import Plan
@@ -163,7 +163,7 @@ def compress_to(
         times = benchmark(paths, providers=[provider], threads=threads, progress=progress)
     progress("compress", 4, _STEPS)
     program = _program(small, args, kwargs, free_batch=exports["small"].dynamic_batch)
-    _save_program(program, folder / "small.pt2")
+    write_with_torch(folder / "small.pt2", partial(torch.export.save, program))
     progress("compress", _STEPS, _STEPS)
     plain = report(small)
     told = report(
@@ -249,13 +249,6 @@ def _variant(name: str, told: Report, written: ExportReport | None, found: Searc
         told.params_before if name == "dense" else told.params_after,
         None if written is None else written.size_bytes,
     )
-
-
-def _save_program(program: ExportedProgram, path: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
-        part = Path(scratch) / path.name
-        torch.export.save(program, part)
-        part.replace(path)
 
 
 @torch.no_grad()

@@ -6,8 +6,9 @@ that dies on the way, or a check that fails, leaves what was there before.
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from fxdecomp.export.naming import name_ends
 from fxdecomp.export.parity import Agreement, check_parity, to_numpy
 from fxdecomp.export.running import Feed
 from fxdecomp.export.sessions import onnxruntime
+from fxdecomp.files import OutputError, beside, check_file, publish
 from fxdecomp.graphs.inputs import ExampleInputs
 from fxdecomp.graphs.records import Record, record_of
 from fxdecomp.progress import Progress, silent
@@ -103,8 +105,10 @@ def to_onnx(
     """
     onnxruntime()
     path = Path(path)
-    if not path.parent.is_dir():
-        raise ExportError(f"{path}: the folder {path.parent} does not exist; create it first")
+    try:
+        check_file(path)
+    except OutputError as error:
+        raise ExportError(str(error)) from error
     names, inputs = as_inputs(gm, example_inputs)
     precision = chosen_precision(quantize, calibrated=calibration is not None)
     if precision is not None and any(item.dtype is torch.float64 for item in gm.parameters()):
@@ -128,11 +132,11 @@ def to_onnx(
         seed,
     )
     quantization = None
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        draft = Path(folder) / path.name
+    with _on_disk(path), beside(path) as folder:
+        draft = folder / path.name
         written = _compared(order, draft, dynamic_batch)
         if precision is not None:
-            exact, draft = draft, Path(folder) / "lower" / path.name
+            exact, draft = draft, folder / "lower" / path.name
             draft.parent.mkdir()
             feeds, balanced = written.feeds, written.balanced
             quantization = lower(exact, draft, feeds, precision, balanced=balanced, progress=progress)
@@ -233,9 +237,32 @@ def _check(path: Path) -> None:
 
 
 def _publish(draft: Path, path: Path) -> None:
-    """Move a checked file to its name; with external data, never so that an old model sees new weights."""
+    """Move a checked file to its name; with external data, never so that an old model sees new weights.
+
+    Raises:
+        ExportError: The weights need a second file, and there is no folder beside a device or a pipe.
+    """
     data = draft.with_name(f"{draft.name}.data")
     if data.exists():
-        path.unlink(missing_ok=True)
-        data.replace(path.with_name(data.name))
-    draft.replace(path)
+        if path.exists() and not path.is_file():
+            raise ExportError(f"{path} takes one file, and these weights need a second; name a file")
+        target = Path(os.path.realpath(path))
+        if target.name != path.name:
+            raise ExportError(
+                f"{path} is a link to {target.name}, and its weights need a second file; name that"
+            )
+        target.unlink(missing_ok=True)
+        data.replace(target.with_name(data.name))
+    publish(draft, path)
+
+
+@contextmanager
+def _on_disk(path: Path) -> Iterator[None]:
+    """Say what a full disk or a folder that is gone means for the file."""
+    try:
+        yield
+    except OSError as error:
+        told = error.strerror or error
+        raise ExportError(
+            f"{path} cannot be written: {told}; what was there before is still there"
+        ) from error

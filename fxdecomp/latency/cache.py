@@ -71,7 +71,7 @@ class LatencyCache:
         return len(files)
 
     def _files(self) -> list[Path]:
-        return sorted(self.folder.glob("*.json")) if self.folder.is_dir() else []
+        return sorted(path for path in self.folder.glob("*.json") if path.is_file())
 
     def _entries(self) -> Iterator[tuple[dict[str, Any], float]]:
         return (found for path in self._files() if (found := _read(path)) is not None)
@@ -90,6 +90,6 @@ def _read(path: Path) -> tuple[dict[str, Any], float] | None:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         key, time_s = data["key"], float(data["time_s"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
     return (key, time_s) if isinstance(key, dict) and math.isfinite(time_s) and time_s > 0 else None

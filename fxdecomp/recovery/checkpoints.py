@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import os
 import re
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from torch import Tensor, distributed
 from torch.fx import GraphModule
 
 from fxdecomp.errors import RecoveryError
+from fxdecomp.files import write_with_torch
 from fxdecomp.graphs.copies import stored_tensors
 
 
@@ -26,16 +25,11 @@ def save_atomically(path: Path, state: Mapping[str, Any]) -> None:
     Args:
         path: The file; its folder must exist.
         state: Tensors and plain data.
+
+    Raises:
+        WriteError: The disk is full; the old file is still there.
     """
-    descriptor, name = tempfile.mkstemp(prefix=path.name, suffix=".part", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            torch.save(dict(state), file)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-    finally:
-        Path(name).unlink(missing_ok=True)
+    write_with_torch(path, lambda file: torch.save(dict(state), file))
 
 
 def load_checkpoint(path: Path, fingerprint: str) -> dict[str, Any] | None:

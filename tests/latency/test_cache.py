@@ -21,7 +21,11 @@ def test_a_time_comes_back_under_its_own_key_only(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "damage",
-    ["", "{", "[]", '{"key": 3, "time_s": 1}', '{"key": {}, "time_s": 1}', '{"key": {}, "time_s": "x"}'],
+    [
+        *("", "{", "[]", '{"key": 3, "time_s": 1}', '{"key": {}, "time_s": 1}', '{"key": {}, "time_s": "x"}'),
+        *("[" * 100_000, f'{{"key": {{}}, "time_s": 1{"0" * 400}}}', "\x80"),
+    ],
+    ids=lambda damage: damage[:16],
 )
 def test_a_damaged_file_is_measured_and_written_again(tmp_path: Path, damage: str) -> None:
     cache = LatencyCache(tmp_path)
@@ -29,8 +33,20 @@ def test_a_damaged_file_is_measured_and_written_again(tmp_path: Path, damage: st
     (file,) = tmp_path.glob("*.json")
     file.write_text(damage)
     assert cache.get(KEY) is None
+    assert cache.summary() in ({}, {"?, ?, ?, ? thread(s)": 1})
     cache.put(KEY, 0.5)
     assert cache.get(KEY) == 0.5
+
+
+def test_what_is_no_file_of_the_caches_is_left_alone(tmp_path: Path) -> None:
+    cache = LatencyCache(tmp_path)
+    cache.put(KEY, 0.25)
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / "link.json").symlink_to(tmp_path / "nowhere")
+    assert sum(cache.summary().values()) == 1
+    assert cache.size_bytes() > 0
+    assert cache.clear() == 1
+    assert (tmp_path / "folder.json").is_dir()
 
 
 @pytest.mark.parametrize("time_s", ["NaN", "-1.0", "0", "Infinity"])
