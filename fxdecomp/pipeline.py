@@ -12,12 +12,13 @@ from fxdecomp.calibration import Batch, Calibration
 from fxdecomp.errors import PolicyError
 from fxdecomp.graphs.copies import copy_owning_tensors
 from fxdecomp.graphs.inputs import require_graph
-from fxdecomp.graphs.untouched import unchanged_buffers
+from fxdecomp.graphs.untouched import one_at_a_time, unchanged_buffers
 from fxdecomp.passes import DecomposeLayers, FoldBatchNorm, RefitChains
 from fxdecomp.policy import Policy
 from fxdecomp.progress import Progress, silent
 
 
+@one_at_a_time
 def transform(
     gm: GraphModule,
     policy: Policy,

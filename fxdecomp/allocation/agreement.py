@@ -12,7 +12,7 @@ from fxdecomp.calibration import Batch
 from fxdecomp.errors import CalibrationError
 from fxdecomp.export.parity import evaluating
 from fxdecomp.graphs.inputs import call_arguments, float_leaves, naming_batch
-from fxdecomp.graphs.untouched import copied
+from fxdecomp.graphs.untouched import copied, one_at_a_time, unchanged_buffers
 
 
 class Agreement:
@@ -64,9 +64,10 @@ class Agreement:
         return lost / self._power if self._power else 0.0
 
     @staticmethod
+    @one_at_a_time
     @torch.no_grad()
     def outputs(module: GraphModule, batch: Batch) -> list[Tensor]:
         """The floating-point outputs for a batch, in double precision."""
         args, kwargs = copied(call_arguments(batch))
-        with evaluating(module):
+        with evaluating(module), unchanged_buffers(module):
             return [leaf.double() for leaf in float_leaves(module(*args, **kwargs))]

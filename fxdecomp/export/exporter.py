@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -17,8 +19,9 @@ from fxdecomp.errors import ExportError
 from fxdecomp.export.examples import has_batch, with_batch
 from fxdecomp.export.naming import name_after_sites, name_ends, name_weights
 from fxdecomp.export.parity import evaluating
-from fxdecomp.graphs.untouched import copied
+from fxdecomp.graphs.untouched import copied, unchanged_buffers
 
+_CHATTERING = ("torch.onnx", "torch.export", "torch._export", "onnxscript", "onnx_ir")
 _REARRANGING = ("Concat", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")
 
 
@@ -67,7 +70,7 @@ def export_graph(
     if batch:
         first = next(value for value, batched in zip(inputs, has_batch(inputs), strict=True) if batched)
         inputs = with_batch(inputs, max(2, first.shape[0]))
-    with _silence(), evaluating(gm), torch.no_grad():
+    with _silence(), evaluating(gm), unchanged_buffers(gm), torch.no_grad():
         try:
             program = torch.onnx.export(
                 gm,
@@ -186,9 +189,20 @@ def _cause(error: BaseException) -> str:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Keep the exporter's own deprecations and chatter from the user; real errors still come through."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
+    """Keep the exporter's own deprecations and chatter from the user; real errors still come through.
+
+    What other threads log at the same time is none of it, and passes.
+    """
+    thread = threading.get_ident()
+
+    def by_others(record: logging.LogRecord) -> bool:
+        return record.thread != thread
+
+    for module in ("torch.onnx._internal.exporter._compat", "onnxscript.optimizer"):
+        with suppress(ImportError):  # their loggers are made as they are imported
+            importlib.import_module(module)
+    known = [name for name in logging.Logger.manager.loggerDict if name.startswith(_CHATTERING)]
+    loggers = [logging.getLogger(name) for name in {*known, *_CHATTERING}]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -196,8 +210,8 @@ def _silence() -> Iterator[None]:
         warnings.filterwarnings("ignore", message=r"(?s)Exporting a model while it is in training mode")
         try:
             for logger in loggers:
-                logger.setLevel(logging.CRITICAL)  # what fails is raised as well
+                logger.addFilter(by_others)  # what fails is raised as well
             yield
         finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+            for logger in loggers:
+                logger.removeFilter(by_others)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
@@ -24,7 +24,7 @@ from fxdecomp.errors import ExportError, ParityError
 from fxdecomp.export.examples import as_inputs, flat_graph
 from fxdecomp.export.sessions import open_session
 from fxdecomp.graphs.inputs import ExampleInputs
-from fxdecomp.graphs.untouched import copied
+from fxdecomp.graphs.untouched import copied, one_at_a_time, unchanged_buffers
 
 TOLERANCES: Mapping[torch.dtype, float] = {
     torch.float64: 1e-9,
@@ -54,6 +54,7 @@ class Agreement:
     max_relative: float
 
 
+@one_at_a_time
 def check_parity(gm: GraphModule, path: Path | str, inputs: Sequence[ExampleInputs]) -> tuple[Agreement, ...]:
     """Compare a file with the graph that it was made from, on the CPU, by `TOLERANCES`.
 
@@ -117,10 +118,11 @@ def evaluating(gm: GraphModule) -> Iterator[None]:
 def run_graph(gm: GraphModule, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """The tensors that a graph gives in evaluation mode, flattened out of whatever structure they come in.
 
-    It runs on copies: a network may change its inputs in place.
+    It runs on copies, and leaves the buffers as they were: a network may change both in place.
     """
-    with evaluating(gm), torch.no_grad():
-        leaves = pytree.tree_leaves(gm(*copied(tuple(inputs))))
+    with evaluating(gm), unchanged_buffers(gm), torch.no_grad():
+        # Not `gm(...)`, which writes its own account of an error to standard error.
+        leaves = pytree.tree_leaves(nn.Module.__call__(gm, *copied(tuple(inputs))))
     return tuple(leaf.detach() for leaf in leaves if isinstance(leaf, Tensor))
 
 

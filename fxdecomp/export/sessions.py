@@ -119,7 +119,8 @@ def open_session(
     """
     ort = onnxruntime()
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    # What fails is raised. Why a device could not be started, onnxruntime says in its log alone.
+    options.log_severity_level = 4 if provider == CPU else 3
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.intra_op_num_threads = thread_count(threads)
     options.inter_op_num_threads = 1

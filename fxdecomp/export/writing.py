@@ -41,12 +41,14 @@ from fxdecomp.export.sessions import onnxruntime
 from fxdecomp.files import OutputError, beside, check_file, publish
 from fxdecomp.graphs.inputs import ExampleInputs
 from fxdecomp.graphs.records import Record, record_of
+from fxdecomp.graphs.untouched import one_at_a_time
 from fxdecomp.progress import Progress, silent
 
 EXTERNAL_DATA_BYTES = 1_800_000_000
 """Models with more weights than this keep them in a second file: an ONNX file ends at 2 GiB."""
 
 
+@one_at_a_time
 def to_onnx(
     gm: GraphModule,
     example_inputs: ExampleInputs,

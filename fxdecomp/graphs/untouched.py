@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from fxdecomp.graphs.inputs import ExampleInputs, call_arguments
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+_ALONE = threading.RLock()
+
+
+def one_at_a_time(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Let a function run in one thread of the process at a time, together with all others so marked.
+
+    torch's tracers change `nn.Module.__call__` and more for the whole process, and a run that leaves no trace
+    puts the random state, the switch of fast attention and the network's buffers back as it ends: two at once
+    would put back each other's.
+    """
+
+    @functools.wraps(function)
+    def alone(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        with _ALONE:
+            return function(*args, **kwargs)
+
+    return alone
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from fxdecomp.files import check_file
 from fxdecomp.graphs.copies import copy_owning_tensors, stored_tensors
 from fxdecomp.graphs.inputs import ExampleInputs, call_arguments
 from fxdecomp.graphs.records import Record, attach_record, record_of
+from fxdecomp.graphs.untouched import one_at_a_time, unchanged_buffers
 from fxdecomp.passes import FoldBatchNorm
 from fxdecomp.progress import Progress, silent
 from fxdecomp.recovery.balancing import balance
@@ -27,6 +28,7 @@ from fxdecomp.recovery.measuring import Agreement, Measure
 from fxdecomp.recovery.training import Phase, Training
 
 
+@one_at_a_time
 def recover(
     small: GraphModule,
     original: GraphModule,
@@ -107,32 +109,35 @@ def recover(
     )
     stages = stages_of(student, distillation.blocks)
     everything, chains = _trained(student, [stage for chain in stages.values() for stage in chain])
-    variances = distillation.output_variances()
-    start = distillation.measure(variances)
-    for chain in stages.values():
-        balance(chain)
-    phases = [
-        Phase("recover blocks", block_steps, block_rate, chains, distillation.begin_blocks),
-        Phase("recover outputs", steps, rate, everything, distillation.begin_outputs),
-    ]
-    settings = {
-        "phases": [(phase.name, phase.steps, phase.rate) for phase in phases],
-        "task": (name_of(task_loss), task_weight, name_of(agreement)),
-        "precision": str(autocast),
-        "seed": seed,
-    }
-    values = [(call_arguments(batch.inputs), batch.labels) for batch in (*batches.train, *batches.held_out)]
-    training = Training(
-        everything,
-        batches.train,
-        lambda: distillation.measure(variances),
-        seed,
-        autocast is torch.float16,
-        None if checkpoint is None else Path(checkpoint),
-        "" if checkpoint is None else fingerprint(settings, [small, original], values),
-        progress,
-    )
-    best = training.run(start, [phase for phase in phases if phase.steps and phase.parameters])
+    with unchanged_buffers(original), unchanged_buffers(small):
+        variances = distillation.output_variances()
+        start = distillation.measure(variances)
+        for chain in stages.values():
+            balance(chain)
+        phases = [
+            Phase("recover blocks", block_steps, block_rate, chains, distillation.begin_blocks),
+            Phase("recover outputs", steps, rate, everything, distillation.begin_outputs),
+        ]
+        settings = {
+            "phases": [(phase.name, phase.steps, phase.rate) for phase in phases],
+            "task": (name_of(task_loss), task_weight, name_of(agreement)),
+            "precision": str(autocast),
+            "seed": seed,
+        }
+        values = [
+            (call_arguments(batch.inputs), batch.labels) for batch in (*batches.train, *batches.held_out)
+        ]
+        training = Training(
+            everything,
+            batches.train,
+            lambda: distillation.measure(variances),
+            seed,
+            autocast is torch.float16,
+            None if checkpoint is None else Path(checkpoint),
+            "" if checkpoint is None else fingerprint(settings, [small, original], values),
+            progress,
+        )
+        best = training.run(start, [phase for phase in phases if phase.steps and phase.parameters])
     if best is not None:
         _copy_parameters(everything, result)
     _note(result, start, best)

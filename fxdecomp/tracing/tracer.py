@@ -17,7 +17,7 @@ from fxdecomp.errors import TraceError, first_line
 from fxdecomp.graphs.copies import copy_sharing_tensors
 from fxdecomp.graphs.inputs import ExampleInputs, placeholder_values
 from fxdecomp.graphs.records import Record, attach_record, record_of
-from fxdecomp.graphs.untouched import copied, outputs_of, same_chance, unchanged_buffers
+from fxdecomp.graphs.untouched import copied, one_at_a_time, outputs_of, same_chance, unchanged_buffers
 from fxdecomp.tracing.exported import exported, load_program, training_notes, unlifted
 from fxdecomp.tracing.model_copies import eval_copy
 from fxdecomp.tracing.reference import difference, tensor_outputs
@@ -29,6 +29,7 @@ _TOLERANCE_HALF = 5e-2
 """The same for a network with outputs of 16 bits."""
 
 
+@one_at_a_time
 def trace(model: nn.Module | ExportedProgram | str | Path, example_inputs: ExampleInputs) -> GraphModule:
     """Turn a network into a graph with recorded shapes.
 
