@@ -24,6 +24,7 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 import fxdecomp
+from fxdecomp.outcomes import NO_LAYER
 from fxdecomp.sites.modules import Layer, is_layer
 
 TOLERANCE = 1e-4
@@ -94,9 +95,9 @@ def _trace(row: Row, model: nn.Module, inputs: Inputs) -> Row:
     _expect_equal_state(before, model)
     report = fxdecomp.report(gm)
     error = difference(run(model, inputs), run(gm, inputs))
-    row = replace(
-        row, tracer=report.record.traced_with, layers=len(report.outcomes), trace_error=float(f"{error:.3g}")
-    )
+    layers = len(_layers(report))
+    row = replace(row, tracer=report.record.traced_with, layers=layers, trace_error=float(f"{error:.3g}"))
+    _expect_params(report.params_before, model, "traced")
     listed = Counter(outcome.site for outcome in report.outcomes)
     _expect(all(count == 1 for count in listed.values()), "a layer is listed twice")
     missing = sorted(name for names in executed if names.isdisjoint(listed) for name in list(names)[:1])
@@ -108,11 +109,13 @@ def _trace(row: Row, model: nn.Module, inputs: Inputs) -> Row:
 def _half_rank(row: Row, model: nn.Module, inputs: Inputs) -> Row:
     gm = fxdecomp.trace(model, inputs)
     dense = fxdecomp.report(gm)
-    if not dense.outcomes:
+    if not _layers(dense):
         return _nothing_to_do(row, gm)
     small = fxdecomp.transform(gm, HALF)
     report = fxdecomp.report(small)
-    skipped = Counter(outcome.reason.name for outcome in report.skipped)
+    _expect_params(report.params_before, model, "dense")
+    _expect_params(report.params_after, small, "half-rank")
+    skipped = Counter(o.reason.name for o in report.skipped if o.reason not in NO_LAYER)
     row = replace(
         row,
         applied=len(report.applied),
@@ -121,9 +124,8 @@ def _half_rank(row: Row, model: nn.Module, inputs: Inputs) -> Row:
         unfolded=sum(fold.into is None for fold in report.record.folds),
     )
     _expect(
-        Counter(o.site for o in report.outcomes).keys() >= {o.site for o in dense.outcomes}
-        and len(report.outcomes) == len(dense.outcomes),
-        f"the report lists {len(report.outcomes)} layers, the dense graph has {len(dense.outcomes)}",
+        _layers(report) == _layers(dense),
+        f"the report lists {len(_layers(report))} layers, the dense graph has {len(_layers(dense))}",
     )
     outputs = [leaf for leaf in pytree.tree_leaves(run(small, inputs)) if isinstance(leaf, Tensor)]
     wanted = [leaf for leaf in pytree.tree_leaves(run(gm, inputs)) if isinstance(leaf, Tensor)]
@@ -137,6 +139,20 @@ def _half_rank(row: Row, model: nn.Module, inputs: Inputs) -> Row:
         row,
         half_macs=round(report.macs_after / report.macs_before, 4),
         half_params=round(report.params_after / report.params_before, 4),
+    )
+
+
+def _layers(report: fxdecomp.Report) -> Counter[str]:
+    """The Conv and Linear layers of a report, by name."""
+    return Counter(
+        o.site for o in report.outcomes if isinstance(o, fxdecomp.Applied) or o.reason not in NO_LAYER
+    )
+
+
+def _expect_params(told: int, model: nn.Module, which: str) -> None:
+    counted = sum(parameter.numel() for parameter in model.parameters())
+    _expect(
+        told == counted, f"the report tells {told:,} parameters of the {which} network, it has {counted:,}"
     )
 
 

@@ -28,12 +28,31 @@ class Reason(StrEnum):
     COMPUTED_WEIGHT = "the weight is computed in the graph, not a constant"
     CONSTANT_INPUT = "the layer's input is a constant: what it gives can be computed once"
     UNKNOWN_SHAPE = "the size of the layer's input is not known"
+    RECURRENT = "recurrent layers are not decomposed"
+    EMBEDDING = "a table that is looked up multiplies nothing: it is not decomposed"
+    ATTENTION = "attention with packed weights inside a module is not decomposed"
+    ELEMENTWISE = "its weights scale, shift or fill: there is no matrix to decompose"
+    OTHER_LAYER = "no method knows this kind of layer"
+    UNUSED = "the graph does not use it"
     INSIDE_LEAF = "the layer is inside a module that the graph does not look into"
     HOOKED = "the module carries hooks that a chain would lose"
     OUTPUT_SIZE = "the layer is told its output's size at the call, which a chain's layers cannot be"
     UNSUPPORTED_TENSOR = "the weight is not an ordinary dense floating-point tensor"
     BUDGET = "the budget is met without this layer"
     NOT_FASTER = "no choice of chains was measured to be faster than the dense network"
+
+
+NO_LAYER = frozenset(
+    {
+        Reason.RECURRENT,
+        Reason.EMBEDDING,
+        Reason.ATTENTION,
+        Reason.ELEMENTWISE,
+        Reason.OTHER_LAYER,
+        Reason.UNUSED,
+    }
+)
+"""The reasons of what holds weights and is neither Conv nor Linear."""
 
 
 @dataclass(frozen=True, slots=True)

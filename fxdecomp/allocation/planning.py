@@ -19,11 +19,14 @@ from fxdecomp.errors import BudgetError
 from fxdecomp.export.machine import machine
 from fxdecomp.outcomes import Outcome, Reason
 from fxdecomp.policy import Policy
-from fxdecomp.policy.budgets import Latency, MACs
+from fxdecomp.policy.budgets import Latency, MACs, Params
 from fxdecomp.policy.rules import Selection
 from fxdecomp.progress import Progress
 from fxdecomp.ranks import Fixed
 from fxdecomp.sites import Site
+
+_WORTH_SAYING = 0.05
+"""Share of the cost in layers that no budget reduces from which on the refusal of a budget names them."""
 
 Answers = Callable[[Mapping[str, Question]], Mapping[str, tuple[Candidate, ...]]]
 
@@ -53,7 +56,8 @@ class Situation:
         gm: The graph before any decomposition.
         sites: All layers that could be decomposed.
         settled: What became of the layers whose rank the policy gives.
-        others: All other layers of the network.
+        others: All else in the network that holds weights.
+        dropped: How many parameters the original had besides, in BatchNorms that were folded.
         answer: Finds the candidates of many layers.
         calibration: Inputs that the layers' sensitivities are measured on, None for all alike.
         progress: Told of every timed candidate.
@@ -63,6 +67,7 @@ class Situation:
     sites: Sequence[Site]
     settled: Mapping[str, Solution | Obstacle]
     others: Sequence[Outcome]
+    dropped: int
     answer: Answers
     calibration: Calibration | None
     progress: Progress
@@ -121,6 +126,7 @@ def _counted_choice(policy: Policy, open_: Mapping[str, Task], situation: Situat
     assert policy.budget is not None
     cost = policy.budget.name
     dense, fixed = _other_costs(situation.others, cost)
+    dense += situation.dropped if cost == Params.name else 0
     for site in situation.sites:
         dense += site.macs if cost == MACs.name else site.params
         if site.name not in open_:
@@ -132,9 +138,9 @@ def _counted_choice(policy: Policy, open_: Mapping[str, Task], situation: Situat
         finest = step == 1 or policy.multiple_of is not None
         try:
             found = allocate(menus, policy.budget, fixed=fixed, dense=dense, sensitivity=sensitivity)
-        except BudgetError:
+        except BudgetError as error:
             if finest:
-                raise
+                raise BudgetError(f"{error}{_unreduced(situation.others, cost, dense)}") from None
         else:
             if found.is_near or finest:
                 break
@@ -210,6 +216,17 @@ def _other_costs(others: Iterable[Outcome], cost: str) -> tuple[float, float]:
         before += outcome.macs_before if cost == "macs" else outcome.params_before
         now += outcome.macs_after if cost == "macs" else outcome.params_after
     return before, now
+
+
+def _unreduced(others: Sequence[Outcome], cost: str, dense: float) -> str:
+    """What of the cost no budget can reduce, in words; empty where it is little."""
+    costs = {o.site: o.macs_after if cost == MACs.name else o.params_after for o in others}
+    largest = sorted((name for name in costs if costs[name]), key=lambda name: -costs[name])
+    share = sum(costs.values()) / dense
+    if share < _WORTH_SAYING:
+        return ""
+    shown = ", ".join(largest[:3]) + (", ..." if len(largest) > 3 else "")
+    return f"; {share:.1%} is in layers that no budget reduces ({shown})"
 
 
 def _settled_cost(site: Site, result: Solution | Obstacle | None, cost: str) -> int:

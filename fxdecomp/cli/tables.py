@@ -44,9 +44,10 @@ def layer_tables(told: Report) -> list[Table]:
             f"{short(o.macs_before)} > {short(o.macs_after)}",
             f"/{o.macs_before / o.macs_after:.2f}" if o.macs_after else "",
         )
-    skipped = table_with("Left alone", {"layer": "name", "": "left", "reason": "left"})
+    costs = {"MACs": "right", "params": "right"}
+    skipped = table_with("Left alone", {"layer": "name", "": "left"} | costs | {"reason": "left"})
     for s in told.skipped:
-        skipped.add_row(Text(s.site), s.layer, Text(s.sentence))
+        skipped.add_row(Text(s.site), s.layer, short(s.macs), short(s.params), Text(s.sentence))
     return [table for table in (replaced, skipped) if table.row_count]
 
 

@@ -51,7 +51,7 @@ class DemoResult:
         sizes_bytes: Size of each ONNX file, of `dense` and `small`.
         params: Parameters of each network, all layers counted.
         timings: `dense` and `small` on one thread and on all.
-        layers: What became of each Conv and Linear.
+        layers: What became of everything that holds weights.
         folder: Where the files are.
     """
 
@@ -64,7 +64,7 @@ class DemoResult:
 
     @property
     def macs(self) -> dict[str, int]:
-        """Multiply-accumulates of each network's Conv and Linear layers, for one line."""
+        """Multiply-accumulates of each network, for one line."""
         counts = dict.fromkeys(self.readings, self.layers.macs_after)
         return counts | {"dense": self.layers.macs_before}
 
@@ -88,7 +88,7 @@ class DemoResult:
             for name, reading in self.readings.items()
         ]
         count = self.readings["dense"].count
-        title = f"{count} fresh lines; errors are wrong characters; MACs of Conv and Linear, one line"
+        title = f"{count} fresh lines; errors are wrong characters; MACs of one line"
         return "\n".join([title, *rows])
 
     @property

@@ -24,12 +24,13 @@ class Record:
 
     Attributes:
         traced_with: How the graph was made: `symbolic_trace`, `torch.export` or `given`.
-        outcomes: Every Conv and Linear exactly once; empty before the first transform.
+        outcomes: Everything that holds weights exactly once; empty before the first transform.
         folds: What became of each BatchNorm.
         policy: The policy as JSON data, None before the first transform.
         notes: Sentences for the reader of the report.
         plan: Method and rank of every layer as JSON data, None before the first transform.
         latency: What a budget of time predicted and measured, attempt by attempt, None without one.
+        dropped_params: How many parameters went with folded BatchNorms, or because nothing used them.
     """
 
     traced_with: str = "given"
@@ -39,6 +40,7 @@ class Record:
     notes: tuple[str, ...] = ()
     plan: Mapping[str, Any] | None = None
     latency: Mapping[str, Any] | None = None
+    dropped_params: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """The record as JSON data."""
@@ -50,6 +52,7 @@ class Record:
             "notes": list(self.notes),
             "plan": None if self.plan is None else dict(self.plan),
             "latency": None if self.latency is None else dict(self.latency),
+            "dropped_params": self.dropped_params,
         }
 
     @staticmethod
@@ -63,6 +66,7 @@ class Record:
             notes=tuple(data["notes"]),
             plan=data.get("plan"),
             latency=data.get("latency"),
+            dropped_params=data.get("dropped_params", 0),
         )
 
 

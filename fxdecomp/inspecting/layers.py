@@ -15,7 +15,7 @@ from fxdecomp.sites import survey
 
 @dataclass(frozen=True, slots=True)
 class LayerRow:
-    """One layer: its cost, and the methods that suit it or the reason why none does."""
+    """One layer, or what else holds weights: its cost, and the methods that suit it or why none does."""
 
     site: str
     layer: str
@@ -35,7 +35,7 @@ class LayerRow:
 
 
 def inspect_layers(gm: GraphModule) -> tuple[LayerRow, ...]:
-    """Every Conv and Linear of a traced network, exactly once."""
+    """Everything of a traced network that holds weights, exactly once."""
     found = survey(gm)
     rows = []
     for site in found.sites:
@@ -43,7 +43,8 @@ def inspect_layers(gm: GraphModule) -> tuple[LayerRow, ...]:
         suited = () if obstacle else _suited(site.spec.per_group)
         reason = str(obstacle.reason) if obstacle else "" if suited else "no method suits it"
         rows.append(LayerRow(site.name, str(site.spec), site.macs, site.params, suited, reason))
-    rows += [LayerRow(s.site, s.layer, s.macs, s.params, (), s.sentence) for s in found.skipped]
+    left = (*found.skipped, *found.others)
+    rows += [LayerRow(s.site, s.layer, s.macs, s.params, (), s.sentence) for s in left]
     return tuple(rows)
 
 

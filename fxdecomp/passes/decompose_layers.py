@@ -37,7 +37,7 @@ from fxdecomp.sites import Site, survey
 @final
 @dataclass(frozen=True, slots=True)
 class DecomposeLayers(Pass):
-    """Applies a policy; records an outcome for every Conv and Linear.
+    """Applies a policy; records an outcome for everything that holds weights.
 
     Attributes:
         policy: What to do with which layer.
@@ -67,6 +67,7 @@ class DecomposeLayers(Pass):
         }
         if not sites and not outcomes:
             raise PolicyError("the graph has no Conv or Linear; there is nothing to decompose")
+        outcomes |= {s.site: s for s in found.others if s.site not in outcomes}
         self.policy.check_names([*(site.name for site in sites), *outcomes, *_planned(record)])
         tasks = {site.name: task for site in sites if (task := _task(site, self.policy)) is not None}
         work = SiteWork(gm, sites, self.calibration, self.executor, self.progress)
@@ -81,6 +82,7 @@ class DecomposeLayers(Pass):
                 sites,
                 results,
                 list(outcomes.values()),
+                record.dropped_params,
                 lambda questions: work.each("candidates", candidates, questions),
                 self.calibration,
                 self.progress,

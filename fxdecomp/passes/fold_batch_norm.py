@@ -57,9 +57,8 @@ class FoldBatchNorm(Pass):
         """Fold every BatchNorm that can be folded without changing the function."""
         constants = Constants(gm)
         norms = {node: norm for node in gm.graph.nodes if (norm := _read(gm, node, constants))}
-        if not norms:
-            return record
-        sites = survey(gm).sites
+        found = survey(gm)
+        sites = found.sites
         owner = {call.node: site for site in sites for call in site.calls}
         folds: dict[str, Folded] = {}
         into: dict[Node, str] = {}
@@ -79,7 +78,10 @@ class FoldBatchNorm(Pass):
             replacer.release(name)
         remove_unused(gm)
         earlier = tuple(fold for fold in record.folds if fold.norm not in folds)
-        return replace(record, folds=(*earlier, *folds.values()))
+        saved = found.params - survey(gm).params
+        return replace(
+            record, folds=(*earlier, *folds.values()), dropped_params=record.dropped_params + saved
+        )
 
 
 def _merged(name: str, earlier: Folded | None, site: str | None, reason: str) -> Folded:

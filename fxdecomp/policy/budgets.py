@@ -59,7 +59,7 @@ class Budget(ABC):
 @final
 @dataclass(frozen=True, slots=True)
 class MACs(Budget):
-    """Multiply-accumulates of all Conv and Linear layers, as `report` counts them.
+    """Multiply-accumulates of the whole network, as `report` counts them: recurrent layers too.
 
     Example:
         >>> MACs(0.25).limit(1000)
@@ -77,7 +77,7 @@ class MACs(Budget):
 @final
 @dataclass(frozen=True, slots=True)
 class Params(Budget):
-    """Weights and biases of all Conv and Linear layers, as `report` counts them.
+    """Parameters of the whole network, as `report` counts them.
 
     Example:
         >>> import fxdecomp

@@ -17,7 +17,7 @@ class Variant:
     Attributes:
         name: As in the benchmark, where it was timed.
         quality: What was measured of its quality, in words: `{"lines read": "95.8 %"}`.
-        macs: Multiply-accumulates of Conv and Linear, None where unknown.
+        macs: Multiply-accumulates, None where unknown.
         params: Parameters, None where unknown.
         size_bytes: Size of its file, None where there is none.
 

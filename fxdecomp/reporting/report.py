@@ -1,4 +1,4 @@
-"""`report`: what became of every Conv and Linear of a graph, and what else is known of it."""
+"""`report`: what became of everything that holds weights in a graph, and what else is known of it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Every Conv and Linear of a graph exactly once, with what was done to it or why it was left alone.
+    """All that holds weights in a graph exactly once, with what was done to it or why it was left alone.
+
+    Parameters are those of the module, each tensor counted once; a weight that is computed from stored
+    tensors (`weight_norm`, parametrisations) counts as it is used, a buffer where it is a layer's weight.
+    Multiply-accumulates are those of products with weights.
 
     Attributes:
         record: The history of the graph.
@@ -61,7 +65,7 @@ class Report:
 
     @property
     def outcomes(self) -> tuple[Outcome, ...]:
-        """All layers, in the order of the graph."""
+        """Conv and Linear layers in the order of the graph, then all else that holds weights."""
         return self.record.outcomes
 
     @property
@@ -86,22 +90,22 @@ class Report:
 
     @property
     def macs_before(self) -> int:
-        """Multiply-accumulates of all Conv and Linear layers before."""
+        """Multiply-accumulates of all products with weights before."""
         return sum(o.macs_before for o in self.outcomes)
 
     @property
     def macs_after(self) -> int:
-        """Multiply-accumulates of all Conv and Linear layers now."""
+        """Multiply-accumulates of all products with weights now."""
         return sum(o.macs_after for o in self.outcomes)
 
     @property
     def params_before(self) -> int:
-        """Weights and biases of all Conv and Linear layers before."""
-        return sum(o.params_before for o in self.outcomes)
+        """Parameters before, those of BatchNorms that were folded among them."""
+        return sum(o.params_before for o in self.outcomes) + self.record.dropped_params
 
     @property
     def params_after(self) -> int:
-        """Weights and biases of all Conv and Linear layers now."""
+        """Parameters now."""
         return sum(o.params_after for o in self.outcomes)
 
     @property
@@ -197,7 +201,7 @@ def report(
     variants: Sequence[Variant] = (),
     command: str = "",
 ) -> Report:
-    """What became of every Conv and Linear of a graph.
+    """What became of everything that holds weights in a graph.
 
     Args:
         gm: A graph from `transform`; the layers of one that was only traced are listed as untouched.
@@ -222,7 +226,7 @@ def report(
     if record.policy is None:
         found = survey(gm)
         untouched = tuple(site.skipped(Reason.NOT_TRANSFORMED) for site in found.sites)
-        outcomes = (*untouched, *found.skipped)
+        outcomes = (*untouched, *found.skipped, *found.others)
         record = Record(record.traced_with, outcomes, record.folds, None, record.notes)
     return Report(
         record,

@@ -48,7 +48,8 @@ def table_of(outcomes: tuple[Outcome, ...]) -> list[str]:
 
 def _row(outcome: Outcome) -> tuple[str, ...]:
     if isinstance(outcome, Skipped):
-        return outcome.site, outcome.layer, f"left alone: {outcome.sentence}"
+        cost = f"{short(outcome.macs)} MACs, {short(outcome.params)} params"
+        return outcome.site, outcome.layer, f"left alone ({cost}): {outcome.sentence}"
     return (
         outcome.site,
         outcome.layer,

@@ -22,6 +22,7 @@ class Reading:
         weight: `[out_channels, in_channels // groups, *kernel]`, a view where possible.
         bias: `[out_channels]` or None.
         roots: Identities of the stored tensors that the weight is made of.
+        bias_roots: The same of the bias.
         key: Two nodes with equal keys apply the same layer.
         trains: Whether gradients are wanted for the weight.
         bias_trains: Whether they are for the bias.
@@ -33,6 +34,7 @@ class Reading:
     weight: Tensor
     bias: Tensor | None
     roots: frozenset[int]
+    bias_roots: frozenset[int]
     key: tuple[object, ...]
     trains: bool
     bias_trains: bool
@@ -40,12 +42,13 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A node that applies a layer which cannot be decomposed."""
+    """A node that applies a layer which cannot be decomposed; the geometry is there where it is known."""
 
     name: str
     layer: str
     reason: Reason
     detail: str = ""
+    geometry: LayerSpec | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,6 +80,7 @@ class Site:
         calls: The places, in the order of the graph.
         weight: `[out_channels, in_channels // groups, *kernel]`.
         bias: `[out_channels]` or None.
+        params: Number of weights and biases, a bias that an earlier layer shares left out.
         trains: Whether gradients are wanted for the weight, and so for the stages'.
         bias_trains: Whether they are for the bias; a bias that a chain adds trains as the weight does.
     """
@@ -85,6 +89,7 @@ class Site:
     calls: tuple[Call, ...]
     weight: Tensor
     bias: Tensor | None
+    params: int
     trains: bool
     bias_trains: bool
 
@@ -92,11 +97,6 @@ class Site:
     def spec(self) -> LayerSpec:
         """The geometry at the first call; all calls differ in their input sizes only."""
         return self.calls[0].spec
-
-    @property
-    def params(self) -> int:
-        """Number of weights and biases."""
-        return self.weight.numel() + (0 if self.bias is None else self.bias.numel())
 
     @property
     def macs(self) -> int:

@@ -115,6 +115,7 @@ def read_function_call(node: Node, constants: Constants) -> Reading | Refusal | 
         weight=matrix,
         bias=None if bias is None else bias.value,
         roots=weight.roots,
+        bias_roots=frozenset() if bias is None else bias.roots,
         key=("function", weight.expression, bias and bias.expression, geometry),
         trains=weight.trains,
         bias_trains=bias is not None and bias.trains,

@@ -43,7 +43,7 @@ def read_module_call(gm: GraphModule, node: Node) -> Reading | Refusal | None:
     weight, bias = _materialised(module, "weight"), _materialised(module, "bias")
     obstacle = _obstacle(node, module, weight)
     if obstacle is not None:
-        return Refusal(name, kind, *obstacle)
+        return Refusal(name, kind, *obstacle, _known_geometry(module, weight))
     assert weight is not None  # without one there is an obstacle
     named = list(module.named_parameters())
     weights = [parameter for key, parameter in named if "bias" not in key]
@@ -56,6 +56,7 @@ def read_module_call(gm: GraphModule, node: Node) -> Reading | Refusal | None:
         weight=swapped_channels(weight, _groups(module)) if transposed else weight,
         bias=bias,
         roots=frozenset(map(id, weights)),
+        bias_roots=frozenset(map(id, biases)),
         key=("module", id(module)),
         trains=any(parameter.requires_grad for parameter in weights),
         bias_trains=any(parameter.requires_grad for parameter in biases),
@@ -104,6 +105,12 @@ def _geometry(module: nn.Module, weight: Tensor) -> LayerSpec:
         transposed=module.transposed,
         output_padding=module.output_padding,
     )
+
+
+def _known_geometry(module: nn.Module, weight: Tensor | None) -> LayerSpec | None:
+    """The geometry of a layer that may have no proper weight."""
+    proper = isinstance(weight, Tensor) and weight.ndim > 1 and 0 not in weight.shape
+    return _geometry(module, weight) if proper and weight is not None else None
 
 
 def _groups(module: nn.Module) -> int:

@@ -34,7 +34,9 @@ def test_the_inner_convolutions_are_replaced_at_the_promised_saving(result):
     assert [one.site for one in applied] == [f"features.conv{index}" for index in range(2, 8)]
     factor = sum(one.macs_before for one in applied) / sum(one.macs_after for one in applied)
     assert 3.7 < factor < 3.9, factor
-    assert len(result.layers.skipped) == 4
+    assert len(result.layers.skipped) == 6  # the LSTMs too
+    assert result.layers.params_after == result.params["small"]
+    assert result.layers.params_before == result.params["dense"]
 
 
 @pytest.mark.slow

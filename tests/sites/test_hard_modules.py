@@ -117,8 +117,10 @@ def test_a_head_tied_to_the_embedding_stays_tied(exported: bool) -> None:
     by_site = {o.site: o for o in fxdecomp.report(small).outcomes}
     assert isinstance(by_site["body"], fxdecomp.Applied)
     tied = [o for name, o in by_site.items() if name != "body"]
-    assert [o.reason for o in tied] == [Reason.TIED_WEIGHT]
+    assert [o.reason for o in tied] == [Reason.TIED_WEIGHT, Reason.EMBEDDING]
     assert tied[0].detail == "it is used by embedding"
+    assert [o.params for o in tied] == [20 * 8, 0]  # one tensor
+    assert tied[1].detail == "its weights are counted with another layer"
     assert relative_difference(model, small, tokens) < 1e-12
     assert sum(p.numel() for p in small.parameters()) == 20 * 8 + 8 * 8 * 2 + 8
 
