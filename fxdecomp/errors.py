@@ -1,8 +1,17 @@
 """The exceptions of the package. A layer that cannot be decomposed is never one of them: see `outcomes`."""
 
+import re
+
+_COMMANDS = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+"""Control characters but for tab and newline, marks of direction, halves of pairs that no encoding takes."""
+
 
 class FxdecompError(Exception):
     """Base of every error that this package raises on purpose.
+
+    Its text may quote names out of files: control characters are shown escaped.
 
     Example:
         >>> import fxdecomp
@@ -12,6 +21,9 @@ class FxdecompError(Exception):
         ...     print(error)
         transform takes a GraphModule, got NoneType; use fxdecomp.trace(model, inputs)
     """
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class TraceError(FxdecompError):
@@ -129,3 +141,13 @@ def first_line(error: object) -> str:
     """The kind of an exception and the first line of what it says, for a message of our own."""
     text = next(iter(str(error).strip().splitlines()), "no message")
     return f"{type(error).__name__}: {text[:300]}"
+
+
+def printable(text: str) -> str:
+    r"""A text with what would command a terminal, or turn the reading direction, shown as escapes.
+
+    Example:
+        >>> print(printable("conv\x1b[2J"))
+        conv\x1b[2J
+    """
+    return _COMMANDS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)

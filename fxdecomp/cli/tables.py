@@ -3,19 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from fxdecomp.errors import printable
 from fxdecomp.export import BenchmarkReport, Kernel
 from fxdecomp.inspecting.layers import LayerRow
 from fxdecomp.reporting import Report
 from fxdecomp.reporting.text import rank_text, short
 
 
+class _PrintableTable(Table):
+    """A table whose cells never command a terminal, whatever a file calls its layers."""
+
+    def add_row(self, *cells: RenderableType | None, **options: Any) -> None:
+        """Add a row of plain texts."""
+        super().add_row(*map(_shown, cells), **options)
+
+
+def _shown(cell: RenderableType | None) -> RenderableType | None:
+    if isinstance(cell, Text):
+        return Text(printable(cell.plain), style=cell.style)
+    return Text(printable(cell)) if isinstance(cell, str) else cell
+
+
 def table_with(title: str, columns: Mapping[str, str]) -> Table:
     """An empty table; a column is `left`, `right` or `name` (folded, never cut)."""
-    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    shown = Text(printable(title)) if title else None
+    table = _PrintableTable(title=shown, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for name, kind in columns.items():
         right = kind == "right"
         table.add_column(name, justify="right" if right else "left", no_wrap=right, overflow="fold")
@@ -103,5 +121,5 @@ def _add_kernel(table: Table, kernel: Kernel, style: str = "") -> None:
 def coloured_diff(text: str) -> Text:
     """A unified diff with its lines in the usual colours."""
     colours = {"+": "green", "-": "red", "@": "cyan"}
-    lines = (Text(f"{line}\n", style=colours.get(line[:1], "")) for line in text.splitlines())
+    lines = (Text(f"{printable(line)}\n", style=colours.get(line[:1], "")) for line in text.splitlines())
     return Text().join(lines)

@@ -19,6 +19,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from fxdecomp.errors import printable
+
 console = Console()
 messages = Console(stderr=True)
 
@@ -30,7 +32,7 @@ def this_command() -> str:
 
 def print_text(text: str) -> None:
     """Print exactly this text: names of layers may hold brackets, which rich would take for markup."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def print_blocks(*blocks: RenderableType) -> None:
@@ -38,12 +40,13 @@ def print_blocks(*blocks: RenderableType) -> None:
     for index, block in enumerate(blocks):
         if index:
             console.print()
-        console.print(block, markup=False, highlight=False)
+        shown = printable(block) if isinstance(block, str) else block
+        console.print(shown, markup=False, highlight=False)
 
 
 def print_error(text: str) -> None:
     """Print exactly this text on standard error."""
-    messages.print(text, markup=False, highlight=False, soft_wrap=True)
+    messages.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def print_json(data: Any) -> None:
@@ -80,5 +83,5 @@ def working(work: str, *, quiet: bool) -> Iterator[None]:
         return
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=messages, transient=True) as bars:
-        bars.add_task(work, total=None)
+        bars.add_task(printable(work), total=None)
         yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,9 @@ _TYPES = {
     "tensor(int8)": np.int8,
     "tensor(bool)": np.bool_,
 }
+
+_LARGEST = 1 << 36
+"""Numbers of an input that is drawn; real ones have millions."""
 
 
 def fixed_batch(declared: Any) -> int | None:
@@ -91,6 +95,8 @@ def random_feed(
         if item.type not in _TYPES:
             raise BenchmarkError(f"input {item.name!r} is a {item.type}; give the inputs yourself")
         dtype = np.dtype(_TYPES[item.type])
+        if math.prod(shape) > _LARGEST:
+            raise BenchmarkError(f"input {item.name!r} has shape {shape}, more numbers than can be drawn")
         whole = dtype.kind != "f"
         values = generator.integers(largest + 1, size=shape) if whole else generator.standard_normal(shape)
         feed[item.name] = np.asarray(values).astype(dtype)

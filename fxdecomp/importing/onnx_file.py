@@ -7,8 +7,8 @@ of their weights, so that everything else of this package meets what it knows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from fxdecomp.errors import ExportError, ParityError, first_line
+from fxdecomp.errors import ExportError, FxdecompError, ParityError, first_line
 from fxdecomp.export.examples import drawn_like
 from fxdecomp.export.feeds import make_feed, random_feed
 from fxdecomp.export.metadata import read_metadata
@@ -72,10 +72,9 @@ def from_onnx(path: Path | str, *, shapes: Sequence[tuple[int, ...]] = (), seed:
         BenchmarkError: If the length of an input's axis is not known.
     """
     path = Path(path)
-    model = _prepared(path)
-    with same_chance(()):  # modules are drawn before they get their weights
-        gm = _converted(model, path)
-    session = open_session(path)
+    session = _session(path)  # first: what ONNX Runtime refuses need not be read any further
+    with _naming_damage(path), same_chance(()):  # modules are drawn before they get their weights
+        gm = _converted(_prepared(path), path)
     inputs = _examples(session, path, shapes, seed)
     tests = [inputs, drawn_like(inputs, seed + 1), drawn_like(inputs, seed + 2)]
     try:
@@ -93,6 +92,39 @@ def from_onnx(path: Path | str, *, shapes: Sequence[tuple[int, ...]] = (), seed:
         ) from error
     names = [tuple(item.name for item in items) for items in (session.get_inputs(), session.get_outputs())]
     return ImportedModel(gm, inputs, names[0], names[1], parity)
+
+
+def _session(path: Path) -> Any:
+    """A session of the file.
+
+    Raises:
+        ExportError: There is no file, or it is no model that ONNX Runtime loads.
+    """
+    if not path.is_file():
+        raise ExportError(f"{path} cannot be read as an ONNX model: there is no such file")
+    if not path.stat().st_size:
+        raise ExportError(f"{path} cannot be read as an ONNX model: it is empty; copy or download it again")
+    try:
+        return open_session(path)
+    except ExportError:
+        raise
+    except Exception as error:
+        why = str(error).replace(f"Load model from {path} failed:", "").strip()
+        raise ExportError(f"{path} cannot be read as an ONNX model: {why[:500]}") from error
+
+
+@contextmanager
+def _naming_damage(path: Path) -> Iterator[None]:
+    """Say which file it was where a library meets what it does not expect."""
+    try:
+        yield
+    except FxdecompError:
+        raise
+    except Exception as error:
+        raise ExportError(
+            f"{path} cannot be converted to PyTorch, it is damaged or holds what is not foreseen: "
+            f"{first_line(error)}; see what onnx.checker.check_model says of it"
+        ) from error
 
 
 def _prepared(path: Path) -> Any:
@@ -217,7 +249,12 @@ def _examples(session: Any, path: Path, shapes: Sequence[tuple[int, ...]], seed:
             feed = random_feed(declared, shapes, seed=seed, largest=largest)
         else:
             feed = make_feed(declared, batch=batch, axes={}, example_shapes=known, seed=seed, largest=largest)
-        with suppress(Exception):  # what the file refuses with zeros too is an error of the comparison
+        try:
             session.run(None, feed, quiet)
             break
+        except Exception as error:  # noqa: BLE001 - whatever the file raises, it takes nothing of the kind
+            refusal = error
+    else:
+        told = {name: value.shape for name, value in feed.items()}
+        raise ExportError(f"ONNX Runtime cannot run {path} on inputs {told}: {refusal}") from refusal
     return tuple(torch.from_numpy(feed[item.name]) for item in declared)

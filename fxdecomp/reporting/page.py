@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from fxdecomp.errors import printable
 from fxdecomp.export.benchmark_report import BenchmarkReport, Timing, paired_ratio
 from fxdecomp.export.machine import machine
 from fxdecomp.outcomes import Applied, Outcome
@@ -52,7 +53,7 @@ def page_html(report: Report, title: str) -> str:
     )
     variants = variants_of(report)
     known = {} if report.benchmark is None else dict(report.benchmark.machine)
-    return (
+    return printable(
         _environment()
         .get_template("page.html.j2")
         .render(
@@ -79,7 +80,7 @@ def page_html(report: Report, title: str) -> str:
 
 def fragment_html(report: Report) -> str:
     """The layers as a table without page or style, for a notebook."""
-    return _environment().get_template("fragment.html.j2").render(report=report)
+    return printable(_environment().get_template("fragment.html.j2").render(report=report))
 
 
 def variants_of(report: Report) -> tuple[Variant, ...]:

@@ -67,6 +67,8 @@ _SYMBOLIC = frozenset({
 """What sympy's `srepr` writes of sizes, and torch's own functions of them."""
 _POWERS = ("Pow", "PowByNatural", "FloatPow")
 _LARGEST_POWER = 64
+_LARGEST_TENSOR = 1 << 40
+"""Elements: a value that repeats one number takes no memory, and all time."""
 
 _QUOTING = re.compile(r"[\"\\\x00-\x1f\x7f]")
 _DATA_ONLY = (
@@ -140,6 +142,11 @@ def _check_model(name: str, model: Any) -> None:
         _check_name(symbol, name)
     for key, value in _strings(model["graph_module"]):
         _check_string(key, value, name)
+    for value, told in model["graph_module"]["graph"]["tensor_values"].items():
+        size = math.prod(axis.get("as_int", 1) for axis in told["sizes"])
+        if size > _LARGEST_TENSOR:
+            why = f"the value {value!r} in {name} has {size:.0e} elements, which no run would finish"
+            raise _Refused(why)
 
 
 def _without_paths(guard: str) -> str:

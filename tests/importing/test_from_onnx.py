@@ -239,7 +239,7 @@ def test_operators_without_a_counterpart_are_one_error_that_names_them(tmp_path:
         helper.make_node("Det", ["x"], ["y"]),
     ]
     with pytest.raises(ExportError) as caught:
-        from_onnx(write(tmp_path / "a.onnx", nodes, outputs=("b", "y")))
+        from_onnx(write(tmp_path / "a.onnx", nodes, shape=(2, 4, 6, 6), outputs=("b", "y")))
     assert "cannot be converted to PyTorch: Det, NonZero; give the PyTorch model instead" in str(caught.value)
 
 

@@ -178,6 +178,17 @@ def payloads(mark: Path) -> dict[str, dict[str, Callable[[bytes], bytes]]]:
     }
 
 
+def test_a_value_without_end_is_refused(good: Path, tmp_path: Path) -> None:
+    def enlarge(model: Any) -> None:
+        model["graph_module"]["graph"]["tensor_values"]["z"] = {
+            "sizes": [{"as_int": 10**7}, {"as_int": 10**7}]
+        }
+
+    evil = altered(good, tmp_path / "evil.pt2", {MODEL: in_json(enlarge)})
+    with pytest.raises(fxdecomp.TraceError, match=r"the value 'z' in models/model\.json has 1e\+14 elements"):
+        load_program(evil)
+
+
 KINDS = sorted(payloads(Path()))
 
 
