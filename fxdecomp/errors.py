@@ -55,11 +55,18 @@ class PolicyError(FxdecompError, ValueError):
 class BudgetError(PolicyError):
     """A budget that no choice of ranks can meet.
 
+    Attributes:
+        least_share: The least share of the dense network's cost that can be met, None where it is not known.
+
     Example:
         >>> from fxdecomp.errors import BudgetError, PolicyError
         >>> issubclass(BudgetError, PolicyError)
         True
     """
+
+    def __init__(self, message: str, least_share: float | None = None) -> None:
+        super().__init__(message)
+        self.least_share = least_share
 
 
 class PassError(FxdecompError):

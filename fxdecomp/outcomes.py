@@ -39,6 +39,7 @@ class Reason(StrEnum):
     OUTPUT_SIZE = "the layer is told its output's size at the call, which a chain's layers cannot be"
     UNSUPPORTED_TENSOR = "the weight is not an ordinary dense floating-point tensor"
     BUDGET = "the budget is met without this layer"
+    NOT_KEPT = "no smaller network that was judged keeps the metric"
     NOT_FASTER = "no choice of chains was measured to be faster than the dense network"
 
 

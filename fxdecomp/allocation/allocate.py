@@ -78,7 +78,8 @@ def allocate(
         raise BudgetError(
             f"{budget} cannot be met: the smallest candidates of all layers together take "
             f"{_amount(least, budget)} of {_amount(dense, budget)} ({least / dense:.1%}); raise the budget, "
-            "or let more layers and methods take part"
+            "or let more layers and methods take part",
+            least / dense,
         )
     cost = fixed + chosen.cost
     picks = {

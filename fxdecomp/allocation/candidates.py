@@ -99,7 +99,7 @@ def candidates(question: Question) -> tuple[Candidate, ...]:
     problems = problems_of(question.weight, spec, question.moments)
     biases = question.bias if question.moments is None else spec.out_channels  # fitted chains have one
     found: list[list[Candidate]] = []
-    for method in _methods(question.method, spec):
+    for method in methods_of(question.method, spec):
         large = method.name in ITERATED and question.weight.numel() > _MOST_ITERATED
         if refusal_of(method, question.specs) is not None or (large and question.method == AUTO):
             continue
@@ -136,7 +136,8 @@ def cost_of(candidate: Candidate, cost: str) -> float:
     return candidate.macs if cost == MACs.name else candidate.params
 
 
-def _methods(name: str, spec: LayerSpec) -> list[Decomposition]:
+def methods_of(name: str, spec: LayerSpec) -> list[Decomposition]:
+    """The methods that a name stands for at a layer: one, or with `auto` all, each once."""
     wanted = METHODS if name == AUTO else (method_named(name),)
     return list({method.name: method for method in (method_for(m, spec.per_group) for m in wanted)}.values())
 

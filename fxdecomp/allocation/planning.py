@@ -140,7 +140,8 @@ def _counted_choice(policy: Policy, open_: Mapping[str, Task], situation: Situat
             found = allocate(menus, policy.budget, fixed=fixed, dense=dense, sensitivity=sensitivity)
         except BudgetError as error:
             if finest:
-                raise BudgetError(f"{error}{_unreduced(situation.others, cost, dense)}") from None
+                unreduced = _unreduced(situation.others, cost, dense)
+                raise BudgetError(f"{error}{unreduced}", error.least_share) from None
         else:
             if found.is_near or finest:
                 break

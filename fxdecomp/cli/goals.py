@@ -15,7 +15,7 @@ from fxdecomp.compressing import Goal
 from fxdecomp.errors import PolicyError
 from fxdecomp.export.sessions import CPU, provider_of
 from fxdecomp.policy import Budget, Latency, MACs, Params, Policy
-from fxdecomp.searching.searcher import Metric
+from fxdecomp.searching import Metric
 
 _SECONDS = {"ms": 1e-3, "s": 1.0}
 _COUNTED: dict[str, type[MACs | Params]] = {"macs": MACs, "params": Params}

@@ -103,5 +103,6 @@ def filtered(
     before, now = block, image * (2 / cut) - block if cut > 0 else image
     for _ in range(degree - 1 if cut > 0 else 0):
         before, now = now, (apply(now) * (2 / cut) - now) * 2 - before
-    columns: Tensor = torch.linalg.qr(now)[0]
+    # Where the block ends in next to nothing, the polynomial of what leads it leaves the range of numbers.
+    columns: Tensor = torch.linalg.qr(now if bool(now.isfinite().all()) else image)[0]
     return columns

@@ -55,33 +55,47 @@ class FoldBatchNorm(Pass):
 
     def call(self, gm: GraphModule, record: Record) -> Record:
         """Fold every BatchNorm that can be folded without changing the function."""
-        constants = Constants(gm)
-        norms = {node: norm for node in gm.graph.nodes if (norm := _read(gm, node, constants))}
-        found = survey(gm)
-        sites = found.sites
-        owner = {call.node: site for site in sites for call in site.calls}
+        before = survey(gm).params
         folds: dict[str, Folded] = {}
-        into: dict[Node, str] = {}
-        for node, norm in norms.items():
-            site = owner.get(norm.source) if isinstance(norm.source, Node) else None
-            reason = norm.reason or _obstacle(norm, site, norms)
-            if not reason and site is not None:
-                into[node] = site.name
-            folds[norm.name] = _merged(norm.name, folds.get(norm.name), into.get(node), reason)
-        replacer = Replacer(gm)
-        for site in sites:
-            after = [next(iter(call.node.users)) for call in site.calls if len(call.node.users) == 1]
-            if len(after) == len(site.calls) and all(into.get(user) == site.name for user in after):
-                _fold(replacer, site, norms[after[0]], after)
-        called = {str(node.target) for node in gm.graph.nodes if node.op == "call_module"}
-        for name in {str(node.target) for node in norms if node.op == "call_module"} - called:
-            replacer.release(name)
+        while _fold_round(gm, folds):  # a BatchNorm behind another one is next to the layer by then
+            pass
         remove_unused(gm)
         earlier = tuple(fold for fold in record.folds if fold.norm not in folds)
-        saved = found.params - survey(gm).params
-        return replace(
-            record, folds=(*earlier, *folds.values()), dropped_params=record.dropped_params + saved
-        )
+        dropped = record.dropped_params + before - survey(gm).params
+        return replace(record, folds=(*earlier, *folds.values()), dropped_params=dropped)
+
+
+def _fold_round(gm: GraphModule, folds: dict[str, Folded]) -> bool:
+    """Fold every BatchNorm that stands right behind a layer, and say whether there was one.
+
+    Args:
+        gm: The graph, edited in place.
+        folds: What became of each BatchNorm so far; one that stayed in one round may go in the next.
+    """
+    constants = Constants(gm)
+    norms = {node: norm for node in gm.graph.nodes if (norm := _read(gm, node, constants))}
+    sites = survey(gm).sites if norms else ()
+    owner = {call.node: site for site in sites for call in site.calls}
+    into: dict[Node, str] = {}
+    for name in {norm.name for norm in norms.values()} & folds.keys():
+        folds[name] = replace(folds[name], reason="")
+    for node, norm in norms.items():
+        site = owner.get(norm.source) if isinstance(norm.source, Node) else None
+        reason = norm.reason or _obstacle(norm, site, norms)
+        if not reason and site is not None:
+            into[node] = site.name
+        folds[norm.name] = _merged(norm.name, folds.get(norm.name), into.get(node), reason)
+    replacer = Replacer(gm)
+    folded = False
+    for site in sites:
+        after = [next(iter(call.node.users)) for call in site.calls if len(call.node.users) == 1]
+        if len(after) == len(site.calls) and all(into.get(user) == site.name for user in after):
+            _fold(replacer, site, norms[after[0]], after)
+            folded = True
+    called = {str(node.target) for node in gm.graph.nodes if node.op == "call_module"}
+    for name in {str(node.target) for node in norms if node.op == "call_module"} - called:
+        replacer.release(name)
+    return folded
 
 
 def _merged(name: str, earlier: Folded | None, site: str | None, reason: str) -> Folded:

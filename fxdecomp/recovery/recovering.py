@@ -17,6 +17,7 @@ from fxdecomp.graphs.copies import copy_owning_tensors, stored_tensors
 from fxdecomp.graphs.inputs import ExampleInputs, call_arguments
 from fxdecomp.graphs.records import Record, attach_record, record_of
 from fxdecomp.graphs.untouched import one_at_a_time, unchanged_buffers
+from fxdecomp.outcomes import Applied
 from fxdecomp.passes import FoldBatchNorm
 from fxdecomp.progress import Progress, silent
 from fxdecomp.recovery.balancing import balance
@@ -78,7 +79,7 @@ def recover(
         `small`, if none is better. The last note of its record says what was measured.
 
     Raises:
-        RecoveryError: The networks, the data or the checkpoint do not fit.
+        RecoveryError: The networks, the data or the checkpoint do not fit, or the networks are swapped.
         FxdecompError: The checkpoint's folder is not there.
 
     Example:
@@ -87,6 +88,7 @@ def recover(
         >>> small = fxdecomp.transform(gm, fxdecomp.Policy(method="svd", rank=4))
         >>> better = fxdecomp.recover(small, gm, torch.randn(64, 16).split(16), block_steps=5, steps=5)
     """
+    _check_order(small, original)
     device = _device(small, original)
     if (labels is None) != (task_loss is None):
         raise RecoveryError("labels and task_loss go together; give both, or neither")
@@ -142,6 +144,19 @@ def recover(
         _copy_parameters(everything, result)
     _note(result, start, best)
     return result
+
+
+def _check_order(small: GraphModule, original: GraphModule) -> None:
+    """Raise where the two networks were given in the wrong order."""
+    if _chains_of(original) and not _chains_of(small):
+        raise RecoveryError(
+            "recover(small, original) got the compressed network second: swap them, the first one is trained"
+        )
+
+
+def _chains_of(gm: GraphModule) -> int:
+    record = record_of(gm)
+    return 0 if record is None else sum(isinstance(outcome, Applied) for outcome in record.outcomes)
 
 
 def _device(small: GraphModule, original: GraphModule) -> torch.device:

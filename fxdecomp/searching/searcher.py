@@ -14,25 +14,38 @@ import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, SupportsFloat
+from typing import Any
 
 from torch.fx import GraphModule
 
-from fxdecomp.allocation.agreement import Agreement
+from fxdecomp.allocation.floor import least_macs_share
 from fxdecomp.calibration import Batch, Calibration
 from fxdecomp.errors import BudgetError, PolicyError
 from fxdecomp.export import benchmark, to_onnx
 from fxdecomp.files import check_file
 from fxdecomp.graphs.inputs import ExampleInputs, call_arguments, placeholder_values
+from fxdecomp.graphs.records import attach_record, record_of
+from fxdecomp.outcomes import Reason, Skipped
 from fxdecomp.pipeline import transform
 from fxdecomp.plans import Plan
 from fxdecomp.policy import Budget, Latency, MACs, Policy
 from fxdecomp.progress import Progress, silent
 from fxdecomp.recovery.checkpoints import fingerprint, name_of
 from fxdecomp.reporting import report
-from fxdecomp.searching.trials import SearchResult, Trial, next_share, restored_trials, save_state
+from fxdecomp.searching.judging import (
+    Metric,
+    default_metric,
+    judged_by,
+)
+from fxdecomp.searching.trials import (
+    SearchResult,
+    Trial,
+    next_share,
+    own_state,
+    restored_trials,
+    save_state,
+)
 
-Metric = Callable[[GraphModule], SupportsFloat]
 Recovery = Callable[[GraphModule], GraphModule]
 
 _log = logging.getLogger(__name__)
@@ -61,8 +74,9 @@ def search(
         example_inputs: Inputs for export and timing; they are also judged on where there is no calibration.
         calibration: Unlabelled inputs. Without a `metric` the last quarter of the batches (one at least,
             where there are two) is kept for judging.
-        metric: The user's measure of a network, higher is better. By default the agreement with the
-            original's outputs, `1 - E||y - y'||^2 / E||y - mean(y)||^2`, which is 1 for the original itself.
+        metric: The user's measure of a network, higher is better; it gets a copy in eval mode, with which it
+            may do what it likes. By default the agreement with the original's outputs,
+            `1 - E||y - y'||^2 / E||y - mean(y)||^2`, which is 1 for the original itself.
         max_drop: The most that the metric may fall below that of the original.
         policy: Methods, rules and exclusions, with a budget that is replaced; `auto` by default.
         evaluations: How many compressed networks are judged.
@@ -74,13 +88,14 @@ def search(
         recovery: Trains every network before it is judged, such as
             `lambda small: fxdecomp.recover(small, gm, batches, steps=50)`.
         state: A file that every judged network is written to; a search of the same network, metric, data and
-            settings goes on from it.
+            settings goes on from it. One that differs writes a file beside it, named after its settings.
         progress: Told of every judged network, and of the work at each.
 
     Raises:
-        PolicyError: A setting is out of range, or the metric gives no number.
+        PolicyError: A setting is out of range, the metric gives no number, or there is nothing to judge by:
+            neither metric nor calibration, and example inputs that are all the same number.
         CalibrationError: A batch does not fit the network.
-        FxdecompError: The state file belongs to another search, or its folder is not there.
+        FxdecompError: The state file is damaged, or its folder is not there.
 
     Example:
         >>> import torch, fxdecomp
@@ -109,42 +124,57 @@ def search(
         "recovery": name_of(recovery),
         "fingerprint": _fingerprint(gm, data, example_inputs),
     }
+    judged_on: tuple[str, ...] = ()
     if metric is None:
-        count = 0 if data is None else len(tuple(data.batches))
-        data, judged = _split(data, example_inputs)
-        metric = _agreement(gm, judged, first=max(0, count - len(judged)))
-    dense = report(gm)
-    trials = restored_trials(state, settings)
-    if not trials:
-        share = None if provider is None else 1.0
-        value = _judged(metric, gm)
-        if math.isnan(value):
-            raise PolicyError(
-                f"metric {name_of(metric)} of the original is not finite; nothing compares to it"
-            )
-        trials = [Trial(1.0, dense.macs_before, dense.params_before, value, True, time_share=share)]
-    wanted = trials[0].metric - max_drop
-    seeker = _Seeker(gm, base, data, metric, wanted, recovery, progress)
+        metric, data, judged_on = default_metric(gm, data, example_inputs)
+    state = own_state(state, settings)
+    trials = restored_trials(state, settings) or [_first_trial(metric, gm, timed=provider is not None)]
+    floor = least_macs_share(gm, base) if provider is None else 0.0
+    seeker = _Seeker(gm, base, data, metric, trials[0].metric - max_drop, recovery, progress, floor)
     for step in range(len(trials) - 1, evaluations):
-        share = next_share(trials, least_share, max_drop)
+        least = max(least_share, seeker.floor)
+        if least >= min(trial.share for trial in trials if trial.accepted):
+            break  # nothing smaller than what is accepted already
+        share = next_share(trials, least, max_drop)
         trials.append(seeker.judge(_budget(share, provider, threads)))
         save_state(state, settings, trials)
         progress("search", step + 1, evaluations)
     best = min((t for t in trials if t.accepted), key=lambda t: t.cost)
-    result = SearchResult(seeker.model_of(best), tuple(trials), best, max_drop)
+    result = SearchResult(seeker.model_of(best), tuple(trials), best, max_drop, notes=judged_on)
     if best is trials[0]:
-        why = "smaller network that was judged keeps the metric"
-        if all(trial.problem for trial in trials[1:]):
-            why = "budget that was tried can be met"
-        return replace(result, notes=(f"nothing worth changing: no {why}",))
+        why = f"nothing worth changing: {_why_nothing(trials, seeker.floor)}"
+        return replace(result, notes=(why, *judged_on))
     if provider is None:
         return result
-    return _timed(result, gm, example_inputs, Latency(1.0, provider, threads), progress)
+    timed = _timed(result, gm, example_inputs, Latency(1.0, provider, threads), progress)
+    return replace(timed, model=_left_for(timed.model, base, Reason.NOT_FASTER))
+
+
+def _first_trial(metric: Metric, gm: GraphModule, *, timed: bool) -> Trial:
+    """The original, judged.
+
+    Raises:
+        PolicyError: The metric gives nothing that anything compares to.
+    """
+    value = judged_by(metric, gm)
+    if math.isnan(value):
+        raise PolicyError(f"metric {name_of(metric)} of the original is not finite; nothing compares to it")
+    dense = report(gm)
+    share = 1.0 if timed else None
+    return Trial(1.0, dense.macs_before, dense.params_before, value, True, time_share=share)
+
+
+def _why_nothing(trials: list[Trial], floor: float) -> str:
+    if len(trials) == 1:
+        return f"the smallest chains of all layers together take {floor:.1%} of the dense network"
+    if all(trial.problem for trial in trials[1:]):
+        return "no budget that was tried can be met"
+    return "no smaller network that was judged keeps the metric"
 
 
 @dataclass(slots=True)
 class _Seeker:
-    """Makes and judges networks; keeps the best that was accepted."""
+    """Makes and judges networks; keeps the best that was accepted, and the least share that can be met."""
 
     gm: GraphModule
     policy: Policy
@@ -153,6 +183,7 @@ class _Seeker:
     wanted: float
     recovery: Recovery | None
     progress: Progress
+    floor: float = 0.0
     kept: tuple[Trial, GraphModule] | None = None
 
     def judge(self, budget: Budget) -> Trial:
@@ -163,13 +194,14 @@ class _Seeker:
                 self.gm, replace(self.policy, budget=budget), calibration=self.data, progress=self.progress
             )
         except BudgetError as error:
+            self.floor = max(self.floor, error.least_share or 0.0)
             return self._logged(Trial(share, 0, 0, math.nan, accepted=False, problem=str(error)))
         told = report(small)
         if not told.modified:
             why = "; ".join(told.record.notes[-1:])
             return self._logged(Trial(share, 0, 0, math.nan, accepted=False, problem=why))
         small = self._recovered(small)
-        value = _judged(self.metric, small)
+        value = judged_by(self.metric, small)
         trial = Trial(
             share,
             told.macs_after,
@@ -188,35 +220,23 @@ class _Seeker:
         if self.kept is not None and self.kept[0] is trial:
             return self.kept[1]
         if trial.plan is None:
-            return _untouched(self.gm)
+            return _left_for(_untouched(self.gm), self.policy, Reason.NOT_KEPT)
         policy = Policy.from_plan(Plan.from_dict(trial.plan))
-        return self._recovered(transform(self.gm, policy, calibration=self.data))
+        small = transform(self.gm, policy, calibration=self.data)
+        return self._recovered(_left_for(small, self.policy, Reason.BUDGET))
 
     def _recovered(self, small: GraphModule) -> GraphModule:
         return small if self.recovery is None else self.recovery(small)
 
     @staticmethod
     def _logged(trial: Trial) -> Trial:
-        _log.info("share %.3f: cost %.4g, metric %.4f", trial.share, trial.cost, trial.metric)
+        judged = trial.problem or f"cost {trial.cost:.4g}, metric {trial.metric:.4f}"
+        _log.info("share %.3f: %s", trial.share, judged)
         return trial
 
 
 def _budget(share: float, provider: str | None, threads: int) -> Budget:
     return MACs(share) if provider is None else Latency(share, provider, threads)
-
-
-def _judged(metric: Metric, gm: GraphModule) -> float:
-    """What a metric says of a network, as a plain number; NaN, which no search accepts, for infinity too.
-
-    Raises:
-        PolicyError: It is no number.
-    """
-    value = metric(gm)
-    try:
-        number = float(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise PolicyError(f"metric {name_of(metric)} gives {value!r}, wanted one number") from error
-    return number if math.isfinite(number) else math.nan
 
 
 def _time_share(latency: Any) -> float | None:
@@ -233,27 +253,25 @@ def _fingerprint(gm: GraphModule, data: Calibration | None, example_inputs: Exam
     return fingerprint(options, [gm], [call_arguments(each) for each in (example_inputs, *data.batches)])
 
 
-def _agreement(gm: GraphModule, batches: tuple[Batch, ...], *, first: int) -> Agreement:
-    agreement = Agreement(gm, batches, first=first)
-    if agreement.is_blind:
-        raise PolicyError("the network has no floating-point output to compare; give search a metric=")
-    return agreement
-
-
-def _split(data: Calibration | None, examples: ExampleInputs) -> tuple[Calibration | None, tuple[Batch, ...]]:
-    """Batches to calibrate with, and batches to judge on."""
-    if data is None:
-        return None, (examples,)
-    batches = tuple(data.batches)
-    if len(batches) == 1:
-        return data, batches
-    kept = max(1, len(batches) // 4)
-    return replace(data, batches=batches[:-kept]), batches[-kept:]
-
-
 def _untouched(gm: GraphModule) -> GraphModule:
     """The original's layers through the same passes, none of them decomposed."""
     return transform(gm, Policy(method="svd", rank=1, exclude=["*"]))
+
+
+def _left_for(gm: GraphModule, policy: Policy, reason: Reason) -> GraphModule:
+    """A graph whose record gives this reason for the layers that the search left, but its policy selects."""
+    record = record_of(gm)
+    assert record is not None  # transform made it
+    outcomes = tuple(
+        replace(outcome, reason=reason)
+        if isinstance(outcome, Skipped)
+        and outcome.reason is Reason.NOT_SELECTED
+        and policy.select(outcome.site) is not None
+        else outcome
+        for outcome in record.outcomes
+    )
+    attach_record(gm, replace(record, outcomes=outcomes))
+    return gm
 
 
 def _timed(
@@ -277,6 +295,6 @@ def _timed(
     measured = replace(result, speedup=(ratio.value, ratio.low, ratio.high))
     told = f"measured on {where.provider}, {where.threads} thread(s): {ratio} of the dense network's speed"
     if ratio.low > 1:
-        return replace(measured, notes=(told,))
+        return replace(measured, notes=(told, *result.notes))
     dropped = f"nothing worth changing: {told}, which is not faster beyond the noise"
-    return replace(measured, model=dense, best=result.trials[0], notes=(dropped,))
+    return replace(measured, model=dense, best=result.trials[0], notes=(dropped, *result.notes))

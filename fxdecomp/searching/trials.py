@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import math
@@ -107,7 +108,8 @@ class SearchResult:
             verdict = trial.problem or ("accepted" if trial.accepted else "rejected")
             mark = ", taken" if trial is self.best else ""
             time = "-" if trial.time_share is None else f"{trial.time_share:.3f}"
-            row = f"{trial.share:6.3f}  {time:>6}  {trial.macs:15,}  {trial.params:13,}  {trial.metric:9.4f}"
+            judged = "-" if math.isnan(trial.metric) else f"{trial.metric:.4f}"
+            row = f"{trial.share:6.3f}  {time:>6}  {trial.macs:15,}  {trial.params:13,}  {judged:>9}"
             lines.append(f"{row}  {verdict}{mark}")
         return "\n".join([*lines, *self.notes])
 
@@ -123,7 +125,7 @@ def next_share(trials: list[Trial], least_share: float, max_drop: float) -> floa
     wanted = trials[0].metric
     above = min((t for t in trials if t.accepted), key=lambda t: t.share)
     below = max((t for t in trials if not t.accepted), key=lambda t: t.share, default=None)
-    low = least_share if below is None or below.share >= above.share else below.share
+    low = least_share if below is None or below.share >= above.share else max(below.share, least_share)
     place = 0.5
     if below is not None and not math.isnan(below.metric) and below.share < above.share:
         room, excess = max_drop - (wanted - above.metric), (wanted - below.metric) - max_drop
@@ -145,6 +147,26 @@ def save_state(path: str | Path | None, settings: Mapping[str, Any], trials: lis
     """Write the trials so far, whole or not at all; nothing where there is no path."""
     if path is not None:
         write_json(Path(path), {"settings": settings, "trials": [_plain(trial) for trial in trials]})
+
+
+def own_state(path: str | Path | None, settings: Mapping[str, Any]) -> Path | None:
+    """The state file of a search: the one that is named, or one beside it where another search has that.
+
+    Args:
+        path: The file that is named, None for a search that keeps no state.
+        settings: What tells one search from another; they name the file beside it.
+    """
+    if path is None:
+        return None
+    named = Path(path)
+    try:
+        other = named.exists() and json.loads(named.read_text(encoding="utf-8"))["settings"] != settings
+    except (ValueError, KeyError, TypeError):
+        other = False  # it holds no state at all, which is told when it is read
+    if not other:
+        return named
+    mark = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    return named.with_name(f"{named.stem}-{mark}{named.suffix}")
 
 
 def restored_trials(path: str | Path | None, settings: Mapping[str, Any]) -> list[Trial]:

@@ -194,3 +194,35 @@ def test_half_precision_folds_in_its_own_type() -> None:
     assert folds == (Folded("1", "0"),)
     assert {parameter.dtype for parameter in result.parameters()} == {torch.bfloat16}
     assert relative_difference(model, result, X.bfloat16()) < 0.02
+
+
+def test_two_norms_behind_one_layer_are_folded_in_one_run() -> None:
+    folds = check(nn.Sequential(nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8), nn.BatchNorm2d(8), nn.BatchNorm2d(8)))
+    assert folds == tuple(Folded(name, "0") for name in "123")
+
+
+def test_a_second_norm_that_must_stay_keeps_its_reason() -> None:
+    second = nn.BatchNorm2d(8, track_running_stats=False)
+    folds = check(nn.Sequential(nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8), second, nn.BatchNorm2d(8)))
+    assert [fold.into for fold in folds] == ["0", None, None]
+    assert folds[1].reason == "it keeps no running statistics"
+    assert folds[2].reason == "no Conv or Linear that can be changed stands before it"
+
+
+@pytest.mark.parametrize("method", ["tucker2", "spatial_svd", "channel_svd", "tensor_train", "cp", "cp3"])
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_scales_that_training_drove_towards_zero(method: str, calibrated: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)).eval()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.randn(model[0].weight.shape, generator=generator) * 0.1)
+        model[1].weight[:12] = 10.0 ** (-20 * torch.rand(12, generator=generator))
+    x = image(8, 16, 7, 7)
+    gm = fxdecomp.trace(model, x)
+    data = [x[:4], x[4:]] if calibrated else None
+    policy = fxdecomp.Policy(method=method, rank=0.75, require_saving=False)
+    small = fxdecomp.transform(gm, policy, calibration=data)
+    (done,) = fxdecomp.report(small).applied
+    if not calibrated:
+        assert done.relative_error < (0.9 if method in ("cp", "cp3") else 0.4)
+    assert bool(small(x).isfinite().all())

@@ -248,3 +248,10 @@ def test_networks_that_do_not_belong_together_are_told():
         fxdecomp.recover(wide, gm, batches())
     with pytest.raises(fxdecomp.RecoveryError, match=r"small holds torch.float16, .* convert both networks"):
         fxdecomp.recover(small.half(), gm, batches())
+
+
+def test_swapped_networks_are_told() -> None:
+    gm = fxdecomp.trace(nn.Sequential(nn.Linear(16, 16)).eval(), torch.ones(1, 16))
+    small = fxdecomp.transform(gm, fxdecomp.Policy(method="svd", rank=4))
+    with pytest.raises(fxdecomp.RecoveryError, match=r"got the compressed network second: swap them"):
+        fxdecomp.recover(gm, small, list(torch.randn(8, 16).split(4)), steps=1, block_steps=1)

@@ -1,0 +1,97 @@
+"""By what a search judges networks: the user's metric, or the agreement with the original's outputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import SupportsFloat
+
+import torch.utils._pytree as pytree
+from torch import Tensor
+from torch.fx import GraphModule
+
+from fxdecomp.allocation.agreement import Agreement
+from fxdecomp.calibration import Batch, Calibration
+from fxdecomp.errors import PolicyError
+from fxdecomp.graphs.copies import copy_owning_tensors
+from fxdecomp.graphs.inputs import ExampleInputs, call_arguments
+from fxdecomp.recovery.checkpoints import name_of
+
+Metric = Callable[[GraphModule], SupportsFloat]
+
+
+def default_metric(
+    gm: GraphModule, data: Calibration | None, examples: ExampleInputs
+) -> tuple[Agreement, Calibration | None, tuple[str]]:
+    """The metric of a search that is given none.
+
+    Args:
+        gm: The original.
+        data: The user's calibration.
+        examples: What is judged on without it.
+
+    Returns:
+        The agreement, the calibration that is left, and a sentence that says on what it judges.
+
+    Raises:
+        PolicyError: There is nothing to judge by.
+    """
+    count = 0 if data is None else len(tuple(data.batches))
+    if data is None:
+        _check_varied(examples)
+    left, judged = _split(data, examples)
+    return _agreement_on(gm, judged, first=max(0, count - len(judged))), left, (_told_of(count),)
+
+
+def judged_by(metric: Metric, gm: GraphModule) -> float:
+    """What a metric says of a network, as a plain number; NaN, which no search accepts, for infinity too.
+
+    Raises:
+        PolicyError: It is no number.
+    """
+    value = metric(gm if isinstance(metric, Agreement) else copy_owning_tensors(gm, gm).eval())
+    try:
+        number = float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise PolicyError(f"metric {name_of(metric)} gives {value!r}, wanted one number") from error
+    return number if math.isfinite(number) else math.nan
+
+
+def _agreement_on(gm: GraphModule, batches: tuple[Batch, ...], *, first: int) -> Agreement:
+    agreement = Agreement(gm, batches, first=first)
+    if agreement.is_blind:
+        raise PolicyError("the network has no floating-point output to compare; give search a metric=")
+    return agreement
+
+
+def _split(data: Calibration | None, examples: ExampleInputs) -> tuple[Calibration | None, tuple[Batch, ...]]:
+    """Batches to calibrate with, and batches to judge on."""
+    if data is None:
+        return None, (examples,)
+    batches = tuple(data.batches)
+    if len(batches) == 1:
+        return data, batches
+    kept = max(1, len(batches) // 4)
+    return replace(data, batches=batches[:-kept]), batches[-kept:]
+
+
+def _told_of(batches: int) -> str:
+    """On what a search without a metric judges, for the reader."""
+    told = "judged by the agreement with the original's outputs on"
+    if batches > 1:
+        kept = max(1, batches // 4)
+        return f"{told} the last {kept} of {batches} calibration batches, to which nothing is fitted"
+    if batches == 1:
+        return f"{told} the calibration batch itself; give more batches, or a metric"
+    return f"{told} the example inputs alone; give calibration, or a metric"
+
+
+def _check_varied(examples: ExampleInputs) -> None:
+    """Raise where the example inputs, which would be all there is to judge by, hold one number only."""
+    values = [leaf for leaf in pytree.tree_leaves(call_arguments(examples)) if isinstance(leaf, Tensor)]
+    if all(bool((leaf == leaf.flatten()[0]).all()) for leaf in values if leaf.numel()):
+        raise PolicyError(
+            "search has neither metric nor calibration, and the example inputs hold one number only: nothing "
+            "to judge networks by; give calibration=batches, or a metric="
+        )
