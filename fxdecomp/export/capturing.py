@@ -72,12 +72,18 @@ def _obstacle(gm: GraphModule, inputs: tuple[Tensor, ...]) -> str:
     """Why the batch cannot be dynamic: what PyTorch runs at one size only cannot be checked at another."""
     if not any(has_batch(inputs)):
         return "no input has an axis for it"
-    batch = _batch(inputs) + 1
-    try:
-        run_graph(gm, with_batch(inputs, batch))
-    except Exception as error:  # noqa: BLE001 - whatever the graph raises is the reason
-        return f"PyTorch fails at batch {batch}: {brief(error)}"
+    for batch in _other_batches(inputs):
+        try:
+            run_graph(gm, with_batch(inputs, batch))
+        except Exception as error:  # noqa: BLE001 - whatever the graph raises is the reason
+            return f"PyTorch fails at batch {batch}: {brief(error)}"
     return ""
+
+
+def _other_batches(inputs: tuple[Tensor, ...]) -> list[int]:
+    """The batch sizes that a free batch is tried at."""
+    own = _batch(inputs)
+    return sorted({1, own + 1} - {own}, reverse=True)
 
 
 def cannot_be_dynamic(obstacle: str) -> str:
@@ -101,8 +107,8 @@ def check_inputs(
     """The example, two random inputs like it, and others along every free axis."""
     tests = [inputs, drawn_like(inputs, seed), drawn_like(inputs, seed + 1)]
     if dynamic:
-        batches = sorted({1, _batch(inputs) + 1} - {_batch(inputs)})
-        tests += [drawn_like(with_batch(inputs, batch), seed + 2 + i) for i, batch in enumerate(batches)]
+        batches = enumerate(sorted(_other_batches(inputs)))
+        tests += [drawn_like(with_batch(inputs, batch), seed + 2 + i) for i, batch in batches]
     if axes:
         # A quarter longer, in whole multiples of 32 where the example is one: strides must still divide it.
         lengths = {axis: max(value.shape[axis] for value in inputs if value.ndim > axis) for axis in axes}

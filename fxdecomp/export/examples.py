@@ -101,7 +101,8 @@ def drawn_like(inputs: Sequence[Tensor], seed: int) -> tuple[Tensor, ...]:
 
     Floating-point tensors are normal with the mean and deviation of the example (deviation 1 where the
     example is constant); integers and booleans are drawn from the example's own entries, so that indices stay
-    valid.
+    valid. Integers that ascend, such as positions and the offsets of bags, are drawn between the same ends,
+    and ascend again.
 
     Args:
         inputs: The example inputs.
@@ -116,7 +117,28 @@ def drawn_like(inputs: Sequence[Tensor], seed: int) -> tuple[Tensor, ...]:
             noise = torch.randn(value.shape, generator=generator, dtype=torch.float64)
             new = float(example.mean()) + (deviation or 1.0) * noise
             drawn.append(new.to(value.device, value.dtype))
+        elif _ascends(value):
+            drawn.append(_ascending_like(value, generator))
         else:
             picks = torch.randint(value.numel(), (value.numel(),), generator=generator)
             drawn.append(value.flatten()[picks.to(value.device)].reshape(value.shape))
     return tuple(drawn)
+
+
+def _ascends(value: Tensor) -> bool:
+    """Whether a row of integers is in order, and not one number only."""
+    if value.dtype is torch.bool or value.is_complex() or value.ndim != 1 or value.numel() < 2:
+        return False
+    steps = value.diff()
+    return bool((steps >= 0).all()) and bool((steps > 0).any())
+
+
+def _ascending_like(value: Tensor, generator: torch.Generator) -> Tensor:
+    """Integers between the same ends in the same order; no two alike where no two are."""
+    first, last, count = int(value[0]), int(value[-1]), value.numel() - 2
+    if bool((value.diff() > 0).all()):
+        between = first + 1 + torch.randperm(max(last - first - 1, 0), generator=generator)[:count]
+    else:
+        between = torch.randint(first, last + 1, (count,), generator=generator)
+    ends = torch.tensor([first, last])
+    return torch.cat([ends, between]).sort().values.to(value.device, value.dtype)

@@ -35,7 +35,7 @@ from fxdecomp.export.int8 import Int8
 from fxdecomp.export.lowering import Precision, balance_model, chosen_precision, lower
 from fxdecomp.export.metadata import describe_quantization, metadata_props
 from fxdecomp.export.naming import name_ends
-from fxdecomp.export.parity import Agreement, check_parity, to_numpy
+from fxdecomp.export.parity import Agreement, check_parity, run_graph, to_numpy
 from fxdecomp.export.running import Feed
 from fxdecomp.export.sessions import onnxruntime
 from fxdecomp.files import OutputError, beside, check_file, publish
@@ -208,7 +208,9 @@ def _compared(order: _Order, draft: Path, dynamic_batch: bool | None) -> _Writte
         save_model(model, draft)
     _check(draft)
     try:
-        return _Written(captured, feeds, balanced, check_parity(gm, draft, tests))
+        parity, notes = _agreements(gm, draft, tests)
+        captured = replace(captured, notes=captured.notes + notes)
+        return _Written(captured, feeds, balanced, parity)
     except ExportError as error:
         if not captured.dynamic_batch:
             raise
@@ -217,7 +219,36 @@ def _compared(order: _Order, draft: Path, dynamic_batch: bool | None) -> _Writte
         obstacle = f"the exported file does not bear another: {brief(message)}"
         if dynamic_batch:
             raise ExportError(cannot_be_dynamic(obstacle)) from error
-        return replace(fixed, captured=replace(fixed.captured, notes=(fixed_note(obstacle),)))
+        return replace(
+            fixed, captured=replace(fixed.captured, notes=(fixed_note(obstacle), *fixed.captured.notes))
+        )
+
+
+def _agreements(
+    gm: GraphModule, draft: Path, tests: Sequence[tuple[Tensor, ...]]
+) -> tuple[tuple[Agreement, ...], tuple[str, ...]]:
+    """How well a file agrees, and a note where the network refuses what was drawn for it.
+
+    Raises:
+        ExportError: It does not agree, or PyTorch fails on inputs of other shapes.
+    """
+    try:
+        return check_parity(gm, draft, tests), ()
+    except ExportError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a network's own code runs here and may raise anything
+        refusal = brief(error)
+    taken = []
+    for inputs in tests:
+        try:
+            run_graph(gm, inputs)
+            taken.append(inputs)
+        except Exception as error:
+            shapes = [tuple(value.shape) for value in inputs]
+            if shapes != [tuple(value.shape) for value in tests[0]]:
+                raise ExportError(f"PyTorch fails on inputs of shapes {shapes}: {brief(error)}") from error
+    told = f"the network refuses inputs that are drawn like the example ({refusal})"
+    return check_parity(gm, draft, taken), (f"{told}; it was compared on {len(taken)} of {len(tests)}",)
 
 
 def save_model(model: Any, path: Path) -> None:

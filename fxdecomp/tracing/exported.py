@@ -21,6 +21,7 @@ from fxdecomp.graphs.inputs import Arguments, ExampleInputs, call_arguments, pla
 from fxdecomp.graphs.untouched import outputs_of, plain_attention
 from fxdecomp.tracing.archives import check_archive
 from fxdecomp.tracing.guards import keep_conditions
+from fxdecomp.tracing.layouts import correct_conditions
 from fxdecomp.tracing.model_copies import eval_copy
 
 _FIXED = {
@@ -33,7 +34,10 @@ _Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def exported(
-    model: nn.Module, inputs: ExampleInputs, checked: Callable[[GraphModule], GraphModule | Exception]
+    model: nn.Module,
+    inputs: ExampleInputs,
+    checked: Callable[[GraphModule], GraphModule | Exception],
+    agrees: Callable[[GraphModule, Arguments], bool],
 ) -> tuple[GraphModule, tuple[str, ...]] | Exception:
     """Export with as many free sizes as the network allows, and notes about those that had to be fixed.
 
@@ -43,6 +47,7 @@ def exported(
         model: The network in eval mode.
         inputs: What it is called with.
         checked: Gives the graph back, or an error where it computes something else than the network.
+        agrees: Whether it computes what the network does on other inputs.
     """
     own = call_arguments(inputs)
     doubled = _doubled(own)
@@ -56,7 +61,11 @@ def exported(
                 program = torch.export.export(
                     model, *values, dynamic_shapes=_free_sizes(model, *values, axes=free)
                 )
-            gm = checked(unlifted(program))
+            graph = unlifted(program)
+            gm = checked(graph)
+            correct_conditions(graph, program, values, agrees)
+            if not isinstance(gm, GraphModule):  # conditions of layouts may have refused its own inputs
+                gm = checked(graph)
         except Exception as error:  # noqa: BLE001 - a model's own code runs here and may raise anything
             gm = error
         if isinstance(gm, GraphModule):

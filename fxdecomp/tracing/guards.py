@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -39,14 +40,17 @@ class InputConditions(nn.Module):
         """Check the values of the placeholders, which may be symbolic."""
         if torch.compiler.is_dynamo_compiling() or any(isinstance(value, fx.Proxy) for value in values):
             return
-        for condition in self.conditions:
-            if not self._holds(condition, values):
-                raise TraceError(
-                    f"the graph holds where {condition}, which these inputs break; "
-                    "trace or export the network with such an example, or with that size free"
-                )
+        for condition in self.broken(values):
+            raise TraceError(
+                f"the graph holds where {condition}, which these inputs break; "
+                "trace or export the network with such an example, or with that size free"
+            )
 
-    def _holds(self, condition: str, values: tuple[Any, ...]) -> bool:
+    def broken(self, values: Sequence[Any]) -> tuple[str, ...]:
+        """The conditions that values of the placeholders break."""
+        return tuple(condition for condition in self.conditions if not self._holds(condition, values))
+
+    def _holds(self, condition: str, values: Sequence[Any]) -> bool:
         try:
             return bool(evaluate_sizes(condition, dict(zip(self.names, values, strict=True))))
         except NotOfSizes as reason:
@@ -68,8 +72,27 @@ def keep_conditions(gm: GraphModule, program: ExportedProgram) -> None:
             raise TraceError(
                 f"the program holds where {condition[:200]!r}, which is no comparison of sizes: {reason}"
             ) from reason
-    if not conditions:
-        return
+    if conditions:
+        _add(gm, conditions)
+
+
+def conditions_of(gm: GraphModule) -> InputConditions | None:
+    """What a graph checks of its inputs, None where it checks nothing."""
+    return next((part for part in gm.modules() if isinstance(part, InputConditions)), None)
+
+
+def add_condition(gm: GraphModule, condition: str) -> None:
+    """Let a graph check one thing more."""
+    known = conditions_of(gm)
+    if known is None:
+        _add(gm, (condition,))
+        gm.recompile()
+    elif condition not in known.conditions:
+        known.conditions = (*known.conditions, condition)
+
+
+def _add(gm: GraphModule, conditions: tuple[str, ...]) -> None:
+    inputs = gm.graph.find_nodes(op="placeholder")
     name = "input_conditions"
     while hasattr(gm, name):
         name += "_"

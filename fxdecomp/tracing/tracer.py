@@ -82,7 +82,7 @@ def _traced(model: nn.Module, example_inputs: ExampleInputs) -> GraphModule:
     graph = network.checked(symbolic.graph)
     if isinstance(graph, GraphModule) and not symbolic.lack:
         return _with_shapes(graph, example_inputs, "symbolic_trace", notes=symbolic.notes)
-    program = exported(eval_copy(model), example_inputs, network.checked)
+    program = exported(eval_copy(model), example_inputs, network.checked, network.agrees)
     if not isinstance(program, Exception):
         gm, notes = program
         notes = (*symbolic.notes, *notes, *network.notes())
@@ -132,6 +132,18 @@ class _Reference:
             return traced  # or a network that differs from itself
         how = f"its outputs differ by {gap:.2%}" if gap < inf else "its outputs are of other kinds or numbers"
         return TraceError(f"the graph computes something else, {how}")
+
+    def agrees(self, traced: GraphModule, inputs: ExampleInputs) -> bool:
+        """Whether a graph gives what the network gives, on inputs that it was not traced with."""
+        try:
+            wanted, got = outputs_of(eval_copy(self._model), inputs), outputs_of(traced, inputs)
+            allowed = _tolerance(wanted)
+            return (
+                difference(wanted, got) <= allowed
+                or difference(wanted, outputs_of(eval_copy(self._model), inputs)) > allowed
+            )
+        except Exception:  # noqa: BLE001 - a model's own code runs here and may raise anything
+            return False
 
     def notes(self) -> tuple[str, ...]:
         """A note where the fast path of attention gives other outputs, at padded places above all."""
