@@ -19,6 +19,7 @@ from fxdecomp.errors import ExportError
 from fxdecomp.export.examples import has_batch, with_batch
 from fxdecomp.export.naming import name_after_sites, name_ends, name_weights
 from fxdecomp.export.parity import evaluating
+from fxdecomp.export.recurrent import WholeLayers, check_recurrent, translations
 from fxdecomp.graphs.untouched import copied, unchanged_buffers
 
 _CHATTERING = ("torch.onnx", "torch.export", "torch._export", "onnxscript", "onnx_ir")
@@ -67,10 +68,11 @@ def export_graph(
     Raises:
         ExportError: If the exporter refuses the graph.
     """
+    check_recurrent(gm)
     if batch:
         first = next(value for value, batched in zip(inputs, has_batch(inputs), strict=True) if batched)
         inputs = with_batch(inputs, max(2, first.shape[0]))
-    with _silence(), evaluating(gm), unchanged_buffers(gm), torch.no_grad():
+    with _silence(), evaluating(gm), unchanged_buffers(gm), torch.no_grad(), WholeLayers():
         try:
             program = torch.onnx.export(
                 gm,
@@ -81,6 +83,7 @@ def export_graph(
                 opset_version=opset,
                 output_names=output_names(gm),
                 dynamic_shapes=dynamic_shapes(inputs, batch=batch, axes=axes),
+                custom_translation_table=translations(),
             )
             if program is None:
                 raise ExportError("torch.onnx.export gave no model")
@@ -116,8 +119,7 @@ def _check_free(model: Any, axes: Mapping[int, str]) -> None:
             if isinstance(length, int):
                 raise ExportError(
                     f"the exporter fixes axis {axis} of input {value.name!r} to {length}; leave it out of "
-                    "dynamic_axes, or export an LSTM or GRU in a process of its own: PyTorch loops over "
-                    "a free length in the first export of a process"
+                    "dynamic_axes"
                 )
 
 

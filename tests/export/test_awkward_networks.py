@@ -172,3 +172,77 @@ def test_integers_that_ascend_ascend_again_between_the_same_ends(example: list[i
         assert bool((steps > 0).all() if strict else (steps >= 0).all())
         seen.add(tuple(new.tolist()))
     assert len(seen) > 1 or example in ([0, 5], [0, 1, 2, 3])
+
+
+class Sequence(nn.Module):
+    """A recurrent layer of any kind, and a head."""
+
+    def __init__(self, rnn: nn.Module) -> None:
+        super().__init__()
+        self.rnn, self.head = rnn, nn.Linear(16, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.rnn(x)[0])
+
+
+def recurrent(name: str) -> nn.Module:
+    return {
+        "lstm": lambda: nn.LSTM(16, 16, batch_first=True),
+        "time first": lambda: nn.LSTM(16, 16),
+        "two layers, both ways": lambda: nn.LSTM(16, 8, 2, bidirectional=True, batch_first=True),
+        "without bias": lambda: nn.LSTM(16, 16, bias=False, batch_first=True),
+        "gru": lambda: nn.GRU(16, 8, bidirectional=True, batch_first=True),
+    }[name]()
+
+
+@pytest.fixture
+def without_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails where torch goes through a sequence step by step."""
+
+    def steps(*_: object, **__: object) -> None:
+        raise AssertionError("the steps were gone through one by one")
+
+    for each in ("one_layer_lstm", "one_layer_rnn"):
+        monkeypatch.setattr(torch._decomp.decompositions, each, steps)
+
+
+@pytest.mark.usefixtures("without_steps")
+@pytest.mark.parametrize("name", ["lstm", "time first", "two layers, both ways", "without bias", "gru"])
+def test_a_recurrent_layer_is_exported_whole_and_its_axes_are_free(name: str, tmp_path: Path) -> None:
+    net, x = drawn(Sequence(recurrent(name))).eval(), image(2, 12, 16)
+    to_onnx(fxdecomp.trace(net, x), x, tmp_path / "a.onnx", dynamic_batch=True, dynamic_axes=(1,))
+    session = onnxruntime.InferenceSession(tmp_path / "a.onnx", providers=["CPUExecutionProvider"])
+    assert [item.shape for item in session.get_inputs()] == [["batch", "axis_1", 16]]
+    assert [item.shape for item in session.get_outputs()] == [["batch", "axis_1", 8]]
+    for shape in [(1, 12, 16), (2, 30, 16), (5, 1, 16)]:
+        wanted = net(image(*shape, seed=3)).detach().numpy()
+        got = outputs(tmp_path / "a.onnx", image(*shape, seed=3))[0]
+        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:The tensor attributes")  # of torch.export, for its own users
+@pytest.mark.parametrize("name", ["lstm", "gru"])
+def test_a_recurrent_layer_of_an_exported_graph_too(
+    name: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    net, x = drawn(Sequence(recurrent(name))).eval(), image(2, 12, 16)
+    program = torch.export.export(net, (x,), dynamic_shapes=({0: torch.export.Dim.AUTO},))
+    gm = fxdecomp.trace(program, x)
+    assert any(node.target in RECURRENT for node in gm.graph.nodes)
+    request.getfixturevalue("without_steps")
+    assert to_onnx(gm, x, tmp_path / "a.onnx", dynamic_batch=True).max_relative < 1e-4
+
+
+RECURRENT = (torch.ops.aten.lstm.input, torch.ops.aten.gru.input)
+
+
+@pytest.mark.filterwarnings("ignore:The tensor attributes", "ignore:LSTM with projections")
+@pytest.mark.parametrize("aten", [False, True])
+def test_an_lstm_that_projects_is_named(aten: bool, tmp_path: Path) -> None:
+    net, x = Sequence(nn.LSTM(16, 32, proj_size=16)), image(5, 2, 16)
+    gm = fxdecomp.trace(torch.export.export(net, (x,)) if aten else net, x)
+    name = "lstm" if aten else "rnn"
+    with pytest.raises(
+        fxdecomp.ExportError, match=rf'^"{name}" is an LSTM with proj_size, and the LSTM of ONNX'
+    ):
+        to_onnx(gm, x, tmp_path / "a.onnx")
