@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -67,6 +69,41 @@ def graph_rows(
     """
     applied = {o.site: o for o in outcomes if isinstance(o, Applied)}
     left, right = _units_before(before, applied), _units_after(after, applied)
+    rows: list[GraphRow] = []
+    i, j = 0, 0
+    for i_next, j_next in [*_anchors(left, right), (len(left), len(right))]:
+        rows += _aligned(left[i:i_next], right[j:j_next])
+        rows += map(_pair, left[i_next : i_next + 1], right[j_next : j_next + 1])
+        i, j = i_next + 1, j_next + 1
+    return tuple(rows)
+
+
+def _anchors(left: Sequence[_Unit], right: Sequence[_Unit]) -> list[tuple[int, int]]:
+    """Pairs of units that stand once on each side, in the longest order that both sides have.
+
+    Layers have names, and so the rest need be aligned between two of them only: the time of an alignment
+    grows with the cube of its length where functions of one name repeat. (Patience diff, Bram Cohen.)
+    """
+    on_left, on_right = (Counter(unit.key for unit in units) for units in (left, right))
+    places = {unit.key: j for j, unit in enumerate(right) if on_right[unit.key] == 1}
+    pairs = [(i, places[u.key]) for i, u in enumerate(left) if on_left[u.key] == 1 and u.key in places]
+    ends: list[int] = []  # the last place on the right of the best order of every length
+    chosen: list[int] = []
+    before: list[int] = []
+    for index, (_, j) in enumerate(pairs):
+        length = bisect_left(ends, j)
+        ends[length : length + 1] = [j]
+        chosen[length : length + 1] = [index]
+        before.append(chosen[length - 1] if length else -1)
+    order, index = [], chosen[-1] if chosen else -1
+    while index >= 0:
+        order.append(pairs[index])
+        index = before[index]
+    return order[::-1]
+
+
+def _aligned(left: Sequence[_Unit], right: Sequence[_Unit]) -> list[GraphRow]:
+    """The rows of two stretches between anchors."""
     matcher = difflib.SequenceMatcher(None, [u.key for u in left], [u.key for u in right], autojunk=False)
     rows: list[GraphRow] = []
     for tag, i, i_end, j, j_end in matcher.get_opcodes():
@@ -75,7 +112,7 @@ def graph_rows(
             continue
         rows += [GraphRow("removed", unit.lines[0], ()) for unit in left[i:i_end]]
         rows += [GraphRow("added", None, unit.lines, unit.site) for unit in right[j:j_end]]
-    return tuple(rows)
+    return rows
 
 
 def _pair(left: _Unit, right: _Unit) -> GraphRow:
