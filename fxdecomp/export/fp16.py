@@ -1,14 +1,14 @@
 """Half precision for GPU providers, with fp32 islands where the range or the precision does not suffice.
 
 The converter is ONNX Runtime's own. Inputs and outputs of the file stay in fp32. A node whose values come
-near the end of the range of fp16 (65504) on the calibration batches stays in fp32, and so does whatever else
-it takes to keep the error at the output, found as for int8.
+near the end of the range of fp16 (65504) on the calibration batches stays in fp32, and so do sines of large
+angles with what feeds them, and whatever else it takes to keep the error at the output, found as for int8.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,6 +21,9 @@ from fxdecomp.progress import Progress, silent
 
 _LARGEST = 65504 / 4
 """Values above it are taken for a danger: other inputs may be four times as large."""
+
+_LARGEST_ANGLE = 16.0
+_OF_ANGLES = ("Sin", "Cos")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +69,20 @@ def write_fp16(
     calibration, held_out = split_batches(feeds)
     dangerous = overflowing_nodes(source, calibration, _LARGEST)
     layers = OnnxLayers(source).by_name
-    stages = [name for name in layers if name not in dangerous]
     wanted = outputs_of(source, held_out)
     model = onnx.shape_inference.infer_shapes(onnx.load(str(source)))
     turned = _turned_factors(model.graph)
+    large = overflowing_nodes(source, calibration, _LARGEST_ANGLE)
+    angles = _angles(
+        model.graph, large, {name for name, layer in layers.items() if 1 not in layer.weight_shape}
+    )
+
+    stages = [name for name in layers if name not in dangerous | angles]
 
     def error_of(lowered: Sequence[str]) -> float:
         copy = onnx.ModelProto()
         copy.CopyFrom(model)
-        blocked = dangerous | turned | (set(layers) - set(lowered))
+        blocked = dangerous | turned | angles | (set(layers) - set(lowered))
         with warnings.catch_warnings():
             # The converter warns of every weight that it rounds to zero; the error at the output tells more.
             warnings.simplefilter("ignore", UserWarning)
@@ -87,8 +95,30 @@ def write_fp16(
         return relative_distance(wanted, outputs_of(target, held_out))
 
     found = lower_precision("fp16", stages, error_of, options.max_error, progress)
-    kept = (*(name for name in layers if name in dangerous), *found.kept)
+    kept = (*(name for name in layers if name in dangerous | angles), *found.kept)
     return Quantization("fp16", found.error, kept, found.alone, weight_bits=16)
+
+
+def _angles(graph: Any, large: Set[str], layers: Set[str]) -> set[str]:
+    """Names of the nodes that compute sines of large angles, back to the layers before them.
+
+    In fp16 whole numbers end at 2048, and an angle of 16 is off by a hundredth already.
+
+    Args:
+        graph: The graph of an `onnx.ModelProto`.
+        large: Names of the nodes that read or give large values.
+        layers: Names of the nodes that hold weights, which end the way back.
+    """
+    producers = {output: node for node in graph.node for output in node.output}
+    front = [node for node in graph.node if node.op_type in _OF_ANGLES and node.name in large]
+    found: set[str] = set()
+    while front:
+        node = front.pop()
+        if node.name in found or node.name in layers:
+            continue
+        found.add(node.name)
+        front += [producers[name] for name in node.input if name in producers]
+    return found
 
 
 def _turned_factors(graph: Any) -> set[str]:

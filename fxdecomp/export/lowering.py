@@ -37,6 +37,52 @@ def chosen_precision(quantize: Precision | None, *, calibrated: bool) -> Int8 | 
     return precision
 
 
+def fitting_batches(
+    model: Any, names: Sequence[str], batches: Sequence[Sequence[Any]]
+) -> tuple[list[Sequence[Any]], tuple[str, ...]]:
+    """The calibration batches whose sizes the file takes, and a note about the others.
+
+    A `DataLoader` gives a smaller last batch, which a file of a fixed batch does not take.
+
+    Args:
+        model: An `onnx_ir.Model`.
+        names: Names of its inputs.
+        batches: Values of the inputs, in order.
+
+    Raises:
+        ExportError: There are batches and none of them fits; names batch and axis.
+    """
+    declared = {value.name: [_length(size) for size in value.shape] for value in model.graph.inputs}
+    fitting, misfits = [], []
+    for index, values in enumerate(batches):
+        why = next(filter(None, map(_misfit, names, values, (declared[name] for name in names))), "")
+        if why:
+            misfits.append(f"calibration batch {index}: {why}")
+        else:
+            fitting.append(values)
+    if batches and not fitting:
+        raise ExportError(f"{misfits[0]}, as in every other batch; give batches of the file's own sizes")
+    told = (
+        f"{len(misfits)} of {len(batches)} calibration batches were left out; {misfits[0]}" if misfits else ""
+    )
+    return fitting, (told,) if told else ()
+
+
+def _length(size: Any) -> int | None:
+    """The length of an axis, None for a free one."""
+    return size if isinstance(size, int) else None
+
+
+def _misfit(name: str, value: Any, declared: Sequence[int | None]) -> str:
+    """Why a value does not fit an input; empty where it does."""
+    if len(value.shape) != len(declared):
+        return f"input {name!r} has shape {tuple(value.shape)}, the file takes {len(declared)} axes"
+    for axis, (size, fixed) in enumerate(zip(value.shape, declared, strict=True)):
+        if fixed is not None and size != fixed:
+            return f"input {name!r} has {size} at axis {axis}, where the file is fixed to {fixed}"
+    return ""
+
+
 def balance_model(model: Any, path: Path, feeds: Sequence[Feed], precision: Int8 | Fp16 | None) -> int:
     """Balance the scales of a model that is to be quantised, in place.
 

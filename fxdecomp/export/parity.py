@@ -32,7 +32,10 @@ TOLERANCES: Mapping[torch.dtype, float] = {
     torch.float16: 2e-2,
     torch.bfloat16: 1e-1,
 }
-"""Largest allowed difference by the type of an output; types that are not listed must be equal."""
+"""Largest allowed difference of an output by the lowest precision on the way to it; outputs of types that are
+not listed must be equal."""
+
+_CASTS = {"half": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,7 @@ def check_parity(gm: GraphModule, path: Path | str, inputs: Sequence[ExampleInpu
     tensors = [as_inputs(gm, value)[1] for value in inputs]
     gm = flat_graph(gm)
     expected = [run_graph(gm, value) for value in tensors]
+    lowest = _lowest_precision(gm)
     rows = []
     for optimised in (False, True):
         session = _open(Path(path), optimised)
@@ -98,7 +102,7 @@ def check_parity(gm: GraphModule, path: Path | str, inputs: Sequence[ExampleInpu
             got = _run(session, Path(path), dict(zip(names, map(to_numpy, value), strict=True)))
             shapes = tuple(tuple(item.shape) for item in value)
             for name, a, b in zip(outputs, wanted, got, strict=True):
-                rows.append(_agree(name, a, b, optimised=optimised, shapes=shapes))
+                rows.append(_agree(name, a, b, lowest, optimised=optimised, shapes=shapes))
     return tuple(rows)
 
 
@@ -124,6 +128,19 @@ def run_graph(gm: GraphModule, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         # Not `gm(...)`, which writes its own account of an error to standard error.
         leaves = pytree.tree_leaves(nn.Module.__call__(gm, *copied(tuple(inputs))))
     return tuple(leaf.detach() for leaf in leaves if isinstance(leaf, Tensor))
+
+
+def _lowest_precision(gm: GraphModule) -> torch.dtype | None:
+    """The coarsest floating-point type that a graph computes in, None where it names none."""
+    found = {tensor.dtype for tensor in (*gm.parameters(), *gm.buffers())}
+    for node in gm.graph.nodes:
+        found |= {
+            each for each in pytree.tree_leaves((node.args, node.kwargs)) if isinstance(each, torch.dtype)
+        }
+        found |= {_CASTS[node.target]} if node.op == "call_method" and node.target in _CASTS else set()
+        value = node.meta.get("tensor_meta")
+        found |= {value.dtype} if hasattr(value, "dtype") else set()
+    return max((dtype for dtype in found if dtype in TOLERANCES), key=TOLERANCES.__getitem__, default=None)
 
 
 def _open(path: Path, optimised: bool) -> Any:
@@ -153,7 +170,13 @@ def to_numpy(value: Tensor) -> NDArray[Any]:
 
 
 def _agree(
-    name: str, wanted: Tensor, got: NDArray[Any], *, optimised: bool, shapes: tuple[tuple[int, ...], ...]
+    name: str,
+    wanted: Tensor,
+    got: NDArray[Any],
+    lowest: torch.dtype | None,
+    *,
+    optimised: bool,
+    shapes: tuple[tuple[int, ...], ...],
 ) -> Agreement:
     where = (
         f"output {name!r} with ONNX Runtime's optimisations {'on' if optimised else 'off'}, inputs {shapes}"
@@ -167,7 +190,9 @@ def _agree(
         raise ParityError(f"{where}: shape {b.shape}, PyTorch gives {a.shape}")
     if not a.size:
         return Agreement(name, optimised, shapes, 0.0, 0.0)
-    tolerance = TOLERANCES.get(wanted.dtype, 0.0)
+    tolerance, decisive = TOLERANCES.get(wanted.dtype, 0.0), wanted.dtype
+    if tolerance and lowest is not None and TOLERANCES[lowest] > tolerance:
+        tolerance, decisive = TOLERANCES[lowest], lowest
     finite = np.isfinite(a)
     rms = math.sqrt(float(np.mean(np.square(a[finite])))) if finite.any() else 0.0
     same = (a == b) | (np.isnan(a) & np.isnan(b))
@@ -181,7 +206,7 @@ def _agree(
         raise ParityError(
             f"{where}: at index {tuple(int(i) for i in worst)} PyTorch gives {a[worst]:.9g}, ONNX Runtime "
             f"{b[worst]:.9g}; largest absolute difference {absolute.max():.3g}, largest relative difference "
-            f"{relative[worst]:.3g}, tolerance {tolerance:g} for {str(wanted.dtype).removeprefix('torch.')}; "
+            f"{relative[worst]:.3g}, tolerance {tolerance:g} for {str(decisive).removeprefix('torch.')}; "
             f"{float((relative > tolerance).mean()):.2%} of the elements differ"
         )
     return Agreement(name, optimised, shapes, float(absolute.max()), float(relative.max()))

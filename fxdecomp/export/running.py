@@ -53,7 +53,9 @@ def overflowing_nodes(path: Path, feeds: Sequence[Feed], limit: float) -> set[st
     return {node.name for node in graph.node if large & {*node.input, *node.output}}
 
 
-def _exceeds(value: NDArray[Any], limit: float) -> bool:
+def _exceeds(value: NDArray[Any] | list[Any], limit: float) -> bool:
+    if isinstance(value, list):  # a sequence of tensors
+        return any(_exceeds(each, limit) for each in value)
     return value.dtype.kind == "f" and value.size > 0 and bool(np.abs(value).max() > limit)
 
 

@@ -27,6 +27,8 @@ DEFAULT_OPTIONS: Mapping[str, Mapping[str, str]] = {
 }
 """Options that a provider gets unless the caller says otherwise, so that a report can state them."""
 
+_MOST_THREADS = 256
+
 
 def onnxruntime() -> ModuleType:
     """The onnxruntime module.
@@ -79,7 +81,14 @@ def options_of(provider: str, given: Mapping[str, str] | None) -> dict[str, str]
 
 
 def thread_count(threads: int) -> int:
-    """The number of intra-op threads that a setting stands for: 0 means every core of this process."""
+    """The number of intra-op threads that a setting stands for: 0 means every core of this process.
+
+    Raises:
+        BenchmarkError: It is no whole number, or more than ONNX Runtime can start: the process would end.
+    """
+    most = max(_MOST_THREADS, os.cpu_count() or 1)
+    if type(threads) is not int or not 0 <= threads <= most:
+        raise BenchmarkError(f"threads is {threads!r}; wanted a whole number from 0 (every core) to {most}")
     if threads:
         return threads
     if hasattr(os, "sched_getaffinity"):

@@ -32,7 +32,7 @@ from fxdecomp.export.examples import as_inputs, flat_graph
 from fxdecomp.export.export_report import ExportReport
 from fxdecomp.export.fp16 import Fp16
 from fxdecomp.export.int8 import Int8
-from fxdecomp.export.lowering import Precision, balance_model, chosen_precision, lower
+from fxdecomp.export.lowering import Precision, balance_model, chosen_precision, fitting_batches, lower
 from fxdecomp.export.metadata import describe_quantization, metadata_props
 from fxdecomp.export.naming import name_ends
 from fxdecomp.export.parity import Agreement, check_parity, run_graph, to_numpy
@@ -198,9 +198,10 @@ def _compared(order: _Order, draft: Path, dynamic_batch: bool | None) -> _Writte
     example = dict(zip(names, inputs, strict=True))
     model.metadata_props.update(metadata_props(order.record, example, int(model.opset_imports[""])))
     tests = check_inputs(inputs, captured.dynamic_batch, tuple(order.axes), order.seed)
+    batches, skipped = fitting_batches(model, names, order.batches)
+    captured = replace(captured, notes=captured.notes + skipped)
     feeds = [
-        dict(zip(names, map(to_numpy, values[: len(names)]), strict=True))
-        for values in order.batches or tests[:3]
+        dict(zip(names, map(to_numpy, values[: len(names)]), strict=True)) for values in batches or tests[:3]
     ]
     save_model(model, draft)
     balanced = balance_model(model, draft, feeds, order.precision)

@@ -120,7 +120,7 @@ class Latency(Budget):
             raise PolicyError(
                 "Latency takes a share, such as Latency(0.5), or seconds, such as Latency(seconds=0.01)"
             )
-        if not isinstance(self.threads, int) or self.threads < 0 or not isinstance(self.provider, str):
+        if type(self.threads) is not int or self.threads < 0 or not isinstance(self.provider, str):
             raise PolicyError(
                 f"Latency: provider {self.provider!r} and threads {self.threads!r}; wanted a name such as "
                 "'CPUExecutionProvider' and a whole number"

@@ -19,7 +19,8 @@ class Ratio(RankRule):
 
     Those are the output and input channels for `tucker2`, the output channels for `channel_svd`, the smaller
     of both for `svd` and `spatial_svd`, the larger of both for `cp` and `cp3`. The rank is rounded to the
-    nearest multiple of `multiple_of`, is at least one multiple, and never exceeds the method's limits.
+    nearest multiple of `multiple_of`, is at least one multiple, and never exceeds the method's limits: there
+    it is the largest multiple within them, and the limit itself only where not one multiple fits.
 
     Attributes:
         share: In (0, 1].
@@ -38,8 +39,8 @@ class Ratio(RankRule):
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
             raise PolicyError(f"a share of the channels lies in (0, 1], got {self.share!r}")
-        if self.multiple_of < 1:
-            raise PolicyError(f"multiple_of is at least 1, got {self.multiple_of!r}")
+        if type(self.multiple_of) is not int or self.multiple_of < 1:
+            raise PolicyError(f"multiple_of is a whole number from 1 on, got {self.multiple_of!r}")
 
     def choose(
         self, method: Decomposition, spec: LayerSpec, problems: tuple[Problem, ...]
@@ -48,4 +49,5 @@ class Ratio(RankRule):
         layer = spec.per_group
         step = self.multiple_of
         wanted = (max(step, round(self.share * n / step) * step) for n in method.rank_channels(layer))
-        return tuple(min(r, limit) for r, limit in zip(wanted, method.rank_limits(layer), strict=True))
+        limits = method.rank_limits(layer)
+        return tuple(min(r, limit // step * step or limit) for r, limit in zip(wanted, limits, strict=True))

@@ -11,7 +11,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, distributed
 
 from fxdecomp.errors import RecoveryError
-from fxdecomp.graphs.inputs import ExampleInputs
+from fxdecomp.graphs.inputs import ExampleInputs, call_arguments, float_leaves
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,7 +58,7 @@ def split_batches(
         total: Sums a tensor over the processes.
 
     Raises:
-        RecoveryError: There are fewer than two batches, or the data are no batches.
+        RecoveryError: There are fewer than two batches, the data are no batches, or one holds NaN.
     """
     if isinstance(data, Tensor):
         raise RecoveryError(
@@ -76,6 +76,9 @@ def split_batches(
         raise RecoveryError(
             f"there are {len(labels)} entries of labels and {len(inputs)} batches; give one each"
         )
+    for index, batch in enumerate(inputs):
+        if any(bool(leaf.isnan().any()) for leaf in float_leaves(call_arguments(batch))):
+            raise RecoveryError(f"batch {index} of data holds NaN; every measure of a network would be NaN")
     counts = torch.tensor(
         [_examples(index, batch) for index, batch in enumerate(inputs)], dtype=torch.float64
     )

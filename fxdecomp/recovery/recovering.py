@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -88,6 +89,11 @@ def recover(
         >>> small = fxdecomp.transform(gm, fxdecomp.Policy(method="svd", rank=4))
         >>> better = fxdecomp.recover(small, gm, torch.randn(64, 16).split(16), block_steps=5, steps=5)
     """
+    _check_numbers(
+        {"block_steps": block_steps, "steps": steps, "seed": seed},
+        {"block_rate": block_rate, "rate": rate},
+        task_weight,
+    )
     _check_order(small, original)
     device = _device(small, original)
     if (labels is None) != (task_loss is None):
@@ -157,6 +163,18 @@ def _check_order(small: GraphModule, original: GraphModule) -> None:
 def _chains_of(gm: GraphModule) -> int:
     record = record_of(gm)
     return 0 if record is None else sum(isinstance(outcome, Applied) for outcome in record.outcomes)
+
+
+def _check_numbers(counts: dict[str, int], rates: dict[str, float], weight: float) -> None:
+    """Raise where a number cannot be meant: training would run to its end and change nothing, or all."""
+    for name, count in counts.items():
+        if type(count) is not int or count < 0:
+            raise RecoveryError(f"{name} is {count!r}; wanted a whole number from 0 on")
+    for name, rate in rates.items():
+        if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < math.inf:
+            raise RecoveryError(f"{name} is {rate!r}; wanted a number above 0, such as 0.01")
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+        raise RecoveryError(f"task_weight is {weight!r}; wanted a number from 0 on, such as 1.0")
 
 
 def _device(small: GraphModule, original: GraphModule) -> torch.device:

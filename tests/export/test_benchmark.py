@@ -2,6 +2,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -360,3 +361,10 @@ def test_every_other_provider_runs_every_layer_or_says_why_not(files: dict[str, 
         assert row.problem or row.nodes[provider] > 0
     if not report.problems:
         assert report.ratio("big", "small").value > 1
+
+
+@pytest.mark.parametrize("threads", [-1, True, 1.5, 10**6])
+def test_a_number_of_threads_that_cannot_be_is_refused(threads: Any, files: dict[str, Path]) -> None:
+    """A million of them would end the process."""
+    with pytest.raises(BenchmarkError, match=f"threads is {threads}; wanted a whole number from 0"):
+        benchmark({"conv": files["conv"]}, threads=[threads], rounds=2)

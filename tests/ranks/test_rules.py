@@ -46,6 +46,7 @@ def test_ratio_rounds_to_multiples_within_the_limits() -> None:
     assert Ratio(0.01, multiple_of=16).choose(tucker, wide, ()) == (16, 16)
     assert Ratio(0.01).choose(tucker, CONV, ()) == (1, 1)
     assert Ratio(1.0, multiple_of=16).choose(tucker, CONV, ()) == (16, 12)
+    assert Ratio(1.0, multiple_of=5).choose(tucker, CONV, ()) == (15, 10)
     assert Ratio(0.5).choose(method_named("channel_svd"), LayerSpec(1, 64, kernel=(3, 3)), ()) == (9,)
 
 
@@ -189,6 +190,7 @@ def test_what_a_user_may_write_for_a_rank() -> None:
         lambda: Ratio(1.5),
         lambda: Ratio(float("nan")),
         lambda: Ratio(0.5, multiple_of=0),
+        lambda: Ratio(0.5, multiple_of=True),
         lambda: Energy(0.0),
         lambda: Energy(1.01),
     ],
