@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Graph, GraphModule
+from torch.fx import Graph, GraphModule, Node
 from torch.fx.graph import _PyTreeCodeGen
 from torch.utils import _pytree as pytree
 
@@ -18,20 +19,63 @@ def flat_graph(gm: GraphModule) -> GraphModule:
     """The graph as a module that takes its placeholders' values in order; the same tensors, the same nodes.
 
     Graphs of `torch.export` take and give nested structures; this one takes and gives tensors, a dictionary
-    of them where the outputs have names.
+    of them where the outputs have names: `{"boxes": [a, b]}` gives `boxes_0` and `boxes_1`. Outputs that are
+    no tensors, such as sizes, are left out, see `other_outputs`.
     """
     codegen = gm.graph._codegen
-    if not isinstance(codegen, _PyTreeCodeGen):
+    nested = _outputs(gm)
+    leaves = pytree.tree_leaves(nested)
+    tensors = [leaf for leaf in leaves if _is_tensor(leaf)]
+    plain = not isinstance(codegen, _PyTreeCodeGen) and len(tensors) == len(leaves)
+    if plain and not (isinstance(nested, Mapping) and len(nested) < len(leaves)):
         return gm
     graph = Graph()
-    outputs = graph.graph_copy(gm.graph, {})
-    spec = codegen.pytree_info.out_spec
-    if spec is not None and isinstance(outputs, tuple | list) and spec.num_leaves == len(outputs):
-        nested = pytree.tree_unflatten(outputs, spec)
-        if isinstance(nested, dict) and len(nested) == len(outputs):
-            outputs = dict(nested)
+    copies: dict[Node, Node] = {}
+    graph.graph_copy(gm.graph, copies)
+    named = _named(nested) if isinstance(nested, Mapping) else {}
+    if named:
+        outputs: Any = {name: copies[leaf] for name, leaf in named.items()}
+    else:
+        kept = [copies[leaf] for leaf in tensors]
+        outputs = kept[0] if len(kept) == 1 else tuple(kept)
     graph.output(outputs)
     return GraphModule(gm, graph)
+
+
+def other_outputs(gm: GraphModule) -> tuple[str, ...]:
+    """The outputs of a graph that are no tensors, by their place in what it gives."""
+    paths = pytree.tree_flatten_with_path(_outputs(gm))[0]
+    return tuple(pytree.keystr(path) for path, leaf in paths if not _is_tensor(leaf))
+
+
+def _outputs(gm: GraphModule) -> Any:
+    """What a graph gives, nodes in the structure that its caller gets."""
+    outputs = gm.graph.find_nodes(op="output")[0].args[0]
+    codegen = gm.graph._codegen
+    spec = codegen.pytree_info.out_spec if isinstance(codegen, _PyTreeCodeGen) else None
+    if spec is not None and isinstance(outputs, tuple | list) and spec.num_leaves == len(outputs):
+        return pytree.tree_unflatten(outputs, spec)
+    return outputs
+
+
+def _is_tensor(leaf: Any) -> bool:
+    """Whether an output is a tensor, or may be one where the graph has no recorded shapes."""
+    if not isinstance(leaf, Node):
+        return False
+    recorded = any(
+        "tensor_meta" in node.meta or "val" in node.meta for node in leaf.graph.find_nodes(op="placeholder")
+    )
+    return not recorded or "tensor_meta" in leaf.meta or isinstance(leaf.meta.get("val"), Tensor)
+
+
+def _named(nested: Any) -> dict[str, Node]:
+    """The tensors by the keys on the way to them; none where two would be called alike."""
+    found: dict[str, Node] = {}
+    paths = [(path, leaf) for path, leaf in pytree.tree_flatten_with_path(nested)[0] if _is_tensor(leaf)]
+    for path, leaf in paths:
+        keys = (getattr(part, "key", getattr(part, "idx", getattr(part, "name", ""))) for part in path)
+        found["_".join(map(str, keys))] = leaf
+    return found if len(found) == len(paths) else {}
 
 
 def as_inputs(gm: GraphModule, example_inputs: ExampleInputs) -> tuple[tuple[str, ...], tuple[Tensor, ...]]:

@@ -19,6 +19,7 @@ from fxdecomp.errors import ExportError
 from fxdecomp.export.examples import has_batch, with_batch
 from fxdecomp.export.naming import name_after_sites, name_ends, name_weights
 from fxdecomp.export.parity import evaluating
+from fxdecomp.export.pooling import settle_windows
 from fxdecomp.export.recurrent import WholeLayers, check_recurrent, translations
 from fxdecomp.graphs.untouched import copied, unchanged_buffers
 
@@ -91,6 +92,7 @@ def export_graph(
             with slices_at_slices():
                 program.optimize()
             fold_weights(program.model)
+            settle_windows(program.model)
         except ExportError:
             raise
         except Exception as error:

@@ -28,7 +28,7 @@ from fxdecomp.export.capturing import (
     check_inputs,
     fixed_note,
 )
-from fxdecomp.export.examples import as_inputs, flat_graph
+from fxdecomp.export.examples import as_inputs, flat_graph, other_outputs
 from fxdecomp.export.export_report import ExportReport
 from fxdecomp.export.fp16 import Fp16
 from fxdecomp.export.int8 import Int8
@@ -157,8 +157,13 @@ def to_onnx(
         dynamic_axes=tuple(axes),
         parity=written.parity,
         quantization=quantization,
-        notes=written.captured.notes,
+        notes=written.captured.notes + _told_of_others(gm),
     )
+
+
+def _told_of_others(gm: GraphModule) -> tuple[str, ...]:
+    others = other_outputs(gm)
+    return (f"outputs that are no tensors are not in the file: {', '.join(others)}",) if others else ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

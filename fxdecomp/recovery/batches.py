@@ -76,13 +76,13 @@ def split_batches(
         raise RecoveryError(
             f"there are {len(labels)} entries of labels and {len(inputs)} batches; give one each"
         )
-    for index, batch in enumerate(inputs):
-        if any(bool(leaf.isnan().any()) for leaf in float_leaves(call_arguments(batch))):
-            raise RecoveryError(f"batch {index} of data holds NaN; every measure of a network would be NaN")
     counts = torch.tensor(
         [_examples(index, batch) for index, batch in enumerate(inputs)], dtype=torch.float64
     )
     _check_same_length(len(inputs), total)
+    for index, batch in enumerate(inputs):
+        if any(bool(leaf.isnan().any()) for leaf in float_leaves(call_arguments(batch))):
+            raise RecoveryError(f"batch {index} of data holds NaN; every measure of a network would be NaN")
     world = distributed.get_world_size() if distributed.is_initialized() else 1
     weights = counts * world / total(counts.clone())
     batches = [

@@ -246,3 +246,69 @@ def test_an_lstm_that_projects_is_named(aten: bool, tmp_path: Path) -> None:
         fxdecomp.ExportError, match=rf'^"{name}" is an LSTM with proj_size, and the LSTM of ONNX'
     ):
         to_onnx(gm, x, tmp_path / "a.onnx")
+
+
+@pytest.mark.parametrize(
+    ("pool", "size"),
+    [
+        (nn.MaxPool2d(2, 2, 1, ceil_mode=True), (3, 3)),  # a last window would begin in the padding
+        (nn.MaxPool2d(3, 2, 1, ceil_mode=True), (6, 7)),
+        (nn.MaxPool2d(2, 3, 1, ceil_mode=True), (5, 6)),
+        (nn.MaxPool2d(3, 2, 1, dilation=2, ceil_mode=True), (9, 8)),
+        (nn.AvgPool2d(2, 2, 1, ceil_mode=True), (3, 3)),
+        (nn.AvgPool2d(3, 2, 1, ceil_mode=True, count_include_pad=False), (6, 7)),
+        (nn.AvgPool2d(2, 2, 1, ceil_mode=True, count_include_pad=False), (3, 3)),
+    ],
+    ids=str,
+)
+def test_a_pool_has_the_windows_that_pytorch_gives_it(
+    pool: nn.Module, size: tuple[int, int], tmp_path: Path
+) -> None:
+    net, x = drawn(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), pool)).eval(), image(2, 3, *size)
+    to_onnx(fxdecomp.trace(net, x), x, tmp_path / "a.onnx", dynamic_batch=True)
+    wanted = net(x).detach().numpy()
+    np.testing.assert_allclose(outputs(tmp_path / "a.onnx", x)[0], wanted, rtol=1e-4, atol=1e-6)
+
+
+class Detecting(nn.Module):
+    """Lists in a dictionary, and things that are no tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        y = self.fc(x)
+        return {"boxes": [y, y + 1], "scores": [y * 2], "rows": x.shape[0], "version": 3}
+
+
+class Measuring(nn.Module):
+    """A tensor, its sizes, and one of them doubled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, torch.Size, int]:
+        return self.fc(x), x.shape, x.size(0) * 2
+
+
+@pytest.mark.parametrize("exported", [False, True])
+def test_outputs_are_called_by_the_keys_on_the_way_to_them(exported: bool, tmp_path: Path) -> None:
+    net, x = drawn(Detecting()), image(2, 8)
+    free = ({0: torch.export.Dim.AUTO},)
+    gm = fxdecomp.trace(torch.export.export(net, (x,), dynamic_shapes=free) if exported else net, x)
+    report = to_onnx(gm, x, tmp_path / "a.onnx", dynamic_batch=True)
+    assert report.outputs == ("boxes_0", "boxes_1", "scores_0")
+    assert report.notes == ("outputs that are no tensors are not in the file: ['rows'], ['version']",)
+    wanted, got = net(x), outputs(tmp_path / "a.onnx", x)
+    for one, other in zip([*wanted["boxes"], *wanted["scores"]], got, strict=True):
+        np.testing.assert_allclose(other, one.detach().numpy(), rtol=1e-4, atol=1e-6)
+
+
+def test_sizes_among_the_outputs_are_left_out_with_a_note(tmp_path: Path) -> None:
+    gm, x = fxdecomp.trace(drawn(Measuring()), image(2, 8)), image(2, 8)
+    report = to_onnx(gm, x, tmp_path / "a.onnx")
+    assert report.outputs == ("output",)
+    assert report.dynamic_batch
+    assert report.notes == ("outputs that are no tensors are not in the file: [1], [2]",)
