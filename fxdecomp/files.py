@@ -84,6 +84,19 @@ def write_json(path: Path, data: Any) -> None:
     write_text(path, json.dumps(data, indent=2, allow_nan=False) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """The data of a JSON file.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It holds no JSON, or JSON nested beyond all use.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError("its JSON is nested too deep") from error
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A file to write, which gets its name in one step when the block ends, and is gone where it fails.

@@ -235,12 +235,12 @@ class Chain:
         channel matrices with the kernels broadcast over each other's axes.
 
         Returns:
-            `[out_channels, in_channels // groups, *kernel]`, where `groups` are those of the first stage.
+            `[out_channels, in_channels // groups, *kernel]`, where `groups` are those of the first stage; in
+            float32 where the stages are in half precision, whose products may overflow where no stage does.
         """
-        groups = self.stages[0].spec.groups
-        return reduce(
-            lambda kernel, stage: _compose(kernel, stage, groups), self.stages[1:], self.stages[0].weight
-        )
+        groups, first = self.stages[0].spec.groups, self.stages[0].weight
+        wide = first.to(torch.promote_types(first.dtype, torch.float32))
+        return reduce(lambda kernel, stage: _compose(kernel, stage, groups), self.stages[1:], wide)
 
 
 def check_adjacent(stages: tuple[StageSpec, ...]) -> None:
@@ -254,8 +254,9 @@ def check_adjacent(stages: tuple[StageSpec, ...]) -> None:
 
 def _compose(kernel: Tensor, stage: Stage, groups: int) -> Tensor:
     """Compose `kernel` `[M, S/groups, *k]` with a following stage of M inputs."""
+    weight = stage.weight.to(kernel.dtype)
     if stage.spec.is_depthwise:
-        return stage.weight * kernel
+        return weight * kernel
     inner = kernel.reshape(groups, -1, *kernel.shape[1:])
-    outer = stage.weight.reshape(groups, -1, *stage.weight.shape[1:])
+    outer = weight.reshape(groups, -1, *weight.shape[1:])
     return torch.einsum("gom...,gmi...->goi...", outer, inner).flatten(0, 1)

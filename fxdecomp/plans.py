@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fxdecomp.errors import PolicyError
-from fxdecomp.files import write_json
+from fxdecomp.files import read_json, write_json
 
 _FORMAT = "fxdecomp plan"
 
@@ -71,13 +70,8 @@ class Plan:
         if data.get("version") != 1:
             raise PolicyError(f"the plan has version {data.get('version')!r}; this fxdecomp reads version 1")
         try:
-            return Plan(
-                tuple(
-                    Choice(row["site"], row["layer"], row.get("method"), tuple(map(int, row.get("rank", ()))))
-                    for row in data["choices"]
-                )
-            )
-        except (KeyError, TypeError, ValueError) as error:
+            return Plan(tuple(map(_choice, data["choices"])))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise PolicyError(f"the plan is damaged: {error!r}") from error
 
     def save(self, path: str | Path) -> None:
@@ -92,6 +86,16 @@ class Plan:
             PolicyError: Names the file and what is wrong with it.
         """
         try:
-            return Plan.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+            return Plan.from_dict(read_json(Path(path)))
         except (OSError, ValueError) as error:
             raise PolicyError(f"{path}: {error}") from error
+
+
+def _choice(row: Mapping[str, Any]) -> Choice:
+    """A choice out of JSON data, whose types are checked: they come from a file."""
+    texts, rank = (row["site"], row["layer"], row.get("method", "")), row.get("rank", [])
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError(f"site, layer and method are texts, got {texts!r}")
+    if not isinstance(rank, list) or any(type(each) is not int for each in rank):
+        raise TypeError(f"a rank is a list of whole numbers, got {rank!r}")
+    return Choice(row["site"], row["layer"], row.get("method"), tuple(rank))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -13,7 +12,7 @@ import numpy as np
 
 from fxdecomp.errors import BenchmarkError
 from fxdecomp.export.kernels import Kernel
-from fxdecomp.files import write_json
+from fxdecomp.files import read_json, write_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,8 +239,8 @@ class BenchmarkReport:
             BenchmarkError: If the file is none.
         """
         try:
-            return BenchmarkReport.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            return BenchmarkReport.from_dict(read_json(Path(path)))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise BenchmarkError(f"{path} holds no saved benchmark: {error!r}") from error
 
     def __str__(self) -> str:

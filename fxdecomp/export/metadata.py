@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fxdecomp.errors import ExportError
+from fxdecomp.errors import ExportError, first_line
 from fxdecomp.export.quantization import Quantization
 from fxdecomp.graphs.records import Record
 
@@ -125,12 +126,21 @@ def read_metadata(path: Path | str) -> FileMetadata | None:
         raise ExportError(
             f"{path}: the record of the transformation does not match its digest; it was altered"
         )
-    return FileMetadata(
-        version=props["version"],
-        torch_version=props["torch_version"],
-        opset=int(props["opset"]),
-        inputs={name: tuple(shape) for name, shape in json.loads(props["inputs"]).items()},
-        record=Record.from_dict(json.loads(text)) if text else None,
-        record_digest=digest,
-        quantization=Quantization.from_dict(json.loads(quantized)) if quantized else None,
-    )
+    try:
+        return FileMetadata(
+            version=props["version"],
+            torch_version=props["torch_version"],
+            opset=int(props["opset"]),
+            inputs={name: _shape(sizes) for name, sizes in json.loads(props["inputs"]).items()},
+            record=Record.from_dict(json.loads(text)) if text else None,
+            record_digest=digest,
+            quantization=Quantization.from_dict(json.loads(quantized)) if quantized else None,
+        )
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+        raise ExportError(f"{path}: what it says about itself is damaged: {first_line(error)}") from error
+
+
+def _shape(sizes: Any) -> tuple[int, ...]:
+    if not isinstance(sizes, list) or any(type(size) is not int or size < 0 for size in sizes):
+        raise TypeError(f"a shape is a list of whole numbers, got {sizes!r}")
+    return tuple(sizes)

@@ -46,6 +46,10 @@ def load_checkpoint(path: Path, fingerprint: str) -> dict[str, Any] | None:
         raise RecoveryError(
             f"checkpoint {path} cannot be read ({error}); delete it to start afresh"
         ) from error
+    if not isinstance(state, dict):
+        raise RecoveryError(
+            f"checkpoint {path} cannot be read (it holds no state); delete it to start afresh"
+        )
     if state.get("fingerprint") != fingerprint:
         raise RecoveryError(
             f"checkpoint {path} is of a run with other networks, data or settings; "

@@ -14,7 +14,8 @@ from typing import Any
 from torch.fx import GraphModule
 
 from fxdecomp.errors import FxdecompError
-from fxdecomp.files import write_json
+from fxdecomp.files import read_json, write_json
+from fxdecomp.plans import Plan
 
 _EDGE = 0.25
 
@@ -160,7 +161,7 @@ def own_state(path: str | Path | None, settings: Mapping[str, Any]) -> Path | No
         return None
     named = Path(path)
     try:
-        other = named.exists() and json.loads(named.read_text(encoding="utf-8"))["settings"] != settings
+        other = named.exists() and read_json(named)["settings"] != settings
     except (ValueError, KeyError, TypeError):
         other = False  # it holds no state at all, which is told when it is read
     if not other:
@@ -178,12 +179,36 @@ def restored_trials(path: str | Path | None, settings: Mapping[str, Any]) -> lis
     if path is None or not Path(path).exists():
         return []
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        data = read_json(Path(path))
         if data["settings"] != settings:
             raise FxdecompError(f"{path} belongs to another search; give another state file, or delete it")
-        rows = [
-            row | {"metric": math.nan if row["metric"] is None else row["metric"]} for row in data["trials"]
-        ]
-        return [Trial(**row) for row in rows]
-    except (ValueError, KeyError, TypeError) as error:
+        return [_trial(row) for row in data["trials"]]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise FxdecompError(f"{path} holds no state of a search: {error!r}; delete it") from error
+
+
+_KINDS: Mapping[str, tuple[type, ...]] = {
+    "share": (int, float),
+    "macs": (int,),
+    "params": (int,),
+    "metric": (int, float),
+    "accepted": (bool,),
+    "plan": (dict, type(None)),
+    "problem": (str,),
+    "time_share": (int, float, type(None)),
+}
+
+
+def _trial(row: Mapping[str, Any]) -> Trial:
+    """A trial out of JSON data, whose types are checked: they come from a file."""
+    values = {**row, "metric": math.nan if row["metric"] is None else row["metric"]}
+    for name, value in values.items():
+        if type(value) not in _KINDS[name]:
+            raise TypeError(f"{name} is {value!r}")
+        if isinstance(value, float) and math.isinf(value):
+            raise ValueError(f"{name} is infinite")
+    if not 0 < values["share"] <= 1:
+        raise ValueError(f"share is {values['share']!r}")
+    if values.get("plan") is not None:
+        Plan.from_dict(values["plan"])
+    return Trial(**values)

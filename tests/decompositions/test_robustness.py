@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import json
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
+import fxdecomp
 from fxdecomp.decompositions import METHODS, Decomposition, decompose, method_named, problems_of, tucker2
 from fxdecomp.decompositions.polyadic.als import Kernel, descend
 from fxdecomp.decompositions.polyadic.separable import separable_terms
 from fxdecomp.decompositions.tucker2 import Tucker2
 from fxdecomp.layers import LayerSpec
 from fxdecomp.linalg.factoring import left_svd
+from fxdecomp.outcomes import Applied
 from fxdecomp.ranks import VBMF, Energy
 from tests.decompositions.layers_in_torch import relative_error
 
@@ -163,3 +166,28 @@ def test_tucker2_stops_when_a_round_no_longer_pays(monkeypatch: pytest.MonkeyPat
     assert len(rounds) > 40
     assert error(Tucker2().tolerance) < 1.002 * converged
     assert len(rounds) < 30
+
+
+@pytest.mark.parametrize("method", ["cp", "cp3", "tucker2", "spatial_svd", "channel_svd", "tensor_train"])
+def test_errors_near_the_limit_of_half_precision_are_finite(method: str) -> None:
+    """The product of two stages may overflow in float16 where neither of them does."""
+    layer = nn.Conv2d(8, 12, 3, padding=1, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(_drawn_kernel(layer.weight.shape).clamp(-1, 1) * 60000)
+    wide = layer.weight.detach().clone()
+    gm = fxdecomp.trace(nn.Sequential(layer.half()), torch.full((2, 8, 7, 7), 1e-3, dtype=torch.float16))
+    told = fxdecomp.report(fxdecomp.transform(gm, fxdecomp.Policy(method=method, rank=0.5)))
+    (outcome,) = told.outcomes
+    json.dumps(told.to_dict(), allow_nan=False)
+    if isinstance(outcome, Applied):  # its error is what float32 gives, but for the rounding of the weights
+        exact = fxdecomp.trace(
+            nn.Sequential(nn.Conv2d(8, 12, 3, padding=1, bias=False)), torch.ones(2, 8, 7, 7)
+        )
+        with torch.no_grad():
+            exact.get_submodule("0").weight.copy_(wide)
+        (same,) = fxdecomp.report(fxdecomp.transform(exact, fxdecomp.Policy(method=method, rank=0.5))).applied
+        assert outcome.relative_error == pytest.approx(same.relative_error, rel=0.02)
+
+
+def _drawn_kernel(shape: torch.Size) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
