@@ -2,6 +2,7 @@
 
     python -m benchmarks.scale                 # 100, 1,000 and 10,000 small layers; VGG-16's memory
     python -m benchmarks.scale --layers 100 1000 --no-memory
+    python -m benchmarks.scale --functions 250 500 1000    # every public function, by layer
 
 Each measurement runs in a process of its own; `torch` uses one thread.
 """
@@ -12,13 +13,19 @@ import argparse
 import multiprocessing as mp
 import resource
 import statistics
+import tempfile
 import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 import fxdecomp
+import fxdecomp.calibration
+import fxdecomp.importing
+import fxdecomp.recovery
 
 POLICY = fxdecomp.Policy(method="tucker2", rank=2)
 
@@ -65,6 +72,45 @@ def measure_time(layers: int, pipe: Any) -> None:
     pipe.send((traced - start, done - traced))
 
 
+def measure_functions(layers: int, pipe: Any) -> None:
+    """Seconds of every public function on a network of so many layers."""
+    torch.set_num_threads(1)
+    x, batches = torch.randn(2, 8, 4, 4), [torch.randn(4, 8, 4, 4) for _ in range(3)]
+    times: dict[str, float] = {}
+
+    def timed(name: str, call: Callable[[], Any]) -> Any:
+        start = time.perf_counter()
+        result = call()
+        times[name] = time.perf_counter() - start
+        return result
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "a.onnx")
+        gm = timed("trace", lambda: fxdecomp.trace(narrow_network(layers), x))
+        small = timed("transform", lambda: fxdecomp.transform(gm, POLICY))
+        fitted = fxdecomp.calibration.Calibration(batches, refit=False)
+        timed("transform, calibrated", lambda: fxdecomp.transform(gm, POLICY, calibration=fitted))
+        timed("and refitted", lambda: fxdecomp.transform(gm, POLICY, calibration=batches))
+        timed("graph_diff", lambda: fxdecomp.graph_diff(gm, small))
+        told = timed("report", lambda: fxdecomp.report(small, before=gm))
+        timed("to_html", lambda: told.to_html(Path(folder, "a.html")))
+        timed("recover, a step each", lambda: fxdecomp.recover(small, gm, batches, block_steps=1, steps=1))
+        timed("to_onnx", lambda: fxdecomp.export.to_onnx(small, x, path))
+        timed("benchmark", lambda: fxdecomp.export.benchmark({"small": path}, rounds=2))
+        timed("from_onnx", lambda: fxdecomp.importing.from_onnx(path))
+        timed("compare", lambda: fxdecomp.export.check_parity(small, path, [x]))
+    pipe.send(times)
+
+
+def print_functions(counts: Sequence[int]) -> None:
+    """Milliseconds by layer, one column for each size: a row that grows is not linear."""
+    columns = [in_process(measure_functions, layers) for layers in counts]
+    print(f"{'ms per layer':24s}" + "".join(f"{layers:>9d}" for layers in counts))
+    for name in columns[0]:
+        shown = (times[name] / layers * 1e3 for times, layers in zip(columns, counts, strict=True))
+        print(f"{name:24s}" + "".join(f"{each:9.2f}" for each in shown))
+
+
 def peak_bytes() -> int:
     """The most memory that this process has held."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -97,7 +143,11 @@ def main() -> None:
     parser.add_argument("--layers", type=int, nargs="*", default=[100, 1000, 10000])
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--no-memory", action="store_true")
+    parser.add_argument("--functions", type=int, nargs="+", help="time every public function instead")
     options = parser.parse_args()
+    if options.functions:
+        print_functions(options.functions)
+        return
     print(f"{'layers':>8s} {'trace_s':>9s} {'transform_s':>12s} {'ms per layer':>13s}")
     for layers in options.layers:
         times = [in_process(measure_time, layers) for _ in range(options.repeats)]

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from fxdecomp import BenchmarkError, ExportError
+from fxdecomp.export import to_onnx
 from fxdecomp.importing import from_onnx
 
 LARGE = np.array([10**7, 10**6, 8])
@@ -103,3 +104,24 @@ def test_what_no_library_foresees_names_the_file(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("fxdecomp.importing.onnx_file._converted", fails)
     with pytest.raises(ExportError, match=r"a\.onnx cannot be converted to PyTorch, .* KeyError"):
         from_onnx(tmp_path / "a.onnx")
+
+
+def test_names_that_are_code_are_names(tmp_path: Path) -> None:
+    """Names of values and nodes become names in generated Python."""
+    code = f"x=open({str(tmp_path / 'mark')!r}, 'w')"
+    model = onnx.helper.make_model(
+        helper.make_graph(
+            [helper.make_node("MatMul", [code, f"w{code}"], [f"y{code}"], f'n"), {code}, ("')],
+            code,
+            [helper.make_tensor_value_info(code, TensorProto.FLOAT, (1, 8))],
+            [helper.make_tensor_value_info(f"y{code}", TensorProto.FLOAT, (1, 8))],
+            [numpy_helper.from_array(W, f"w{code}")],
+        ),
+        opset_imports=[helper.make_opsetid("", 18)],
+        ir_version=9,
+    )
+    onnx.save(model, str(tmp_path / "a.onnx"))
+    imported = from_onnx(tmp_path / "a.onnx")
+    assert imported.input_names == (code,)
+    to_onnx(imported.gm, imported.example_inputs, tmp_path / "b.onnx")
+    assert not (tmp_path / "mark").exists()
