@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import fxdecomp
 import fxdecomp.calibration
@@ -36,6 +36,20 @@ def narrow_network(layers: int) -> nn.Module:
     for _ in range(layers):
         parts += [nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU()]
     return nn.Sequential(*parts).eval()
+
+
+class Residual(nn.Module):
+    """The same with a sum around each layer, so that a thousand of them give outputs of ordinary size."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(narrow_network(1) for _ in range(layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Sum up."""
+        for layer in self.layers:
+            x = x + 0.01 * layer(x)
+        return x
 
 
 def vgg16() -> nn.Module:
@@ -86,7 +100,7 @@ def measure_functions(layers: int, pipe: Any) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "a.onnx")
-        gm = timed("trace", lambda: fxdecomp.trace(narrow_network(layers), x))
+        gm = timed("trace", lambda: fxdecomp.trace(Residual(layers).eval(), x))
         small = timed("transform", lambda: fxdecomp.transform(gm, POLICY))
         fitted = fxdecomp.calibration.Calibration(batches, refit=False)
         timed("transform, calibrated", lambda: fxdecomp.transform(gm, POLICY, calibration=fitted))

@@ -21,6 +21,7 @@ from fxdecomp.export.lowering import Precision, chosen_precision
 from fxdecomp.export.sessions import CPU, check_available, onnxruntime
 from fxdecomp.files import check_folder, write_json, write_text, write_with_torch
 from fxdecomp.graphs.inputs import ExampleInputs, call_arguments
+from fxdecomp.graphs.untouched import one_at_a_time
 from fxdecomp.pipeline import transform
 from fxdecomp.plans import Plan
 from fxdecomp.policy import Policy
@@ -251,6 +252,7 @@ def _variant(name: str, told: Report, written: ExportReport | None, found: Searc
     )
 
 
+@one_at_a_time
 @torch.no_grad()
 def _program(
     gm: GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any], *, free_batch: bool

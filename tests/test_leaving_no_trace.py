@@ -20,6 +20,7 @@ from fxdecomp.export import check_parity, to_onnx
 from fxdecomp.export.exporter import _silence
 from fxdecomp.importing import from_onnx
 from fxdecomp.recovery import recover
+from fxdecomp.tracing.exported import load_program
 from tests.nets import image
 
 
@@ -175,3 +176,23 @@ def test_the_first_export_of_a_process_is_quiet(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_programs_are_read_and_written_in_several_threads(tmp_path: Path) -> None:
+    net, x = nn.Sequential(nn.Linear(16, 16), nn.ReLU()), image(2, 16)
+    failures: list[Exception] = []
+
+    def work(index: int) -> None:
+        try:
+            compress_to(LoadedModel(net, x), POLICY, tmp_path / str(index))
+            for _ in range(3):
+                fxdecomp.trace(load_program(tmp_path / str(index) / "small.pt2"), x)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the test tells of it
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []

@@ -21,9 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.utils._sympy.functions
-from torch.export.pt2_archive import constants as places
-from torch.export.pt2_archive._package import PT2ArchiveReader
 
 from fxdecomp.errors import TraceError, first_line
 from fxdecomp.tracing.size_expressions import NotOfSizes, check_sizes
@@ -89,6 +86,8 @@ def check_archive(path: Path) -> None:
     Raises:
         TraceError: It holds code, or what cannot be told from code; says where and what.
     """
+    from torch.export.pt2_archive._package import PT2ArchiveReader  # which takes seconds to import
+
     try:
         with PT2ArchiveReader(str(path)) as reader:
             for name in reader.get_file_names():
@@ -100,6 +99,8 @@ def check_archive(path: Path) -> None:
 
 
 def _check_record(name: str, read: Callable[[], bytes]) -> None:
+    from torch.export.pt2_archive import constants as places
+
     if name.startswith(places.AOTINDUCTOR_DIR):
         raise _Refused(f"{name} is a compiled library, which runs as it is loaded")
     if name.startswith(places.MODELS_DIR):
@@ -123,6 +124,8 @@ def _check_pickle(name: str, data: bytes) -> None:
 
 
 def _check_payloads(name: str, data: Any) -> None:
+    from torch.export.pt2_archive import constants as places
+
     for payload, told in data["config"].items():
         if told["use_pickle"] or told["path_name"].startswith(
             (places.CUSTOM_OBJ_FILENAME_PREFIX, places.OPAQUE_OBJ_FILENAME_PREFIX)

@@ -11,14 +11,13 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.export import ExportedProgram
-from torch.export.pt2_archive._package import load_pt2
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import free_symbols
 
 from fxdecomp.errors import TraceError, first_line
 from fxdecomp.graphs.copies import copy_sharing_tensors, hook_tables
 from fxdecomp.graphs.inputs import Arguments, ExampleInputs, call_arguments, placeholder_values
-from fxdecomp.graphs.untouched import outputs_of, plain_attention
+from fxdecomp.graphs.untouched import one_at_a_time, outputs_of, plain_attention
 from fxdecomp.tracing.archives import check_archive
 from fxdecomp.tracing.guards import keep_conditions
 from fxdecomp.tracing.layouts import correct_conditions
@@ -165,6 +164,7 @@ def _trains(node: Node) -> bool:
     return not without_statistics and (given.get("train") is True or given.get("training") is True)
 
 
+@one_at_a_time  # torch's reader keeps its state in a global
 def load_program(path: Path, *, trust: bool = False) -> ExportedProgram:
     """The exported program in a `.pt2` file.
 
@@ -183,6 +183,8 @@ def load_program(path: Path, *, trust: bool = False) -> ExportedProgram:
     try:
         if trust and _is_old_archive(path):
             return torch.export.load(path)
+        from torch.export.pt2_archive._package import load_pt2  # which takes seconds to import
+
         programs = load_pt2(str(path)).exported_programs
     except Exception as error:
         raise TraceError(f"{path} is not a readable .pt2 file: {first_line(error)}") from error
