@@ -18,6 +18,7 @@ from fxdecomp.pipeline import transform
 from fxdecomp.plans import Plan
 from fxdecomp.policy import Latency, MACs, Params, Policy
 from fxdecomp.policy.rules import Rule
+from fxdecomp.quality import OutputDistance, Quality
 from fxdecomp.ranks import VBMF, Energy, Fixed, Ratio
 from fxdecomp.recovery import recover
 from fxdecomp.reporting import Report, graph_diff, report
@@ -38,12 +39,14 @@ __all__ = [
     "Latency",
     "MACs",
     "Outcome",
+    "OutputDistance",
     "Params",
     "ParityError",
     "PassError",
     "Plan",
     "Policy",
     "PolicyError",
+    "Quality",
     "Ratio",
     "Reason",
     "RecoveryError",

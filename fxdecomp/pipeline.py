@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from concurrent.futures import Executor
 
@@ -9,13 +10,18 @@ import torch
 from torch.fx import GraphModule
 
 from fxdecomp.calibration import Batch, Calibration
+from fxdecomp.calibration.judging import judged_inputs, with_quality
 from fxdecomp.errors import PolicyError
 from fxdecomp.graphs.copies import copy_owning_tensors
 from fxdecomp.graphs.inputs import require_graph
+from fxdecomp.graphs.records import Record, record_of
 from fxdecomp.graphs.untouched import one_at_a_time, unchanged_buffers
 from fxdecomp.passes import DecomposeLayers, FoldBatchNorm, RefitChains
 from fxdecomp.policy import Policy
 from fxdecomp.progress import Progress, silent
+from fxdecomp.quality import LEAST_AGREEMENT
+
+_log = logging.getLogger(__name__)
 
 
 @one_at_a_time
@@ -25,6 +31,7 @@ def transform(
     *,
     calibration: Calibration | Iterable[Batch] | None = None,
     executor: Executor | None = None,
+    least_agreement: float = LEAST_AGREEMENT,
     progress: Progress = silent,
 ) -> GraphModule:
     """Decompose the layers of a graph as a policy says.
@@ -33,14 +40,17 @@ def transform(
         gm: A traced network with recorded shapes, from `trace`; it is not changed.
         policy: Methods and ranks by layer.
         calibration: Unlabelled inputs, as an iterable of batches (tensors, tuples, dicts) or a `Calibration`
-            with options. The decompositions are then fitted to the layers' outputs on them.
+            with options. The decompositions are then fitted to the layers' outputs on seven eighths of them.
         executor: Takes the numerical work at the layers: any `concurrent.futures.Executor`, such as a process
             pool or Dask's `client.get_executor()`. The result is the same, bit for bit: each worker computes
             on as many threads as torch uses here (`torch.set_num_threads(1)` before, for a worker a core).
+        least_agreement: A result that agrees less with `gm` is warned of, in the log and in the report.
         progress: Told of every finished layer.
 
     Returns:
-        A new GraphModule, which shares no tensor with `gm`; `report` tells what became of each layer.
+        A new GraphModule, which shares no tensor with `gm`; `report` tells what became of each layer, and in
+        `quality` how far the outputs are from those of `gm`: on an eighth of the calibration, to which
+        nothing is fitted, or on the example inputs of `trace`.
 
     Raises:
         CalibrationError: The calibration holds NaN or does not fit the network.
@@ -61,10 +71,14 @@ def transform(
             f"transform takes a Policy, got {type(policy).__name__}; use Policy(method='tucker2')"
         )
     folded = FoldBatchNorm()(gm)
-    data = None if calibration is None else Calibration.of(calibration)
+    data, judged = judged_inputs(gm, None if calibration is None else Calibration.of(calibration))
     with unchanged_buffers(gm):
         small = DecomposeLayers(policy, calibration=data, executor=executor, progress=progress)(folded)
         if data is not None and data.refit:
             small = RefitChains(folded, data, progress)(small)
     with torch.inference_mode(False):
-        return copy_owning_tensors(small, gm)
+        result = with_quality(copy_owning_tensors(small, gm), gm, judged, least_agreement)
+    quality = (record_of(result) or Record()).quality
+    if quality is not None and quality.warning:
+        _log.warning("%s", quality.warning)
+    return result

@@ -10,9 +10,8 @@ from torch.fx import GraphModule
 
 from fxdecomp.calibration import Batch
 from fxdecomp.errors import CalibrationError
-from fxdecomp.export.parity import evaluating
 from fxdecomp.graphs.inputs import call_arguments, float_leaves, naming_batch
-from fxdecomp.graphs.untouched import copied, one_at_a_time, unchanged_buffers
+from fxdecomp.graphs.untouched import copied, evaluating, one_at_a_time, unchanged_buffers
 
 
 class Agreement:

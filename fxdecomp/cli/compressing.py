@@ -75,10 +75,14 @@ def compress(
     timed = result.report.benchmark
     tables = layer_tables(result.report) + ([] if timed is None else [benchmark_table(timed)])
     told = [] if result.search is None else [str(result.search)]
-    told += [result.report.summary, *result.report.remarks, str(result.exported)]
+    quality = result.report.quality
+    told += [result.report.summary, *([] if quality is None else [quality.sentence])]
+    told += [*result.report.remarks, str(result.exported)]
     told += [] if result.quantised is None else [str(result.quantised)]
     if timed is not None and timed.ratio("dense", "small").low <= 1:
         told.append(
             "small was not shown to be faster: ship dense, or try --budget latency:0.5 (docs/questions.md)"
         )
-    print_blocks(*tables, "\n".join(told), f"Everything is in {out}; open {out / 'report.html'} first")
+    last = [f"Everything is in {out}; open {out / 'report.html'} first"]
+    last += [quality.warning] if quality is not None and quality.warning else []
+    print_blocks(*tables, "\n".join(told), *last)

@@ -1,4 +1,4 @@
-"""`ExportReport`: what `to_onnx` wrote, and how well it agrees with PyTorch."""
+"""`ExportReport`: what `to_onnx` wrote, and how well the file computes what the graph computes."""
 
 from __future__ import annotations
 
@@ -54,6 +54,14 @@ class ExportReport:
         """The largest relative difference from PyTorch, over all checks."""
         return max((row.max_relative for row in self.parity), default=0.0)
 
+    @property
+    def _parity(self) -> str:
+        """What was compared: the file with the graph that it was made from, not with the original."""
+        found = f"to {self.max_relative:.1e} in {len(self.parity)} checks"
+        if self.quantization is None:
+            return f"the file computes what the graph computes, {found}"
+        return f"before it was lowered the file computed what the graph computes, {found}"
+
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON data."""
         return asdict(self) | {"path": str(self.path)}
@@ -62,8 +70,7 @@ class ExportReport:
         batch = "any batch" if self.dynamic_batch else "fixed batch"
         lines = [
             f"{self.path}: {self.size_bytes / 1e6:.2f} MB, opset {self.opset}, {batch}, "
-            f"{', '.join(self.inputs)} -> {', '.join(self.outputs)}; "
-            f"agrees with PyTorch to {self.max_relative:.1e} in {len(self.parity)} checks"
+            f"{', '.join(self.inputs)} -> {', '.join(self.outputs)}; {self._parity}"
         ]
         if self.quantization is not None:
             lines.append(str(self.quantization))

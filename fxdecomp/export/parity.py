@@ -7,8 +7,7 @@ relative where values are large, absolute at the scale of the whole output where
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from fxdecomp.errors import ExportError, ParityError
 from fxdecomp.export.examples import as_inputs, flat_graph
 from fxdecomp.export.sessions import open_session
 from fxdecomp.graphs.inputs import ExampleInputs
-from fxdecomp.graphs.untouched import copied, one_at_a_time, unchanged_buffers
+from fxdecomp.graphs.untouched import copied, evaluating, one_at_a_time, unchanged_buffers
 
 TOLERANCES: Mapping[torch.dtype, float] = {
     torch.float64: 1e-9,
@@ -104,19 +103,6 @@ def check_parity(gm: GraphModule, path: Path | str, inputs: Sequence[ExampleInpu
             for name, a, b in zip(outputs, wanted, got, strict=True):
                 rows.append(_agree(name, a, b, lowest, optimised=optimised, shapes=shapes))
     return tuple(rows)
-
-
-@contextmanager
-def evaluating(gm: GraphModule) -> Iterator[None]:
-    """Put every module in evaluation mode for a while; also those that refuse `eval()`."""
-    modes = [(module, module.training) for module in gm.modules()]
-    try:
-        for module, _ in modes:
-            module.training = False
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def run_graph(gm: GraphModule, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -122,7 +122,7 @@ def to_onnx(
     axes = {axis: axis_name(axis, inputs) for axis in dynamic_axes}
     order = _Order(
         flat_graph(gm),
-        record_of(gm),
+        _record_of(gm, precision),
         names,
         inputs,
         axes,
@@ -164,6 +164,12 @@ def to_onnx(
 def _told_of_others(gm: GraphModule) -> tuple[str, ...]:
     others = other_outputs(gm)
     return (f"outputs that are no tensors are not in the file: {', '.join(others)}",) if others else ()
+
+
+def _record_of(gm: GraphModule, precision: Int8 | Fp16 | None) -> Record | None:
+    """What the file says of its making; a lowered file has not the graph's distance to the original."""
+    record = record_of(gm)
+    return record if record is None or precision is None else replace(record, quality=None)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

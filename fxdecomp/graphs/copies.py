@@ -8,12 +8,13 @@ from types import MethodType
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import PythonKeyTracer
 from torch.fx.graph_module import _get_attr
 
-from fxdecomp.graphs.records import attach_record, record_of
+from fxdecomp.graphs.records import attach_record, examples_of, record_of
 from fxdecomp.layers import LayerSpec, Stage
 from fxdecomp.sites.geometry import same_padding
 from fxdecomp.sites.modules import swapped_channels
@@ -63,7 +64,8 @@ def _clone(tensor: Tensor) -> Tensor:
 
 
 def _copy(gm: GraphModule, memo: dict[int, object]) -> GraphModule:
-    memo = {id(tensor): tensor for tensor in derived_tensors(gm)} | memo
+    examples = [leaf for leaf in pytree.tree_leaves(examples_of(gm)) if isinstance(leaf, Tensor)]
+    memo = {id(tensor): tensor for tensor in (*derived_tensors(gm), *examples)} | memo
     with warnings.catch_warnings():
         # Raised inside torch when it copies an exported graph, whatever the model.
         warnings.filterwarnings("ignore", message=r"`isinstance\(treespec", category=FutureWarning)

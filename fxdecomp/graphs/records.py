@@ -10,12 +10,16 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch.utils._pytree as pytree
+from torch import Tensor
 from torch.fx import GraphModule
 
 from fxdecomp.outcomes import Folded, Outcome, outcome_from_dict, outcome_to_dict
+from fxdecomp.quality import Quality
 
 _KEY = "fxdecomp"
 _ATTRIBUTE = "_fxdecomp_record"
+_EXAMPLES = "fxdecomp_examples"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +35,7 @@ class Record:
         plan: Method and rank of every layer as JSON data, None before the first transform.
         latency: What a budget of time predicted and measured, attempt by attempt, None without one.
         dropped_params: How many parameters went with folded BatchNorms, or because nothing used them.
+        quality: How far the network is from the original, None where that was not measured.
     """
 
     traced_with: str = "given"
@@ -41,6 +46,7 @@ class Record:
     plan: Mapping[str, Any] | None = None
     latency: Mapping[str, Any] | None = None
     dropped_params: int = 0
+    quality: Quality | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The record as JSON data."""
@@ -53,6 +59,7 @@ class Record:
             "plan": None if self.plan is None else dict(self.plan),
             "latency": None if self.latency is None else dict(self.latency),
             "dropped_params": self.dropped_params,
+            "quality": None if self.quality is None else self.quality.to_dict(),
         }
 
     @staticmethod
@@ -67,6 +74,7 @@ class Record:
             plan=data.get("plan"),
             latency=data.get("latency"),
             dropped_params=data.get("dropped_params", 0),
+            quality=None if data.get("quality") is None else Quality.from_dict(data["quality"]),
         )
 
 
@@ -81,3 +89,15 @@ def record_of(gm: GraphModule) -> Record | None:
     """The record of a graph module, None where it has none."""
     data = gm.meta.get(_KEY) or gm.__dict__.get(_ATTRIBUTE)
     return None if data is None else Record.from_dict(data)
+
+
+def remember_examples(gm: GraphModule, inputs: Any) -> None:
+    """Keep the inputs that a graph was traced with, where they are plain data; its copies share them."""
+    leaves = pytree.tree_leaves(inputs)
+    if all(leaf is None or type(leaf) in (Tensor, bool, int, float, str) for leaf in leaves):
+        gm.meta[_EXAMPLES] = pytree.tree_map_only(Tensor, lambda leaf: leaf.detach().clone(), inputs)
+
+
+def examples_of(gm: GraphModule) -> Any:
+    """The inputs that a graph was traced with, None where they are not known."""
+    return gm.meta.get(_EXAMPLES)

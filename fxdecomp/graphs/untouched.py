@@ -60,6 +60,19 @@ def _is_plain(buffer: Tensor) -> bool:
 
 
 @contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put every module in evaluation mode for a while; also those that refuse `eval()`."""
+    modes = [(part, part.training) for part in module.modules()]
+    try:
+        for part, _ in modes:
+            part.training = False
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+@contextmanager
 def same_chance(inputs: ExampleInputs) -> Iterator[None]:
     """Draw the same random numbers each time, and leave those of the user alone."""
     tensors = [leaf for leaf in pytree.tree_leaves(call_arguments(inputs)) if isinstance(leaf, Tensor)]

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxdecomp.calibration.distance import decisions_of
 from fxdecomp.errors import RecoveryError
 from fxdecomp.graphs.inputs import float_leaves
 
@@ -111,17 +112,6 @@ def variances_of(moments: Tensor) -> Tensor:
     variance = squares / count - (total / count).square()
     square = squares / count
     return torch.where(variance > 1e-8 * square, variance, square.clamp_min(1e-30))
-
-
-def decisions_of(leaf: Tensor) -> Tensor | None:
-    """The classes that an output decides for, None where it does not look like scores of classes.
-
-    Scores are `[N, C]` or `[N, T, C]` with at least two classes: `argmax` over the last axis, `[N, T]`.
-    Images and other outputs decide nothing, and are judged by their error alone.
-    """
-    if leaf.ndim not in (2, 3) or leaf.shape[-1] < 2:
-        return None
-    return leaf.argmax(-1).reshape(leaf.shape[0], -1)
 
 
 def agreement_sums(outputs: Any, wanted: Any) -> Tensor:

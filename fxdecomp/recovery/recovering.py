@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.fx import GraphModule
 
+from fxdecomp.calibration.distance import named_outputs
+from fxdecomp.calibration.judging import Judged, quality_of
 from fxdecomp.errors import RecoveryError
 from fxdecomp.files import check_file
 from fxdecomp.graphs.copies import copy_owning_tensors, stored_tensors
@@ -21,8 +23,9 @@ from fxdecomp.graphs.untouched import one_at_a_time, unchanged_buffers
 from fxdecomp.outcomes import Applied
 from fxdecomp.passes import FoldBatchNorm
 from fxdecomp.progress import Progress, silent
+from fxdecomp.quality import LEAST_AGREEMENT
 from fxdecomp.recovery.balancing import balance
-from fxdecomp.recovery.batches import split_batches
+from fxdecomp.recovery.batches import Batches, moved, split_batches
 from fxdecomp.recovery.blocks import blocks_of, stages_of
 from fxdecomp.recovery.checkpoints import fingerprint, name_of
 from fxdecomp.recovery.distilling import Distillation, TaskLoss, total
@@ -77,7 +80,8 @@ def recover(
     Returns:
         A new GraphModule: the state of least risk (error times share of examples that differ) on the held-out
         batches, among those that are no worse than `small` in error, in examples and in decisions; a copy of
-        `small`, if none is better. The last note of its record says what was measured.
+        `small`, if none is better. The last note of its record says what was measured, its `quality` how far
+        the outputs are from the original's on the held-out batches (in one process only).
 
     Raises:
         RecoveryError: The networks, the data or the checkpoint do not fit, or the networks are swapped.
@@ -149,7 +153,24 @@ def recover(
     if best is not None:
         _copy_parameters(everything, result)
     _note(result, start, best)
+    _measure(result, original, batches, device)
     return result
+
+
+def _measure(result: GraphModule, original: GraphModule, batches: Batches, device: torch.device) -> None:
+    """Put the distance to the original in the record; of several processes each would have its own."""
+    record = record_of(result) or Record()
+    quality = None
+    if not (distributed.is_initialized() and distributed.get_world_size() > 1):
+        held = tuple(moved(batch.inputs, device) for batch in batches.held_out)
+        quality = quality_of(
+            original,
+            lambda batch: list(named_outputs(result, batch).values()),
+            Judged(held, "batches that recovery did not train on", held_out=False),
+            record.outcomes,
+            least_agreement=LEAST_AGREEMENT if record.quality is None else record.quality.least_agreement,
+        )
+    attach_record(result, replace(record, quality=quality))
 
 
 def _check_order(small: GraphModule, original: GraphModule) -> None:

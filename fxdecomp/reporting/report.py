@@ -16,6 +16,7 @@ from fxdecomp.graphs.inputs import require_graph
 from fxdecomp.graphs.records import Record, record_of
 from fxdecomp.outcomes import Applied, Outcome, Reason, Skipped
 from fxdecomp.plans import Plan
+from fxdecomp.quality import Quality
 from fxdecomp.reporting.evidence import Frontier, Variant, frontier_of
 from fxdecomp.reporting.page import page_html
 from fxdecomp.reporting.text import change, table_of
@@ -118,6 +119,11 @@ class Report:
         )
 
     @property
+    def quality(self) -> Quality | None:
+        """How far the network is from the original, and on what that was measured; None where it was not."""
+        return self.record.quality
+
+    @property
     def remarks(self) -> tuple[str, ...]:
         """BatchNorms that were left in the graph, and the notes of the passes."""
         left = (f"{f.norm}: left in the graph, {f.reason}" for f in self.record.folds if f.reason)
@@ -188,7 +194,10 @@ class Report:
         return fragment_html(self)
 
     def __str__(self) -> str:
-        return "\n".join([*table_of(self.outcomes), self.summary, *self.remarks])
+        lines = [*table_of(self.outcomes), self.summary]
+        lines += [] if self.quality is None else [self.quality.sentence]
+        lines += self.remarks
+        return "\n".join(lines + ([self.quality.warning] if self.quality and self.quality.warning else []))
 
 
 def report(

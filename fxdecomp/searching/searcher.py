@@ -191,7 +191,11 @@ class _Seeker:
         share = float(budget.target)
         try:
             small = transform(
-                self.gm, replace(self.policy, budget=budget), calibration=self.data, progress=self.progress
+                self.gm,
+                replace(self.policy, budget=budget),
+                calibration=self.data,
+                least_agreement=0.0,  # the user says how much may be lost, by `max_drop`
+                progress=self.progress,
             )
         except BudgetError as error:
             self.floor = max(self.floor, error.least_share or 0.0)
@@ -222,7 +226,7 @@ class _Seeker:
         if trial.plan is None:
             return _left_for(_untouched(self.gm), self.policy, Reason.NOT_KEPT)
         policy = Policy.from_plan(Plan.from_dict(trial.plan))
-        small = transform(self.gm, policy, calibration=self.data)
+        small = transform(self.gm, policy, calibration=self.data, least_agreement=0.0)
         return self._recovered(_left_for(small, self.policy, Reason.BUDGET))
 
     def _recovered(self, small: GraphModule) -> GraphModule:

@@ -16,7 +16,7 @@ from torch.fx.passes.shape_prop import _extract_tensor_metadata
 from fxdecomp.errors import TraceError, first_line
 from fxdecomp.graphs.copies import copy_sharing_tensors
 from fxdecomp.graphs.inputs import ExampleInputs, placeholder_values
-from fxdecomp.graphs.records import Record, attach_record, record_of
+from fxdecomp.graphs.records import Record, attach_record, record_of, remember_examples
 from fxdecomp.graphs.untouched import copied, one_at_a_time, outputs_of, same_chance, unchanged_buffers
 from fxdecomp.tracing.exported import exported, load_program, training_notes, unlifted
 from fxdecomp.tracing.model_copies import eval_copy
@@ -189,6 +189,7 @@ def _with_shapes(
     record = record_of(gm) or Record()
     new = tuple(note for note in notes if note not in record.notes)
     attach_record(gm, replace(record, traced_with=traced_with, notes=record.notes + new))
+    remember_examples(gm, inputs)
     return gm
 
 

@@ -5,6 +5,7 @@ from torch import nn
 import fxdecomp
 from fxdecomp import Policy
 from fxdecomp.calibration import Calibration
+from fxdecomp.calibration.splitting import split
 from fxdecomp.graphs.records import record_of
 from fxdecomp.passes import DecomposeLayers, FoldBatchNorm, RefitChains
 
@@ -71,7 +72,8 @@ def test_the_report_tells_the_errors_after_the_refit():
     for name, module in (("wanted", net.three), ("got", small.get_submodule("three.pointwise_out"))):
         module.register_forward_hook(lambda m, i, o, name=name: seen.__setitem__(name, o.clone()))
     with torch.no_grad():
-        net(torch.cat(data)), small(torch.cat(data))
+        fitted, _ = split(Calibration(data))  # errors are those on the inputs that are fitted to
+        net(torch.cat(fitted.batches)), small(torch.cat(fitted.batches))
     wanted, got = (seen[name].movedim(1, -1).flatten(0, -2) for name in ("wanted", "got"))
     lost = (wanted - got).square().sum() / (wanted - wanted.mean(0)).square().sum()
     assert three.output_error == pytest.approx(float(lost), rel=1e-3)
