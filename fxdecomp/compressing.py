@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
 from fxdecomp.calibration import Calibration
+from fxdecomp.calibration.judging import judged_inputs
 from fxdecomp.export import ExportReport, benchmark, to_onnx
 from fxdecomp.export.examples import has_batch, with_batch
 from fxdecomp.export.lowering import Precision, chosen_precision
@@ -29,6 +31,7 @@ from fxdecomp.policy.rules import Rule
 from fxdecomp.progress import Progress, silent
 from fxdecomp.reporting import Report, Variant, graph_diff, report
 from fxdecomp.searching import Metric, search
+from fxdecomp.searching.judgements import Judge, Judgement
 from fxdecomp.searching.trials import SearchResult
 from fxdecomp.tracing import trace
 
@@ -75,6 +78,7 @@ class CompressResult:
     exported: ExportReport
     search: SearchResult | None = None
     quantised: ExportReport | None = None
+    judged: Mapping[str, Judgement] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The result as JSON data."""
@@ -85,6 +89,7 @@ class CompressResult:
             "quantised": None if self.quantised is None else self.quantised.to_dict(),
             "timings": None if timed is None else timed.to_dict(),
             "search": None if self.search is None else self.search.to_dict(),
+            "judged": {name: each.to_dict() for name, each in self.judged.items()},
         }
 
 
@@ -103,6 +108,7 @@ def compress_to(
     *,
     calibration: Calibration | None = None,
     goal: Goal | None = None,
+    metric: Metric | None = None,
     quantize: Precision | None = None,
     time: bool = False,
     provider: str = CPU,
@@ -122,6 +128,7 @@ def compress_to(
         calibration: Unlabelled inputs, to which decompositions and quantisation are fitted; None for the
             weights alone.
         goal: Search for the fastest network that reaches it; None carries out the policy.
+        metric: What every network is judged by, the original among them; with a goal, by the goal's own.
         quantize: Write `small.int8.onnx` or `small.fp16.onnx` too, see `to_onnx`.
         time: Write `dense.onnx` too, and time all files.
         provider: Where they are timed.
@@ -150,11 +157,12 @@ def compress_to(
     progress("compress", 2, _STEPS)
     folder.mkdir(parents=True, exist_ok=True)
     args, kwargs = call_arguments(loaded.example_inputs)
+    fitted, inputs = judged_inputs(gm, calibration)
     exports = {"small": _export(loaded, small, folder / "small.onnx")}
     if precision is not None:
         name = f"small.{precision.kind}"
         exports[name] = _export(
-            loaded, small, folder / f"{name}.onnx", quantize=precision, calibration=calibration
+            loaded, small, folder / f"{name}.onnx", quantize=precision, calibration=fitted
         )
     progress("compress", 3, _STEPS)
     times = None
@@ -167,18 +175,23 @@ def compress_to(
     write_with_torch(folder / "small.pt2", partial(torch.export.save, program))
     progress("compress", _STEPS, _STEPS)
     plain = report(small)
+    judge = Judge(gm, small, loaded.example_inputs, inputs, metric if goal is None else goal.metric)
+    judged = judge.networks(found) | {
+        name: judge.file(made.path, name.removeprefix("small."))
+        for name, made in exports.items()
+        if name.startswith("small.")
+    }
+    names = dict.fromkeys(["dense", *exports])
     told = report(
         small,
         before=gm,
         benchmark=times,
-        variants=[
-            _variant(name, plain, exports.get(name), found) for name in dict.fromkeys(["dense", *exports])
-        ],
+        variants=[_variant(name, plain, exports.get(name), judged.get(name)) for name in names],
         search=found,
         command=command,
     )
     lowered = next((made for name, made in exports.items() if name.startswith("small.")), None)
-    result = CompressResult(told, exports["small"], found, lowered)
+    result = CompressResult(told, exports["small"], found, lowered, judged)
     told.to_html(folder / "report.html", title=f"fxdecomp compress: {loaded.name}")
     kept = policy if found is None else _policy_of(plain.plan)
     write_text(folder / "policy.toml", kept.to_toml())
@@ -240,12 +253,11 @@ def _export(
     )
 
 
-def _variant(name: str, told: Report, written: ExportReport | None, found: SearchResult | None) -> Variant:
-    """A network's row in the summary, with what a search judged it at."""
-    judged = {} if found is None else {"dense": found.trials[0].metric, "small": found.best.metric}
+def _variant(name: str, told: Report, written: ExportReport | None, judged: Judgement | None) -> Variant:
+    """A network's row in the summary, with how good it is."""
     return Variant(
         name,
-        {"metric": f"{judged[name]:.4f}"} if name in judged else {},
+        {} if judged is None else judged.cells,
         told.macs_before if name == "dense" else told.macs_after,
         told.params_before if name == "dense" else told.params_after,
         None if written is None else written.size_bytes,

@@ -42,3 +42,14 @@ def quality(network: nn.Module) -> float:
 def size(network: nn.Module) -> float:
     """The more parameters, the better."""
     return -quality(network)
+
+
+def mean_output(network: nn.Module) -> float:
+    """Of what the network gives, whatever it is made of: a file has no parameters."""
+    with torch.no_grad():
+        return float(torch.cat([network(batch) for batch in batches()]).mean())
+
+
+def first_weight(network: nn.Module) -> float:
+    """Of parameters, which a file has not."""
+    return float(next(network.parameters()).detach().flatten()[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -62,6 +63,7 @@ def _options(
 
 def main() -> None:
     """Entry point: errors in one line with what to do."""
+    logging.getLogger("fxdecomp").addHandler(logging.NullHandler())  # what it warns of, the commands print
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:

@@ -22,7 +22,9 @@ def compress(
         str | None, typer.Option(help="macs:0.5, params:0.5, latency:0.5 or latency:10ms")
     ] = None,
     calibration: Annotated[str | None, typer.Option(help="module:function giving unlabelled batches")] = None,
-    metric: Annotated[str | None, typer.Option(help="module:function of a network, for --max-drop")] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="module:function of a network: told of every network, before and after")
+    ] = None,
     max_drop: Annotated[
         float | None, typer.Option(help="Search: the fastest network that loses at most this")
     ] = None,
@@ -41,7 +43,7 @@ def compress(
 
     A search (--max-drop) that was interrupted goes on when the same command is given again.
     """
-    from fxdecomp.cli.goals import goal_from, load_calibration, parse_budget, policy_for
+    from fxdecomp.cli.goals import goal_from, load_calibration, load_metric, parse_budget, policy_for
     from fxdecomp.cli.loading import load_model, parse_shape
     from fxdecomp.cli.tables import benchmark_table, layer_tables
     from fxdecomp.compressing import compress_to, written_by_compress
@@ -50,7 +52,8 @@ def compress(
 
     read = [Path(model)] if policy is None else [Path(model), policy]
     check_replaces_none(written_by_compress(out, quantize=quantize, time=time), read)
-    goal = goal_from(max_drop, metric, provider, threads, evaluations)
+    judge = load_metric(metric)
+    goal = goal_from(max_drop, judge, provider, threads, evaluations)
     wanted = None if budget is None else parse_budget(budget, provider, threads)
     chosen = policy_for(method, rank, policy, wanted, searched=goal is not None)
     batches = load_calibration(calibration)
@@ -62,6 +65,7 @@ def compress(
             out,
             calibration=batches,
             goal=goal,
+            metric=judge,
             quantize=quantize,  # type: ignore[arg-type]  # what is not among the names is refused in words
             time=time,
             provider=provider_of(provider or "cpu"),
@@ -75,8 +79,9 @@ def compress(
     timed = result.report.benchmark
     tables = layer_tables(result.report) + ([] if timed is None else [benchmark_table(timed)])
     told = [] if result.search is None else [str(result.search)]
-    quality = result.report.quality
-    told += [result.report.summary, *([] if quality is None else [quality.sentence])]
+    qualities = [each.quality for each in result.judged.values() if each.quality is not None]
+    told += [result.report.summary, *(quality.sentence for quality in qualities)]
+    told += [each.text for each in result.judged.values() if each.text]
     told += [*result.report.remarks, str(result.exported)]
     told += [] if result.quantised is None else [str(result.quantised)]
     if timed is not None and timed.ratio("dense", "small").low <= 1:
@@ -84,5 +89,5 @@ def compress(
             "small was not shown to be faster: ship dense, or try --budget latency:0.5 (docs/questions.md)"
         )
     last = [f"Everything is in {out}; open {out / 'report.html'} first"]
-    last += [quality.warning] if quality is not None and quality.warning else []
+    last += [quality.warning for quality in qualities if quality.warning]
     print_blocks(*tables, "\n".join(told), *last)

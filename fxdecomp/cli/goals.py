@@ -22,20 +22,12 @@ _COUNTED: dict[str, type[MACs | Params]] = {"macs": MACs, "params": Params}
 
 
 def goal_from(
-    max_drop: float | None, metric: str | None, provider: str | None, threads: int, evaluations: int
+    max_drop: float | None, metric: Metric | None, provider: str | None, threads: int, evaluations: int
 ) -> Goal | None:
-    """The goal of a command, None where no search was asked for.
-
-    Raises:
-        PolicyError: There is a metric, and nothing that it is for.
-        ModelReferenceError: The metric cannot be found.
-    """
+    """The goal of a command, None where no search was asked for."""
     if max_drop is None:
-        if metric is not None:
-            raise PolicyError("--metric judges the networks of a search; add --max-drop 0.01")
         return None
-    judge = None if metric is None else _function(metric)
-    return Goal(max_drop, judge, provider_named(provider), threads, evaluations)
+    return Goal(max_drop, metric, provider_named(provider), threads, evaluations)
 
 
 def policy_for(
@@ -110,7 +102,14 @@ def parse_budget(text: str, provider: str | None = None, threads: int = 1) -> Bu
     raise PolicyError(f"budget {text!r} is none of macs:0.5, params:0.5, latency:0.5 or latency:10ms")
 
 
-def _function(reference: str) -> Metric:
+def load_metric(reference: str | None) -> Metric | None:
+    """The metric that `module:function` names.
+
+    Raises:
+        ModelReferenceError: There is no such function.
+    """
+    if reference is None:
+        return None
     found = load_object(reference)
     if not callable(found):
         raise ModelReferenceError(f"{reference} is a {type(found).__name__}, wanted a function of a network")

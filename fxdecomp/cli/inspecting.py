@@ -69,7 +69,7 @@ def _tell(model: str, metadata: FileMetadata) -> None:
     if metadata.record is not None and metadata.record.outcomes:
         report = Report(metadata.record)
         tables = layer_tables(report)
-        lines += [report.summary, *([] if report.quality is None else [report.quality.sentence])]
+        lines += [report.summary, *([] if metadata.quality is None else [metadata.quality.sentence])]
         lines += [*report.remarks, f"digest of the record: {metadata.record_digest}"]
     else:
         lines.append("nothing was decomposed")

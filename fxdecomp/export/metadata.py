@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -15,7 +16,9 @@ from torch import Tensor
 
 from fxdecomp.errors import ExportError, first_line
 from fxdecomp.export.quantization import Quantization
+from fxdecomp.files import beside
 from fxdecomp.graphs.records import Record
+from fxdecomp.quality import Quality
 
 _PREFIX = "fxdecomp."
 
@@ -32,6 +35,8 @@ class FileMetadata:
         record: The history of the graph, with policy and outcomes; None where there was none.
         record_digest: SHA-256 of the record's JSON text; empty without a record.
         quantization: What was quantised and what was not; None for a file that is not quantised.
+        quality: How far this file is from the original network, None where that was not measured: a lowered
+            file has a distance of its own, never that of the network that it was made from.
 
     Example:
         >>> import tempfile, torch, fxdecomp
@@ -52,6 +57,7 @@ class FileMetadata:
     record: Record | None = None
     record_digest: str = ""
     quantization: Quantization | None = None
+    quality: Quality | None = None
 
 
 def metadata_props(record: Record | None, inputs: Mapping[str, Tensor], opset: int) -> dict[str, str]:
@@ -76,10 +82,28 @@ def describe_quantization(path: Path, found: Quantization) -> None:
         path: An ONNX file of less than 2 GiB, rewritten.
         found: What to say.
     """
+    _describe(path, "quantization", found.to_dict())
+
+
+def describe_quality(path: Path, found: Quality) -> None:
+    """Add to a lowered file how far it is from the original network.
+
+    Args:
+        path: An ONNX file of less than 2 GiB, rewritten whole or not at all.
+        found: What to say.
+    """
+    with beside(path) as folder:
+        draft = folder / path.name
+        shutil.copyfile(path, draft)
+        _describe(draft, "quality", found.to_dict())
+        draft.replace(path)
+
+
+def _describe(path: Path, key: str, data: dict[str, Any]) -> None:
     import onnx
 
     model = onnx.load(str(path))
-    model.metadata_props.add(key=f"{_PREFIX}quantization", value=json.dumps(found.to_dict()))
+    model.metadata_props.add(key=f"{_PREFIX}{key}", value=json.dumps(data))
     onnx.save(model, str(path))
 
 
@@ -127,14 +151,18 @@ def read_metadata(path: Path | str) -> FileMetadata | None:
             f"{path}: the record of the transformation does not match its digest; it was altered"
         )
     try:
+        record = Record.from_dict(json.loads(text)) if text else None
+        own = props.get("quality", "")
+        told = Quality.from_dict(json.loads(own)) if own else None if record is None else record.quality
         return FileMetadata(
             version=props["version"],
             torch_version=props["torch_version"],
             opset=int(props["opset"]),
             inputs={name: _shape(sizes) for name, sizes in json.loads(props["inputs"]).items()},
-            record=Record.from_dict(json.loads(text)) if text else None,
+            record=record,
             record_digest=digest,
             quantization=Quantization.from_dict(json.loads(quantized)) if quantized else None,
+            quality=told,
         )
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise ExportError(f"{path}: what it says about itself is damaged: {first_line(error)}") from error

@@ -15,7 +15,9 @@ from fxdecomp import Policy
 from fxdecomp.cli import main
 from fxdecomp.cli.loading import parse_provider_options
 from fxdecomp.export import BenchmarkReport, int8, kernel_bench, read_metadata, to_onnx
+from fxdecomp.export.file_network import FileNetwork
 from fxdecomp.export.sessions import provider_of
+from tests.cli_models import batches, mean_output, small_net
 
 NET, BATCHES = "tests.cli_models:small_net", "tests.cli_models:batches"
 
@@ -103,6 +105,76 @@ def test_kernels_are_timed_as_a_table_as_data_and_as_a_picture(
     assert "there is no 'int4'; wanted some of" in error
     _, error = fxd("bench-kernels", "--provider", "cuda", code=1)
     assert "CUDAExecutionProvider is not available; there are" in error
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp16"])
+def test_every_precision_has_its_own_distance_and_metric(
+    precision: str, tmp_path: Path, fxd: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(int8, "machine", lambda: {"features": ["avx512_vnni"]})
+    given = ("--method", "tucker2", "--rank", "0.5", "--calibration", BATCHES, "--quantize", precision)
+    metric = ("--metric", "tests.cli_models:mean_output")
+    out = " ".join(fxd("compress", NET, "-o", tmp_path / "out", *given, *metric, "-q")[0].split())
+    lowered = tmp_path / "out" / f"small.{precision}.onnx"
+    net, example = small_net()
+    gm = fxdecomp.trace(net.eval(), example)
+    small = fxdecomp.transform(gm, fxdecomp.Policy(method="tucker2", rank=0.5), calibration=batches())
+    file = FileNetwork(small, lowered, example)
+    with torch.no_grad():
+        wanted, held = gm(batches()[3]).double(), batches()[3]
+        power = (wanted - wanted.mean()).square().sum()
+        errors = {
+            name: float(((network(held).double() - wanted).square().sum() / power).sqrt())
+            for name, network in {"small": small, f"small.{precision}": file}.items()
+        }
+    assert errors["small"] != pytest.approx(errors[f"small.{precision}"], rel=1e-9)
+    judged = json.loads((tmp_path / "out" / "report.json").read_text())["judged"]
+    for name, error in errors.items():
+        (row,) = judged[name]["quality"]["outputs"]
+        assert row["relative_error"] == pytest.approx(error, rel=1e-4)
+        kind = "fp32" if name == "small" else precision
+        assert judged[name]["quality"]["precision"] == kind
+        assert f"{kind} differs from the original by {error:.1%}" in out
+    for name, network in {"dense": gm, "small": small, f"small.{precision}": file}.items():
+        assert judged[name]["metric"] == pytest.approx(mean_output(network), rel=1e-4)
+        assert f"metric of {name}: {judged[name]['metric']:.4f}" in out
+    told = read_metadata(lowered)
+    assert told is not None
+    assert told.quality is not None
+    assert told.quality.precision == precision
+    assert told.record is not None
+    assert told.record.quality is None  # that of the network it was made from is not the file's
+    exact = read_metadata(tmp_path / "out" / "small.onnx")
+    assert exact is not None
+    assert exact.quality == fxdecomp.report(small).quality
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert exact.quality.sentence.replace("'", "&#39;") in page.partition("<main")[0]
+    assert f"{errors[f'small.{precision}']:.1%}" in page
+    text = " ".join(fxd("inspect", lowered)[0].split())
+    assert f"{precision} differs from the original by" in text
+    assert "fp32 differs" not in text
+
+
+def test_the_last_line_of_the_output_warns_of_what_was_lost(tmp_path: Path, fxd: Shell) -> None:
+    out, error = fxd("compress", NET, "-o", tmp_path / "out", "--method", "tucker2", "--rank", "0.1", "-q")
+    told = json.loads((tmp_path / "out" / "report.json").read_text())["report"]["quality"]
+    assert told["agreement"] < 0.9
+    last = " ".join(out.partition("Everything is in")[2].split())
+    assert f"warning: fp32 agrees with the original by {told['agreement']:.2f} only" in last
+    assert ", ".join(told["costly"]) in last
+    assert error == ""
+    assert "warning: fp32 agrees" in (tmp_path / "out" / "report.html").read_text().partition("<main")[0]
+
+
+def test_a_metric_that_a_file_cannot_serve_is_told(
+    tmp_path: Path, fxd: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ("--method", "tucker2", "--rank", "0.5", "--calibration", BATCHES, "--quantize", "fp16")
+    fxd("compress", NET, "-o", tmp_path / "out", *given, "--metric", "tests.cli_models:first_weight", "-q")
+    judged = json.loads((tmp_path / "out" / "report.json").read_text())["judged"]
+    assert judged["small"]["problem"] == ""
+    assert "StopIteration" in judged["small.fp16"]["problem"]
+    assert judged["small.fp16"]["quality"]["precision"] == "fp16"
 
 
 def test_compress_quantises_and_inspect_tells_what_was_done(

@@ -78,7 +78,6 @@ def test_a_budget_and_calibration_without_a_search(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (SEARCH, "add --max-drop 0.01"),
         (("--max-drop", "0.01", "--budget", "macs:0.5"), "leave --budget away"),
         (("--max-drop", "0.01", "--rank", "8"), "leave --rank away"),
         (("--budget", "macs:0.5", "--policy", "x.toml"), "leave --method and --budget away"),
