@@ -240,7 +240,7 @@ def executed_layers(model: nn.Module, inputs: Inputs) -> list[set[str]]:
 def stage_macs(gm: GraphModule, inputs: Inputs, report: fxdecomp.Report) -> int:
     """Multiply-accumulates that the chains take, counted from what flows through their modules."""
     counts: list[int] = []
-    stages = {f"{o.site}.{stage}" for o in report.applied for stage in o.stages}
+    stages = {stage for o in report.applied for stage in o.stage_names}
     handles = [
         module.register_forward_hook(_counter(counts))
         for name, module in gm.named_modules()

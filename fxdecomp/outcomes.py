@@ -72,6 +72,7 @@ class Applied:
         macs_after: The same of the chain.
         calls: Number of places in the graph where the layer is applied.
         stages: Names of the chain's stages, in order.
+        chain: Name under which the stages sit, where something else stands under the layer's own; else empty.
         output_error: `E||y - y'||^2 / E||y - mean(y)||^2` on calibration data, where there was any; after a
             refit, `y'` is what the chain gives behind the chains before it.
 
@@ -98,11 +99,12 @@ class Applied:
     calls: int
     stages: tuple[str, ...]
     output_error: float | None = None
+    chain: str = ""
 
     @property
     def stage_names(self) -> tuple[str, ...]:
         """The qualified names of the stages."""
-        return tuple(f"{self.site}.{stage}" for stage in self.stages)
+        return tuple(f"{self.chain or self.site}.{stage}" for stage in self.stages)
 
 
 @dataclass(frozen=True, slots=True)

@@ -253,3 +253,28 @@ def test_a_stage_of_rank_1_gives_its_output_in_the_layout_that_a_view_needs() ->
     gm = fxdecomp.trace(drawn(Viewing()), X)
     small = fxdecomp.transform(gm, fxdecomp.Policy(method="spatial_svd", rank=1))
     assert small(X).shape == gm(X).shape
+
+
+def test_the_names_that_a_report_shows_are_those_that_rules_take() -> None:
+    class Functional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.empty(16, 16))
+            self.fc = nn.Linear(16, 16)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(F.linear(x, self.w)) + self.fc.weight.sum()
+
+    x = image(2, 16)
+    gm = fxdecomp.trace(drawn(Functional()), x)
+    small = fxdecomp.transform(gm, fxdecomp.Policy(method="svd", rank=2))
+    told = fxdecomp.report(small)
+    assert [o.site for o in fxdecomp.report(gm).outcomes] == [o.site for o in told.outcomes]
+    (done,) = told.applied
+    assert (done.site, done.chain) == ("w", "w_chain")
+    assert set(done.stage_names) < {name for name, _ in small.named_modules()}
+    again = fxdecomp.transform(gm, fxdecomp.Policy(rules=[fxdecomp.Rule(done.site, "svd", 2)]))
+    assert fxdecomp.graph_diff(small, again) == ""
+    assert fxdecomp.report(fxdecomp.transform(small, fxdecomp.Policy(method="svd", rank=2))) == told
+    better = fxdecomp.recover(small, gm, list(image(16, 16).split(4)), block_steps=2, steps=2)
+    assert fxdecomp.report(better).applied == (done,)

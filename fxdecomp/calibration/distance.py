@@ -13,9 +13,11 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from fxdecomp.calibration.batches import Batch
+from fxdecomp.graphs.copies import copy_owning_tensors
 from fxdecomp.graphs.inputs import call_arguments
 from fxdecomp.graphs.untouched import copied, evaluating, same_chance, unchanged_buffers
 from fxdecomp.quality import OutputDistance
+from fxdecomp.sites.constants import changes_stored_tensors
 
 Outputs = Callable[[Batch], Sequence[Tensor]]
 """A network as what it gives for a batch: its floating-point outputs in order."""
@@ -36,6 +38,8 @@ def decisions_of(leaf: Tensor) -> Tensor | None:
 def named_outputs(gm: GraphModule, batch: Batch) -> dict[str, Tensor]:
     """The floating-point outputs of a network in eval mode, by name; its modes, buffers and chance stay."""
     args, kwargs = copied(call_arguments(batch))
+    if changes_stored_tensors(gm):
+        gm = copy_owning_tensors(gm, gm)
     with evaluating(gm), unchanged_buffers(gm), same_chance(batch):
         found = gm(*args, **kwargs)
     return {

@@ -158,4 +158,4 @@ def _cores(path: Path) -> frozenset[str]:
     if metadata is None or metadata.record is None:
         return frozenset()
     chains = [item for item in metadata.record.outcomes if isinstance(item, Applied)]
-    return frozenset(f"{chain.site}.{stage}" for chain in chains for stage in chain.stages)
+    return frozenset(stage for chain in chains for stage in chain.stage_names)

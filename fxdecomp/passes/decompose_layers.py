@@ -59,11 +59,12 @@ class DecomposeLayers(Pass):
             PolicyError: The policy does not fit this network.
         """
         earlier = {o.site: o for o in record.outcomes if isinstance(o, Applied)}
+        stages = {stage: o.site for o in earlier.values() for stage in o.stage_names}
         found = survey(gm)
-        sites = [site for site in found.sites if not _is_stage(site.name, earlier)]
+        sites = [site for site in found.sites if site.name not in stages]
         outcomes: dict[str, Outcome] = {
             **earlier,
-            **{s.site: s for s in found.skipped if not _is_stage(s.site, earlier)},
+            **{s.site: s for s in found.skipped if s.site not in stages},
         }
         if not sites and not outcomes:
             raise PolicyError("the graph has no Conv or Linear; there is nothing to decompose")
@@ -104,7 +105,7 @@ class DecomposeLayers(Pass):
             else:
                 outcomes[site.name] = _apply(replacer, site, result)
         remove_unused(gm)
-        ordered = tuple(outcomes[name] for name in _in_graph_order(outcomes, found.sites, earlier))
+        ordered = tuple(outcomes[name] for name in _in_graph_order(outcomes, found.sites, stages))
         return replace(
             record,
             outcomes=ordered,
@@ -158,7 +159,7 @@ def _apply(replacer: Replacer, site: Site, solution: Solution) -> Applied:
     name = replacer.replace(site, chains)
     bias = 0 if solution.bias is None else solution.bias.numel()
     return Applied(
-        site=name,
+        site=site.name,
         layer=str(site.spec),
         method=solution.method,
         rank=solution.rank,
@@ -170,19 +171,15 @@ def _apply(replacer: Replacer, site: Site, solution: Solution) -> Applied:
         calls=len(site.calls),
         stages=solution.names,
         output_error=solution.output_error,
+        chain="" if name == site.name else name,
     )
 
 
-def _is_stage(name: str, earlier: dict[str, Applied]) -> bool:
-    owner, _, stage = name.rpartition(".")
-    return owner in earlier and stage in earlier[owner].stages
-
-
 def _in_graph_order(
-    outcomes: dict[str, Outcome], sites: tuple[Site, ...], earlier: dict[str, Applied]
+    outcomes: dict[str, Outcome], sites: tuple[Site, ...], stages: Mapping[str, str]
 ) -> list[str]:
     """Sites in the order of the graph, earlier chains where their stages stand, then the other layers."""
     order: dict[str, None] = {}
     for site in sites:
-        order[site.name.rpartition(".")[0] if _is_stage(site.name, earlier) else site.name] = None
+        order[stages.get(site.name, site.name)] = None
     return [*order, *(name for name in outcomes if name not in order)]

@@ -57,7 +57,7 @@ def blocks_of(small: GraphModule, folded: GraphModule) -> tuple[Block, ...]:
     sites = {site.name: site for site in survey(folded).sites} if applied else {}
     blocks = []
     for outcome in applied:
-        stages = tuple(f"{outcome.site}.{stage}" for stage in outcome.stages)
+        stages = outcome.stage_names
         first, last = _nodes_of(small, stages[0]), _nodes_of(small, stages[-1])
         if not first or len(first) != len(last):
             continue  # a later pass has changed the chain; it is trained end to end only

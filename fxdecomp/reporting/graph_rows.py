@@ -132,13 +132,13 @@ def _units_before(gm: GraphModule, applied: dict[str, Applied]) -> list[_Unit]:
 
 
 def _units_after(gm: GraphModule, applied: dict[str, Applied]) -> list[_Unit]:
-    owners = {f"{site}.{stage}": (site, stage) for site, o in applied.items() for stage in o.stages}
+    owners = {stage: (site, stage) for site, o in applied.items() for stage in o.stage_names}
     units: list[_Unit] = []
     for node in gm.graph.nodes:
         site, stage = owners.get(str(node.target), ("", ""))
         if node.op != "call_module" or not site:
             units.append(_plain(gm, node))
-        elif stage != applied[site].stages[0] and units and units[-1].site == site:
+        elif stage != applied[site].stage_names[0] and units and units[-1].site == site:
             units[-1] = _Unit(units[-1].key, (*units[-1].lines, _line(gm, node)), site)
         else:
             units.append(_Unit(f"chain {site}", (_line(gm, node),), site))

@@ -30,7 +30,7 @@ def _owners(outcomes: tuple[Outcome, ...]) -> dict[str, str]:
     owners = {outcome.site: outcome.site for outcome in outcomes}
     for outcome in outcomes:
         if isinstance(outcome, Applied):
-            owners |= {f"{outcome.site}.{stage}": outcome.site for stage in outcome.stages}
+            owners |= dict.fromkeys(outcome.stage_names, outcome.site)
     return owners
 
 

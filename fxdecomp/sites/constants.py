@@ -134,6 +134,19 @@ class Constants:
         return values[nodes[-1]]
 
 
+def changes_stored_tensors(gm: GraphModule) -> bool:
+    """Whether running a graph changes tensors that it stores, in a call of its own: `self.w.clamp_(0, 1)`."""
+    free: set[Node] = set()
+    for node in gm.graph.nodes:
+        called = node.op in ("call_function", "call_method")
+        if node.op == "get_attr" or (called and free.issuperset(node.all_input_nodes)):
+            free.add(node)
+        changed = node.kwargs.get("out", node.args[0] if node.args else None)
+        if called and _writes(node) and isinstance(changed, Node) and changed in free:
+            return True
+    return False
+
+
 def _is_pure_function(node: Node) -> bool:
     if node.op not in ("call_function", "call_method") or node.is_impure() or _writes(node):
         return False

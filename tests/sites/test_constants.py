@@ -25,9 +25,9 @@ def test_products_by_name_are_layers() -> None:
     model, x = drawn(Products()), image(4, 16)
     small = fxdecomp.transform(fxdecomp.trace(model, x), FULL)
     assert [outcome.site for outcome in fxdecomp.report(small).applied] == [
-        "one_chain",
-        "two_chain",
-        "three_chain",
+        "one",
+        "two",
+        "three",
     ]
     assert relative_difference(model, small, x) < 1e-5
 
