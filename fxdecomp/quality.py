@@ -5,6 +5,7 @@ This is not parity: a file has parity with a network where it computes what that
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -33,6 +34,11 @@ class OutputDistance:
     name: str
     relative_error: float
     same_decisions: float | None = None
+
+    def __post_init__(self) -> None:
+        numbers = [self.relative_error, *([] if self.same_decisions is None else [self.same_decisions])]
+        if not all(isinstance(number, int | float) and 0 <= number < math.inf for number in numbers):
+            raise ValueError(f"distances are numbers from 0 on, got {numbers}")
 
     @property
     def agreement(self) -> float:
@@ -70,6 +76,10 @@ class Quality:
     precision: str = "fp32"
     costly: tuple[str, ...] = ()
     least_agreement: float = LEAST_AGREEMENT
+
+    def __post_init__(self) -> None:
+        if not self.outputs:
+            raise ValueError("a network without a floating-point output has no quality")
 
     @property
     def agreement(self) -> float:

@@ -65,7 +65,9 @@ def test_the_quality_is_that_of_the_held_out_inputs() -> None:
     small = fxdecomp.transform(gm, POLICY, calibration=list(X.split(4)))
     quality = fxdecomp.report(small).quality
     error, alike = by_hand(gm, small, X[12:])
-    assert quality.outputs == (OutputDistance("output", pytest.approx(error, rel=1e-6), alike),)
+    (output,) = quality.outputs
+    assert (output.name, output.same_decisions) == ("output", alike)
+    assert output.relative_error == pytest.approx(error, rel=1e-6)
     assert (quality.inputs, quality.count, quality.held_out) == ("held-out calibration, 4 inputs", 4, True)
     fitted = fxdecomp.transform(gm, POLICY, calibration=[*X[:12].split(4), torch.zeros(4, 3, 16, 16)])
     state = fitted.state_dict()  # what is held out has no part in the weights
@@ -77,7 +79,9 @@ def test_without_calibration_it_is_that_of_the_example_inputs() -> None:
     small = fxdecomp.transform(gm, POLICY)
     quality = fxdecomp.report(small).quality
     error, alike = by_hand(gm, small, X)
-    assert quality.outputs == (OutputDistance("output", pytest.approx(error, rel=1e-6), alike),)
+    (output,) = quality.outputs
+    assert (output.name, output.same_decisions) == ("output", alike)
+    assert output.relative_error == pytest.approx(error, rel=1e-6)
     assert quality.inputs == "the example inputs of trace, 16 inputs"
 
 
@@ -205,3 +209,11 @@ def test_recovery_measures_anew() -> None:
     told, before = fxdecomp.report(better), fxdecomp.report(small)
     assert told.quality.inputs == "batches that recovery did not train on, 8 inputs"
     assert told.quality.relative_error < before.quality.relative_error
+
+
+@pytest.mark.parametrize("error", [math.nan, math.inf, -1.0, "1"])
+def test_a_distance_is_a_number(error: float) -> None:
+    with pytest.raises(ValueError, match="distances are numbers from 0 on"):
+        OutputDistance("output", error)
+    with pytest.raises(ValueError, match="no quality"):
+        Quality("inputs", 1, True, ())
