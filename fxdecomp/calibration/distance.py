@@ -29,7 +29,7 @@ def decisions_of(leaf: Tensor) -> Tensor | None:
     Scores are `[N, C]` or `[N, T, C]` with at least two classes: `argmax` over the last axis, `[N, T]`.
     Images and other outputs decide nothing, and are judged by their error alone.
     """
-    if leaf.ndim not in (2, 3) or leaf.shape[-1] < 2:
+    if leaf.ndim not in (2, 3) or leaf.shape[-1] < 2 or not leaf.numel():
         return None
     return leaf.argmax(-1).reshape(leaf.shape[0], -1)
 

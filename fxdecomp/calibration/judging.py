@@ -56,25 +56,26 @@ def judged_inputs(gm: GraphModule, data: Calibration | None) -> tuple[Calibratio
 
     Returns:
         A part of the calibration for each; without one the example inputs of `trace` to judge on, and None
-        where these are not known either.
+        where these are not known, or the network does not take them any more.
     """
     if data is None:
         examples = examples_of(gm)
-        return None, None if examples is None else Judged((examples,), "the example inputs of trace", True)
+        known = examples is not None and _takes(gm, (examples,))  # it may have been moved, or converted
+        return None, Judged((examples,), "the example inputs of trace", True) if known else None
     fitted, held = split(data)
     whole = tuple(data.batches)
     place = len(whole) - len(held)
-    if held and held[0] is not whole[place] and not _takes(gm, fitted, held):
+    if held and held[0] is not whole[place] and not _takes(gm, (tuple(fitted.batches)[-1], held[0])):
         held = ()
     if not held:
         return data, Judged(whole, "the calibration inputs themselves", False, 0)
     return fitted, Judged(held, "held-out calibration", True, place)
 
 
-def _takes(gm: GraphModule, fitted: Calibration, held: Sequence[Batch]) -> bool:
-    """Whether a network runs on parts of a batch: it may have its size written in."""
+def _takes(gm: GraphModule, batches: Sequence[Batch]) -> bool:
+    """Whether a network runs on some inputs, such as parts of a batch, whose size may be written into it."""
     try:
-        for batch in (tuple(fitted.batches)[-1], held[0]):
+        for batch in batches:
             named_outputs(gm, batch)
     except Exception:  # noqa: BLE001 - a network's own code runs here and may raise anything
         return False

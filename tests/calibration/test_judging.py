@@ -217,3 +217,10 @@ def test_a_distance_is_a_number(error: float) -> None:
         OutputDistance("output", error)
     with pytest.raises(ValueError, match="no quality"):
         Quality("inputs", 1, True, ())
+
+
+def test_a_network_that_was_converted_after_tracing_is_not_measured_on_its_examples() -> None:
+    gm = fxdecomp.trace(small_vgg(), X[:1]).double()
+    assert fxdecomp.report(fxdecomp.transform(gm, POLICY)).quality is None
+    small = fxdecomp.transform(gm, POLICY, calibration=list(X.double().split(4)))
+    assert fxdecomp.report(small).quality.precision == "fp64"
