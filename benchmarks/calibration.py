@@ -25,7 +25,7 @@ from torch.fx import GraphModule
 import fxdecomp
 from benchmarks.digit_networks import TRAINED, Transformer, digit_cnn, digit_images, trained
 from fxdecomp.calibration import Calibration
-from fxdecomp.decompositions import METHODS, grouped_stage_specs, method_for, method_named, problems_of
+from fxdecomp.decompositions import METHODS, method_for, method_named, problems_of
 from fxdecomp.passes import FoldBatchNorm
 from fxdecomp.policy import Policy
 from fxdecomp.ranks import Ratio
@@ -56,9 +56,7 @@ def layer_macs(site: Site, method: str, share: float) -> int:
         return site.macs
     rank = Ratio(share).choose(chosen, spec, problems_of(site.weight, spec))
     assert rank is not None
-    chain = sum(
-        stage.spec.macs for call in site.calls for stage in grouped_stage_specs(chosen, call.spec, rank)
-    )
+    chain = sum(chosen.form(spec, rank).macs for spec in site.specs)
     return min(chain, site.macs)
 
 

@@ -105,7 +105,7 @@ def policies() -> dict[str, Policy]:
         "VBMF": Policy(method="tucker2"),
         "Energy": Policy(method="tucker2", rank=fxdecomp.Energy(0.8)),
         "rules": Policy(rules=[Rule("*", method="auto")], budget=MACs(0.6)),
-        "MACs": Policy(budget=MACs(0.5)),
+        "MACs": Policy(budget=MACs(0.7)),
         "Params": Policy(budget=Params(0.5)),
     }
     return found

@@ -1,20 +1,15 @@
-"""Geometry and weights of layers: `LayerSpec`, `Stage`, `Chain`.
+"""Geometry of layers, and what they cost: `LayerSpec`, and `StageSpec` with a name.
 
 A *spec* describes one Conv or Linear as it is applied at one place, with its true input size, so that its
 multiply-accumulates can be counted. A Linear is a convolution over no spatial axes: `kernel == ()`.
-A *chain* is an ordered tuple of *stages* which together stand for one layer. Weights are kept in the layout
-`[out_channels, in_channels // groups, *kernel]` for every kind of layer, transposed convolutions included.
+Weights are kept in the layout `[out_channels, in_channels // groups, *kernel]` for every kind of layer,
+transposed convolutions included.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass, replace
-from functools import reduce
-
-import torch
-from torch import Tensor
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
@@ -188,75 +183,3 @@ class StageSpec:
 
     name: str
     spec: LayerSpec
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Stage:
-    """One small layer of a chain. The bias, if any, has shape `[out_channels]`."""
-
-    name: str
-    spec: LayerSpec
-    weight: Tensor
-    bias: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        if tuple(self.weight.shape) != self.spec.weight_shape:
-            raise ValueError(
-                f"stage {self.name!r} ({self.spec}): weight has shape {tuple(self.weight.shape)}, "
-                f"wanted {self.spec.weight_shape}"
-            )
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Chain:
-    """The stages that replace one layer, in the order in which they are applied."""
-
-    stages: tuple[Stage, ...]
-
-    def __post_init__(self) -> None:
-        if not self.stages:
-            raise ValueError("a chain needs at least one stage")
-        check_adjacent(tuple(StageSpec(stage.name, stage.spec) for stage in self.stages))
-
-    @property
-    def params(self) -> int:
-        """Number of weights and biases."""
-        return sum(s.spec.params + (0 if s.bias is None else s.bias.numel()) for s in self.stages)
-
-    @property
-    def macs(self) -> int:
-        """Multiply-accumulates of all stages."""
-        return sum(stage.spec.macs for stage in self.stages)
-
-    def composed_weight(self) -> Tensor:
-        """The weight of the single convolution that equals this chain.
-
-        Along each spatial axis at most one stage may be wider than 1, so that the composition is a product of
-        channel matrices with the kernels broadcast over each other's axes.
-
-        Returns:
-            `[out_channels, in_channels // groups, *kernel]`, where `groups` are those of the first stage; in
-            float32 where the stages are in half precision, whose products may overflow where no stage does.
-        """
-        groups, first = self.stages[0].spec.groups, self.stages[0].weight
-        wide = first.to(torch.promote_types(first.dtype, torch.float32))
-        return reduce(lambda kernel, stage: _compose(kernel, stage, groups), self.stages[1:], wide)
-
-
-def check_adjacent(stages: tuple[StageSpec, ...]) -> None:
-    """Raise unless every stage takes what the stage before it gives."""
-    for before, after in itertools.pairwise(stages):
-        got = (before.spec.out_channels, before.spec.output_size, before.spec.positions)
-        wanted = (after.spec.in_channels, after.spec.input_size, after.spec.positions)
-        if got != wanted:
-            raise ValueError(f"stage {after.name!r} takes {wanted}, but {before.name!r} gives {got}")
-
-
-def _compose(kernel: Tensor, stage: Stage, groups: int) -> Tensor:
-    """Compose `kernel` `[M, S/groups, *k]` with a following stage of M inputs."""
-    weight = stage.weight.to(kernel.dtype)
-    if stage.spec.is_depthwise:
-        return weight * kernel
-    inner = kernel.reshape(groups, -1, *kernel.shape[1:])
-    outer = weight.reshape(groups, -1, *weight.shape[1:])
-    return torch.einsum("gom...,gmi...->goi...", outer, inner).flatten(0, 1)

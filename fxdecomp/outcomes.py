@@ -57,11 +57,24 @@ NO_LAYER = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why something is left alone: a layer by a method, a node by the survey.
+
+    Attributes:
+        reason: The kind of reason.
+        detail: The particulars, with numbers.
+    """
+
+    reason: Reason
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Applied:
     """A layer that was replaced by a chain.
 
     Attributes:
-        site: Qualified name of the layer.
+        site: Qualified name of the layer in the graph before, by which rules and plans know it.
         layer: The layer in words, such as `Conv2d 64->128, 3x3`.
         method: Name of the decomposition.
         rank: Its rank(s).

@@ -9,23 +9,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fxdecomp.allocation.estimates import COARSE, FINE, estimate
 from fxdecomp.calibration.moments import Moments
 from fxdecomp.decompositions import (
     METHODS,
     Decomposition,
-    grouped_stage_specs,
+    RankGrid,
     method_for,
     method_named,
     problems_of,
     refusal_of,
 )
+from fxdecomp.decompositions.factorising import forms_of
 from fxdecomp.layers import LayerSpec
 from fxdecomp.policy.budgets import Latency, MACs
 from fxdecomp.policy.rules import AUTO
-
-ITERATED = ("cp", "cp3")
-"""Methods whose error takes an iteration at every rank."""
 
 _MOST_ITERATED = 600_000
 """Weights up to which `auto` considers the iterated methods; 3x3 from 256 to 256 takes each a second."""
@@ -86,7 +83,7 @@ class Question:
 def candidates(question: Question) -> tuple[Candidate, ...]:
     """The dense layer first, then cheaper and cheaper candidates with ever larger errors.
 
-    Cost: the spectra of the weight; no factorisation but for `cp` and `cp3`.
+    Cost: that of the methods' estimates; the spectra of the weight are shared.
     """
     spec = question.specs[0]
     dense = Candidate(
@@ -98,24 +95,22 @@ def candidates(question: Question) -> tuple[Candidate, ...]:
     )
     problems = problems_of(question.weight, spec, question.moments)
     biases = question.bias if question.moments is None else spec.out_channels  # fitted chains have one
+    is_timed = question.cost == Latency.name
+    grid = RankGrid.coarse(question.multiple_of) if is_timed else RankGrid(question.multiple_of)
     found: list[list[Candidate]] = []
     for method in methods_of(question.method, spec):
-        large = method.name in ITERATED and question.weight.numel() > _MOST_ITERATED
+        large = method.is_iterative and question.weight.numel() > _MOST_ITERATED
         if refusal_of(method, question.specs) is not None or (large and question.method == AUTO):
             continue
-        points = COARSE if question.cost == Latency.name else FINE
+        gain = method.alternation_gain if question.moments else 1.0
         of_method = []
-        for guess in estimate(method, spec, problems, question.multiple_of, points):
-            macs = sum(
-                stage.spec.macs
-                for each in question.specs
-                for stage in grouped_stage_specs(method, each, guess.rank)
-            )
-            stages = grouped_stage_specs(method, spec, guess.rank)
-            params = sum(stage.spec.params for stage in stages) + biases
-            of_method.append(Candidate(guess.method, guess.rank, guess.error, macs, params))
+        for rank, error in method.estimates(problems, grid).items():
+            forms = forms_of(method, rank, question.specs)
+            macs = sum(form.macs for form in forms)
+            params = forms[0].params + biases
+            of_method.append(Candidate(method.name, rank, max(error, 0.0) / gain, macs, params))
         found.append([each for each in of_method if not question.require_saving or each.macs < dense.macs])
-    if question.cost == Latency.name:
+    if is_timed:
         return (dense, *(each for of_method in found for each in frontier(of_method, MACs.name)))
     return selected(question, (dense, *itertools.chain.from_iterable(found)), question.cost)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch.fx import GraphModule
 
 from fxdecomp.allocation.candidates import methods_of
-from fxdecomp.decompositions import grouped_stage_specs, refusal_of
-from fxdecomp.decompositions.factorising import weight_obstacle
+from fxdecomp.decompositions import refusal_of
+from fxdecomp.decompositions.factorising import forms_of, weight_refusal
 from fxdecomp.policy import Policy
 from fxdecomp.sites import Site, survey
 
@@ -29,15 +29,12 @@ def least_macs_share(gm: GraphModule, policy: Policy) -> float:
 
 def _least_macs(site: Site, policy: Policy) -> int:
     selection = policy.select(site.name)
-    if selection is None or weight_obstacle(site.weight, site.spec) is not None:
+    if selection is None or weight_refusal(site.weight, site.spec) is not None:
         return site.macs
-    specs = tuple(call.spec for call in site.calls)
     least = [site.macs]
     for method in methods_of(selection.method, site.spec):
-        if refusal_of(method, specs) is None:
+        if refusal_of(method, site.specs) is None:
             step = policy.multiple_of or 1
             rank = tuple(min(step, limit) for limit in method.rank_limits(site.spec.per_group))
-            least.append(
-                sum(stage.spec.macs for each in specs for stage in grouped_stage_specs(method, each, rank))
-            )
+            least.append(sum(form.macs for form in forms_of(method, rank, site.specs)))
     return max(min(least), round(selection.floor * site.macs))

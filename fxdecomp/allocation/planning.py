@@ -14,13 +14,13 @@ from fxdecomp.allocation.pricing import price
 from fxdecomp.allocation.sensitivity import measure_sensitivity, some_of
 from fxdecomp.allocation.timed import ABOVE, LatencyPlanner, best_attempt
 from fxdecomp.calibration import Calibration
-from fxdecomp.decompositions.factorising import Obstacle, Solution, Task, chain_macs, weight_obstacle
+from fxdecomp.decompositions import method_named
+from fxdecomp.decompositions.factorising import Solution, Task, forms_of, weight_refusal
 from fxdecomp.errors import BudgetError
 from fxdecomp.export.machine import machine
-from fxdecomp.outcomes import Outcome, Reason
+from fxdecomp.outcomes import Outcome, Reason, Refusal
 from fxdecomp.policy import Policy
 from fxdecomp.policy.budgets import Latency, MACs, Params
-from fxdecomp.policy.rules import Selection
 from fxdecomp.progress import Progress
 from fxdecomp.ranks import Fixed
 from fxdecomp.sites import Site
@@ -43,7 +43,7 @@ class Planned:
     """
 
     tasks: Mapping[str, Task]
-    left: Mapping[str, Obstacle]
+    left: Mapping[str, Refusal]
     notes: tuple[str, ...]
     latency: Mapping[str, Any] | None = None
 
@@ -65,7 +65,7 @@ class Situation:
 
     gm: GraphModule
     sites: Sequence[Site]
-    settled: Mapping[str, Solution | Obstacle]
+    settled: Mapping[str, Solution | Refusal]
     others: Sequence[Outcome]
     dropped: int
     answer: Answers
@@ -92,10 +92,10 @@ def plan_budget(policy: Policy, tasks: Mapping[str, Task], situation: Situation)
     Raises:
         BudgetError: The budget cannot be met.
     """
-    left: dict[str, Obstacle] = {}
+    left: dict[str, Refusal] = {}
     for name, task in tasks.items():
-        if (obstacle := weight_obstacle(task.weight, task.specs[0])) is not None:
-            left[name] = obstacle
+        if (refusal := weight_refusal(task.weight, task.specs[0])) is not None:
+            left[name] = refusal
     open_ = {name: task for name, task in tasks.items() if name not in left}
     if isinstance(policy.budget, Latency):
         choice = _timed_choice(policy, policy.budget, open_, situation)
@@ -105,9 +105,9 @@ def plan_budget(policy: Policy, tasks: Mapping[str, Task], situation: Situation)
     for name, task in open_.items():
         pick = choice.picks.get(name)
         if pick is None or pick.method is None:
-            left[name] = Obstacle(choice.reason if choice.sizes[name] > 1 else Reason.NO_SAVING)
+            left[name] = Refusal(choice.reason if choice.sizes[name] > 1 else Reason.NO_SAVING)
         else:
-            chosen[name] = replace(task, selection=Selection(pick.method, Fixed(pick.rank)))
+            chosen[name] = replace(task, method=pick.method, rank=Fixed(pick.rank))
     return Planned(chosen, left, choice.notes, choice.latency)
 
 
@@ -153,7 +153,7 @@ def _timed_choice(
     policy: Policy, budget: Latency, open_: Mapping[str, Task], situation: Situation
 ) -> _Choice:
     given = {
-        name: (result.method, result.rank)
+        name: (result.chain.form.method, result.chain.form.rank)
         for name, result in situation.settled.items()
         if isinstance(result, Solution)
     }
@@ -201,11 +201,11 @@ def _question(task: Task, step: int, cost: str) -> Question:
         task.specs,
         task.weight,
         0 if task.bias is None else task.bias.numel(),
-        task.selection.method,
+        task.method,
         step,
         cost,
         require_saving=task.require_saving,
-        floor=task.selection.floor,
+        floor=task.floor,
         moments=task.moments,
     )
 
@@ -230,10 +230,10 @@ def _unreduced(others: Sequence[Outcome], cost: str, dense: float) -> str:
     return f"; {share:.1%} is in layers that no budget reduces ({shown})"
 
 
-def _settled_cost(site: Site, result: Solution | Obstacle | None, cost: str) -> int:
+def _settled_cost(site: Site, result: Solution | Refusal | None, cost: str) -> int:
     if not isinstance(result, Solution):
         return site.macs if cost == "macs" else site.params
-    if cost == "macs":
-        return chain_macs(result, [call.spec for call in site.calls])
-    biases = 0 if result.bias is None else result.bias.numel()
-    return sum(weight.numel() for weight in result.weights) + biases
+    if cost != "macs":
+        return result.chain.params
+    form = result.chain.form
+    return sum(each.macs for each in forms_of(method_named(form.method), form.rank, site.specs))

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from fxdecomp.allocation.candidates import Candidate, Question, selected
-from fxdecomp.decompositions import grouped_stage_specs, method_named
+from fxdecomp.decompositions import method_named
+from fxdecomp.decompositions.factorising import forms_of
 from fxdecomp.latency.chain_times import ChainTimes
 from fxdecomp.layers import LayerSpec
 from fxdecomp.policy.budgets import Latency
@@ -19,8 +20,8 @@ def candidate_time_s(
     """Time of a layer, dense or as a chain, over all its calls."""
     if method is None:
         return sum(times.time_s((spec,)) for spec in specs)
-    chains = (grouped_stage_specs(method_named(method), spec, rank) for spec in specs)
-    return sum(times.time_s(tuple(stage.spec for stage in chain)) for chain in chains)
+    forms = forms_of(method_named(method), rank, specs)
+    return sum(times.time_s([stage.spec for stage in form.stages]) for form in forms)
 
 
 def price(

@@ -7,7 +7,6 @@ import difflib
 from fxdecomp.decompositions.base import (
     Decomposition,
     decompose,
-    grouped_stage_specs,
     problems_of,
     refusal_of,
 )
@@ -15,6 +14,7 @@ from fxdecomp.decompositions.channel_svd import ChannelSVD
 from fxdecomp.decompositions.cp import CP
 from fxdecomp.decompositions.cp3 import CP3
 from fxdecomp.decompositions.problem import Problem, Spectrum
+from fxdecomp.decompositions.rank_grid import Rank, RankGrid
 from fxdecomp.decompositions.spatial_svd import SpatialSVD
 from fxdecomp.decompositions.svd import SVD
 from fxdecomp.decompositions.tensor_train import TensorTrain
@@ -26,9 +26,10 @@ __all__ = [
     "METHODS",
     "Decomposition",
     "Problem",
+    "Rank",
+    "RankGrid",
     "Spectrum",
     "decompose",
-    "grouped_stage_specs",
     "method_for",
     "method_named",
     "problems_of",

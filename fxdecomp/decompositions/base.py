@@ -14,19 +14,31 @@ import torch
 from torch import Tensor
 
 from fxdecomp.calibration.moments import Moments
-from fxdecomp.decompositions.calibrated import calibrated_factors
+from fxdecomp.chains import Chain, Form
 from fxdecomp.decompositions.problem import Problem, Spectrum
+from fxdecomp.decompositions.rank_grid import Rank, RankGrid
 from fxdecomp.errors import PolicyError
-from fxdecomp.layers import Chain, LayerSpec, Stage, StageSpec
+from fxdecomp.fitting.alternation import refine
+from fxdecomp.fitting.metric import Metric
+from fxdecomp.fitting.tails import tail_length
+from fxdecomp.layers import LayerSpec, StageSpec
 
 
 class Decomposition(ABC):
     """A low-rank decomposition of one ungrouped layer's weight.
 
     Subclasses are final and hold their options as dataclass fields.
+
+    Attributes:
+        name: What a policy calls it.
+        is_iterative: Whether its error at a rank takes an iteration of its own.
+        alternation_gain: What the squared output error that `estimates` gives falls by, under calibration,
+            when all stages are fitted (docs/budgets.md); 1 where `estimates` fits them.
     """
 
     name: ClassVar[str]
+    is_iterative: ClassVar[bool] = False
+    alternation_gain: ClassVar[float] = 1.0
 
     @abstractmethod
     def refusal(self, spec: LayerSpec) -> str | None:
@@ -56,6 +68,32 @@ class Decomposition(ABC):
     def factors(self, problem: Problem, rank: tuple[int, ...]) -> tuple[Tensor, ...]:
         """The weights of the stages, each in the shape that `stage_specs` states."""
 
+    def estimates(self, problems: Sequence[Problem], grid: RankGrid) -> dict[Rank, float]:
+        """The squared relative errors that ranks are expected to have: what a budget chooses among.
+
+        Of the output where the problems have moments, else of the weight. This default factorises at every
+        rank and measures, so that it is right for any method; one that knows its errors sooner says so here.
+
+        Args:
+            problems: One per group, all of one geometry.
+            grid: Which ranks to consider.
+        """
+        errors = {}
+        for rank in grid.diagonal(self.rank_limits(problems[0].spec)):
+            chains = [solve(self, problem, rank) for problem in problems]
+            errors[rank] = measured_error(problems, chains)
+        return errors
+
+    def form(self, spec: LayerSpec, rank: tuple[int, ...]) -> Form:
+        """The stages of a layer with groups: each group is decomposed at the same rank, side by side."""
+        stages = self.stage_specs(spec.per_group, rank)
+        return Form(
+            self.name,
+            rank,
+            tuple(StageSpec(stage.name, stage.spec.times_groups(spec.groups)) for stage in stages),
+            spec.groups,
+        )
+
     def check_rank(self, spec: LayerSpec, rank: tuple[int, ...], site: str) -> None:
         """Raise `PolicyError` unless `rank` has the right length and lies within the limits.
 
@@ -82,18 +120,10 @@ def refusal_of(method: Decomposition, specs: Sequence[LayerSpec]) -> str | None:
     if refused is not None or len(specs) == 1:
         return refused
     least = (1,) * len(method.rank_limits(specs[0].per_group))
-    orders = {tuple(stage.name for stage in grouped_stage_specs(method, spec, least)) for spec in specs}
+    orders = {method.form(spec, least).names for spec in specs}
     if len(orders) > 1:
         return "its calls on inputs of other sizes want the axes in another order"
     return None
-
-
-def grouped_stage_specs(
-    method: Decomposition, spec: LayerSpec, rank: tuple[int, ...]
-) -> tuple[StageSpec, ...]:
-    """The stages of a layer with groups: each group is decomposed at the same rank, side by side."""
-    stages = method.stage_specs(spec.per_group, rank)
-    return tuple(StageSpec(stage.name, stage.spec.times_groups(spec.groups)) for stage in stages)
 
 
 def decompose(
@@ -118,16 +148,35 @@ def decompose(
     Returns:
         The chain that replaces the layer.
     """
-    stage_specs = grouped_stage_specs(method, spec, rank)
-    by_group = [_factors(method, problem, rank) for problem in problems]
-    weights = [torch.cat(parts).to(dtype).contiguous() for parts in zip(*by_group, strict=True)]
-    last = len(weights) - 1
-    return Chain(
-        tuple(
-            Stage(stage.name, stage.spec, weight, bias if index == last else None)
-            for index, (stage, weight) in enumerate(zip(stage_specs, weights, strict=True))
-        )
-    )
+    chains = [solve(method, problem, rank) for problem in problems]
+    whole = Chain.joined(method.form(spec, rank), chains)
+    return Chain(whole.form, tuple(weight.to(dtype).contiguous() for weight in whole.weights), bias)
+
+
+def solve(method: Decomposition, problem: Problem, rank: tuple[int, ...]) -> Chain:
+    """The chain of one group, fitted to the moments of the layer's inputs where there are any.
+
+    The fit starts from the method's factors, once of the bare weight and once of the whitened one, and takes
+    the better outcome: never worse than weight-only in the metric of the moments.
+
+    Cost: that of `factors`; with moments twice that, and `rank d^2` for every step of the iteration, d the
+    size of an input patch.
+    """
+    form = method.form(problem.spec, rank)
+    plain = Chain(form, method.factors(problem.bare, rank))
+    if problem.moments is None or not problem.power > 0:
+        return plain
+    starts = (plain, Chain(form, method.factors(problem, rank)))
+    if tail_length(form) == len(form.stages):  # the second of them is the optimum
+        return min(starts, key=lambda chain: problem.lost(chain.composed_weight()))
+    return refine(Metric.of(problem.weight, problem.moments), starts)
+
+
+def measured_error(problems: Sequence[Problem], chains: Sequence[Chain]) -> float:
+    """The squared relative error of all groups' chains: of the output with moments, else of the weight."""
+    lost = sum(problem.lost(chain.composed_weight()) for problem, chain in zip(problems, chains, strict=True))
+    power = sum(problem.power for problem in problems)
+    return lost / power if power > 0 else 0.0
 
 
 def problems_of(
@@ -146,11 +195,6 @@ def problems_of(
         Problem(part.contiguous(), spec.per_group, known[group])
         for group, part in enumerate(working.chunk(spec.groups))
     )
-
-
-def _factors(method: Decomposition, problem: Problem, rank: tuple[int, ...]) -> tuple[Tensor, ...]:
-    known = problem.moments is not None
-    return calibrated_factors(method, problem, rank) if known else method.factors(problem, rank)
 
 
 def _show(rank: tuple[int, ...]) -> str:

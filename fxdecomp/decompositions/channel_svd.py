@@ -11,13 +11,16 @@ The stride and the padding stay with the spatial stage. Source: Zhang et al. 201
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
 from torch import Tensor
 
 from fxdecomp.decompositions.base import Decomposition
+from fxdecomp.decompositions.estimating import truncation_errors
 from fxdecomp.decompositions.problem import Problem, Spectrum
+from fxdecomp.decompositions.rank_grid import Rank, RankGrid
 from fxdecomp.layers import LayerSpec, StageSpec
 
 
@@ -58,3 +61,7 @@ class ChannelSVD(Decomposition):
         return first.reshape(rank[0], spec.in_channels, *spec.kernel), last.reshape(
             *last.shape, *(1,) * spec.ndim
         )
+
+    def estimates(self, problems: Sequence[Problem], grid: RankGrid) -> dict[Rank, float]:
+        """The tails of the spectrum."""
+        return truncation_errors(self, problems, grid)

@@ -12,16 +12,24 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
 from torch import Tensor
 
-from fxdecomp.decompositions.base import Decomposition
+from fxdecomp.chains import Chain
+from fxdecomp.decompositions.base import Decomposition, measured_error
+from fxdecomp.decompositions.estimating import is_calibrated, tail_error
 from fxdecomp.decompositions.polyadic.fit import Effort, fit_polyadic
 from fxdecomp.decompositions.problem import Problem, Spectrum
+from fxdecomp.decompositions.rank_grid import Rank, RankGrid
 from fxdecomp.decompositions.spatial import SpatialStep, spatial_stages, spatial_steps, step_kernel
 from fxdecomp.layers import LayerSpec, StageSpec
+
+_SHARES = (0.25, 0.5, 1.0, 1.5)
+"""Of the channels: the ranks that a budget considers."""
+_SHORT_RUN = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +41,8 @@ class CanonicalPolyadic(Decomposition):
         iterations: The most that are taken on the compressed kernel, and again on the kernel itself.
     """
 
+    is_iterative: ClassVar[bool] = True
+    alternation_gain: ClassVar[float] = 1.5
     tolerance: float = 5e-5
     iterations: int = 100
 
@@ -87,6 +97,22 @@ class CanonicalPolyadic(Decomposition):
             for factor, step in zip(spatial, steps, strict=True)
         )
         return (B.T.reshape(*B.T.shape, *ones), *depthwise, A.reshape(*A.shape, *ones))
+
+    def estimates(self, problems: Sequence[Problem], grid: RankGrid) -> dict[Rank, float]:
+        """A short run of the iteration at a few ranks; with calibration the last stage is fitted anew."""
+        spec = problems[0].spec
+        quick = replace(self, iterations=_SHORT_RUN)
+        (channels,), (limit,) = self.rank_channels(spec), self.rank_limits(spec)
+        errors: dict[Rank, float] = {}
+        for share in _SHARES:
+            rank = (min(grid.aligned(round(share * channels), limit), limit),)
+            if rank in errors:
+                continue
+            form = quick.form(spec, rank)
+            chains = [Chain(form, quick.factors(problem.bare, rank)) for problem in problems]
+            measured = tail_error if is_calibrated(problems) else measured_error
+            errors[rank] = measured(problems, chains)
+        return errors
 
     def _sizes(self, spec: LayerSpec) -> tuple[int, ...]:
         steps = (math.prod(step_kernel(spec, step)) for step in self.steps(spec))

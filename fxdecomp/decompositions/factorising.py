@@ -4,31 +4,40 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from fxdecomp.calibration.moments import Moments
+from fxdecomp.chains import Chain, Form
 from fxdecomp.decompositions import (
     Decomposition,
     Problem,
+    Rank,
     decompose,
-    grouped_stage_specs,
     method_for,
     method_named,
     problems_of,
     refusal_of,
 )
-from fxdecomp.decompositions.calibrated import output_error
+from fxdecomp.decompositions.base import measured_error
 from fxdecomp.layers import LayerSpec
-from fxdecomp.outcomes import Reason
-from fxdecomp.policy.rules import Selection
+from fxdecomp.outcomes import Reason, Refusal
 
 _HUGE = 1e17
 """Largest weight: beyond, its products with others leave the range of float32."""
 _ROWS = 256
 """Output channels that are compared at one time, so that a large layer is not copied whole."""
+
+
+@runtime_checkable
+class RankChooser(Protocol):
+    """What chooses a rank: a rank rule, of which this room knows no more."""
+
+    def choose(self, method: Decomposition, spec: LayerSpec, problems: tuple[Problem, ...]) -> Rank | None:
+        """The rank for one layer, or None where nothing is worth keeping."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,7 +49,9 @@ class Task:
         specs: The geometry at each call; they differ in their input sizes only.
         weight: `[out_channels, in_channels // groups, *kernel]`.
         bias: `[out_channels]` or None.
-        selection: Method and rank rule.
+        method: Name of the method.
+        rank: Chooses the rank; None where a budget has still to decide.
+        floor: Least share of its own cost that a budget must leave to the layer.
         require_saving: Whether the chain must take fewer multiply-accumulates.
         moments: One per group, None for a weight-only decomposition.
     """
@@ -49,117 +60,87 @@ class Task:
     specs: tuple[LayerSpec, ...]
     weight: Tensor
     bias: Tensor | None
-    selection: Selection
+    method: str
+    rank: RankChooser | None
+    floor: float = 0.0
     require_saving: bool = True
     moments: tuple[Moments, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Solution:
-    """A chain's weights.
+    """The chain of a layer, and how far it is from it.
 
     Attributes:
-        method: Name of the method that was used.
-        rank: Its rank.
-        names: Names of the stages.
-        weights: Their weights, in order.
+        chain: At the geometry of the first call; with moments its bias keeps the mean of the output.
         relative_error: `||W - W'|| / ||W||`.
-        output_error: Relative error of the output on the calibration data, None without moments.
-        bias: `[out_channels]`, with moments the one that keeps the mean of the output.
+        output_error: Relative squared error of the output on the calibration data, None without moments.
     """
 
-    method: str
-    rank: tuple[int, ...]
-    names: tuple[str, ...]
-    weights: tuple[Tensor, ...]
+    chain: Chain
     relative_error: float
     output_error: float | None = None
-    bias: Tensor | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Obstacle:
-    """Why a site is left alone."""
-
-    reason: Reason
-    detail: str = ""
 
 
 @torch.no_grad()
-def factorise(task: Task) -> Solution | Obstacle:
+def factorise(task: Task) -> Solution | Refusal:
     """Choose the rank at one site and compute the chain.
 
     Raises:
         PolicyError: The rank cannot be meant for this layer.
     """
     spec = task.specs[0]
-    obstacle = weight_obstacle(task.weight, spec)
-    if obstacle:
-        return obstacle
-    method = method_for(method_named(task.selection.method), spec.per_group)
-    refusal = refusal_of(method, task.specs)
-    if refusal:
-        return Obstacle(Reason.UNSUITED, refusal)
+    if (refusal := weight_refusal(task.weight, spec)) is not None:
+        return refusal
+    method = method_for(method_named(task.method), spec.per_group)
+    if (unsuited := refusal_of(method, task.specs)) is not None:
+        return Refusal(Reason.UNSUITED, unsuited)
     problems = problems_of(task.weight, spec, task.moments)
-    assert task.selection.rank is not None  # a budget has been resolved by now
-    rank = task.selection.rank.choose(method, spec, problems)
+    rank = _chosen_rank(task, method, problems)
+    if isinstance(rank, Refusal):
+        return rank
+    chain = decompose(method, problems, spec, rank, dtype=task.weight.dtype, bias=task.bias)
+    if not all(bool(torch.isfinite(weight).all()) for weight in chain.weights):
+        return Refusal(Reason.NOT_FINITE, f"{task.weight.dtype} cannot hold the factors of {method.name}")
+    error = relative_error(task.weight, chain.composed_weight())
+    if task.moments is None:
+        return Solution(chain, error)
+    shifted = replace(chain, bias=_shifted_bias(task, problems, chain.composed_weight()))
+    return Solution(shifted, error, measured_error(problems, chain.by_group()))
+
+
+def _chosen_rank(task: Task, method: Decomposition, problems: tuple[Problem, ...]) -> Rank | Refusal:
+    assert task.rank is not None  # a budget has decided by now
+    rank = task.rank.choose(method, task.specs[0], problems)
     if rank is None:
-        return Obstacle(Reason.RANK_ZERO)
-    method.check_rank(spec, rank, task.site)
+        return Refusal(Reason.RANK_ZERO)
+    method.check_rank(task.specs[0], rank, task.site)
     before = sum(each.macs for each in task.specs)
-    after = _chain_macs(method, rank, task.specs)
-    if task.require_saving and after >= before:
-        shown = rank[0] if len(rank) == 1 else rank
-        return Obstacle(
-            Reason.NO_SAVING, f"{method.name} at rank {shown} takes {after:,}, the layer {before:,}"
-        )
-    chain = decompose(method, problems, spec, rank, dtype=task.weight.dtype)
-    weights = tuple(stage.weight for stage in chain.stages)
-    if not all(bool(torch.isfinite(weight).all()) for weight in weights):
-        return Obstacle(Reason.NOT_FINITE, f"{task.weight.dtype} cannot hold the factors of {method.name}")
-    composed = chain.composed_weight()
-    return Solution(
-        method.name,
-        rank,
-        tuple(stage.name for stage in chain.stages),
-        weights,
-        relative_error(task.weight, composed),
-        _output_error(problems, composed) if task.moments else None,
-        _shifted_bias(task, problems, composed) if task.moments else task.bias,
-    )
+    after = sum(form.macs for form in forms_of(method, rank, task.specs))
+    if not task.require_saving or after < before:
+        return rank
+    shown = rank[0] if len(rank) == 1 else rank
+    return Refusal(Reason.NO_SAVING, f"{method.name} at rank {shown} takes {after:,}, the layer {before:,}")
 
 
-def chain_macs(solution: Solution, specs: Sequence[LayerSpec]) -> int:
-    """Multiply-accumulates of a chain over all its calls."""
-    return _chain_macs(method_named(solution.method), solution.rank, specs)
+def forms_of(method: Decomposition, rank: Rank, specs: Sequence[LayerSpec]) -> tuple[Form, ...]:
+    """The form of a layer's chain at each of its calls."""
+    return tuple(method.form(spec, rank) for spec in specs)
 
 
-def _chain_macs(method: Decomposition, rank: tuple[int, ...], specs: Sequence[LayerSpec]) -> int:
-    return sum(s.spec.macs for each in specs for s in grouped_stage_specs(method, each, rank))
-
-
-def weight_obstacle(weight: Tensor, spec: LayerSpec) -> Obstacle | None:
+def weight_refusal(weight: Tensor, spec: LayerSpec) -> Refusal | None:
     """Why no method can decompose a layer, None where one may."""
     if spec.groups > 1 and spec.groups == spec.in_channels:
-        return Obstacle(Reason.DEPTHWISE)
+        return Refusal(Reason.DEPTHWISE)
     if weight.numel() == 0:
-        return Obstacle(Reason.UNSUPPORTED_TENSOR, "it has no elements")
+        return Refusal(Reason.UNSUPPORTED_TENSOR, "it has no elements")
     if not bool(torch.isfinite(weight).all()):
-        return Obstacle(Reason.NOT_FINITE)
+        return Refusal(Reason.NOT_FINITE)
     if float(weight.abs().max()) > _HUGE:
-        return Obstacle(Reason.NOT_FINITE, f"or numbers above {_HUGE:g}, whose products overflow")
+        return Refusal(Reason.NOT_FINITE, f"or numbers above {_HUGE:g}, whose products overflow")
     if not bool(weight.any()):
-        return Obstacle(Reason.ZERO_WEIGHT)
+        return Refusal(Reason.ZERO_WEIGHT)
     return None
-
-
-def _output_error(problems: tuple[Problem, ...], composed: Tensor) -> float:
-    parts = [
-        output_error(problem, part.to(problem.weight.dtype))
-        for problem, part in zip(problems, composed.chunk(len(problems)), strict=True)
-    ]
-    lost, power = (sum(column) for column in zip(*parts, strict=True))
-    return lost / power if power > 0 else 0.0
 
 
 def _shifted_bias(task: Task, problems: tuple[Problem, ...], composed: Tensor) -> Tensor:

@@ -40,6 +40,16 @@ class Problem:
     moments: Moments | None = None
     _cache: dict[tuple[int, ...], tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
     _spectra: dict[tuple[int, ...], Spectrum] = field(default_factory=dict, repr=False)
+    _bare: list[Problem] = field(default_factory=list, repr=False)
+
+    @property
+    def bare(self) -> Problem:
+        """The same weight in the Frobenius metric; the problem itself where it has no moments."""
+        if self.moments is None:
+            return self
+        if not self._bare:
+            self._bare.append(Problem(self.weight, self.spec))
+        return self._bare[0]
 
     def unfold(self, *modes: int) -> Float[Tensor, "rows columns"]:
         """The matrix whose rows are indexed by `modes` (0: outputs, 1: inputs, 2 and up: the kernel's axes).
@@ -59,7 +69,7 @@ class Problem:
             self._cache[modes] = (
                 left_svd(self.unfold(*modes))
                 if self.moments is None
-                else whitened_svd(self, self.moments, modes)
+                else whitened_svd(self.unfold(*modes), tuple(self.weight.shape), self.moments, modes)
             )
         return self._cache[modes]
 
@@ -87,3 +97,17 @@ class Problem:
     def truncated(self, rank: int, *modes: int) -> tuple[Float[Tensor, "rows r"], Float[Tensor, "r columns"]]:
         """The best approximation of `unfold(*modes)` of a rank, as two factors of even norms."""
         return balanced(self.leading(rank, *modes), self.unfold(*modes))
+
+    def lost(self, composed: Float[Tensor, "out in *kernel"]) -> float:
+        """The squared error of an approximation; with moments `tr (W - W') Sigma (W - W')^T`."""
+        return self._square(self.weight - composed.to(self.weight.dtype))
+
+    @property
+    def power(self) -> float:
+        """What that error is a share of: `tr W Sigma W^T`, or `||W||^2`."""
+        return self._square(self.weight)
+
+    def _square(self, kernel: Tensor) -> float:
+        if self.moments is None:
+            return float(kernel.double().square().sum())
+        return max(self.moments.output_variance(kernel.flatten(1)), 0.0)

@@ -10,13 +10,16 @@ where it costs least. Source: Girshick 2015, Fast R-CNN, section 3.1; the optima
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
 from torch import Tensor
 
 from fxdecomp.decompositions.base import Decomposition
+from fxdecomp.decompositions.estimating import truncation_errors
 from fxdecomp.decompositions.problem import Problem, Spectrum
+from fxdecomp.decompositions.rank_grid import Rank, RankGrid
 from fxdecomp.layers import LayerSpec, StageSpec
 
 
@@ -56,3 +59,7 @@ class SVD(Decomposition):
         last, first = problem.truncated(rank[0], 0)
         ones = (1,) * problem.spec.ndim
         return first.reshape(*first.shape, *ones), last.reshape(*last.shape, *ones)
+
+    def estimates(self, problems: Sequence[Problem], grid: RankGrid) -> dict[Rank, float]:
+        """The tails of the spectrum."""
+        return truncation_errors(self, problems, grid)

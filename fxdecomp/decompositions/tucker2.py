@@ -11,7 +11,9 @@ iteration from the last basis in place of each SVD; a round that raises the erro
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
@@ -20,7 +22,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fxdecomp.decompositions.base import Decomposition
+from fxdecomp.decompositions.estimating import is_calibrated, lost_share, nested_spread
 from fxdecomp.decompositions.problem import Problem, Spectrum
+from fxdecomp.decompositions.rank_grid import Rank, RankGrid
 from fxdecomp.layers import LayerSpec, StageSpec
 from fxdecomp.linalg.range_finder import filtered
 
@@ -38,6 +42,7 @@ class Tucker2(Decomposition):
     """
 
     name: ClassVar[str] = "tucker2"
+    alternation_gain: ClassVar[float] = 1.05
     tolerance: float = 2e-4
     rounds: int = 30
 
@@ -84,6 +89,40 @@ class Tucker2(Decomposition):
             U.reshape(*U.shape, *ones),
         )
 
+    def estimates(self, problems: Sequence[Problem], grid: RankGrid) -> dict[Rank, float]:
+        """Of all pairs of ranks: the error of the truncated higher-order SVD, which alternation lowers.
+
+        `e^2(p, q) = 1 - sum_{i <= p, j <= q} ||G_ij||^2 / ||W||^2`, G the full core. With calibration the
+        core and the last stage are fitted behind the leading input channels: the leading eigenvalues of
+        `K C^-1 K^T` give all output ranks at once (reduced-rank regression, see `fitting.tails`).
+        """
+        limits = self.rank_limits(problems[0].spec)
+        outs, ins = ([*grid.along(limit, grid.paired), limit] for limit in limits)
+        if is_calibrated(problems):
+            errors = self._output_errors(problems, outs, ins)
+        else:
+            kept, total = _core_energies(problems)
+            errors = {
+                (p, q): 1.0 - float(kept[p - 1, q - 1]) / total for p, q in itertools.product(outs, ins)
+            }
+        del errors[limits]
+        return errors
+
+    def _output_errors(
+        self, problems: Sequence[Problem], outs: Sequence[int], ins: Sequence[int]
+    ) -> dict[Rank, float]:
+        kept = dict.fromkeys(itertools.product(outs, ins), 0.0)
+        whole = 0.0
+        for problem in problems:
+            spread, total, taps = nested_spread(self, problem, self.rank_limits(problem.spec))
+            whole += total
+            for q in ins:
+                rows = spread[: q * taps]
+                values = torch.linalg.eigvalsh(rows.T @ rows).flip(0).cumsum(0)
+                for p in outs:
+                    kept[p, q] += float(values[p - 1])
+        return {rank: lost_share(share, whole) for rank, share in kept.items()}
+
     def _alternate(
         self, tensor: Float[Tensor, "t s k"], U: Float[Tensor, "t p"], V: Float[Tensor, "s q"]
     ) -> tuple[Float[Tensor, "t p"], Float[Tensor, "s q"]]:
@@ -117,3 +156,14 @@ def _improved(rows: Float[Tensor, "b columns"], basis: Float[Tensor, "b r"]) -> 
         return rows @ (rows.T @ block)
 
     return filtered(apply, basis, apply(basis), _DEGREE)
+
+
+def _core_energies(problems: Sequence[Problem]) -> tuple[Float[Tensor, "t s"], float]:
+    """Summed squares of the leading blocks of the rotated kernels, and of the whole, over all groups."""
+    squares = []
+    for problem in problems:
+        U, V = problem.left_svd(0)[0], problem.left_svd(1)[0]
+        core = torch.einsum("tsk,tp,sq->pqk", problem.weight.flatten(2), U, V)
+        squares.append(core.double().square().sum(2).cumsum(0).cumsum(1))
+    kept = torch.stack(squares).sum(0)
+    return kept, max(float(kept[-1, -1]), 1e-300)

@@ -13,33 +13,28 @@ covariance does no harm.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from fxdecomp.calibration.moments import Moments
 
-if TYPE_CHECKING:
-    from fxdecomp.decompositions.problem import Problem
-
 
 def whitened_svd(
-    problem: Problem, moments: Moments, modes: tuple[int, ...]
+    matrix: Float[Tensor, "rows columns"], shape: tuple[int, ...], moments: Moments, modes: tuple[int, ...]
 ) -> tuple[Float[Tensor, "rows n"], Float[Tensor, " n"]]:
     """Orthonormal basis and singular values of an unfolding, whitened on the side of its inputs.
 
     Args:
-        problem: The weight.
+        matrix: The unfolding.
+        shape: Of the weight, `(out, in, *kernel)`.
         moments: Of its input patches.
         modes: The rows of the unfolding.
     """
-    weight = problem.weight
-    matrix = problem.unfold(*modes).double()
+    dtype, matrix = matrix.dtype, matrix.double()
     count = min(matrix.shape)
     if 1 in modes:
-        sigma = _covariance(moments, tuple(weight.shape[1:]), modes)
+        sigma = _covariance(moments, shape[1:], modes)
         if count < len(matrix):
             squares, X = torch.linalg.eigh(matrix.T @ sigma @ matrix)
             spanned = X * squares.clamp_min(0).sqrt()
@@ -49,15 +44,15 @@ def whitened_svd(
             spanned = image.T @ U
         basis = _orthonormal(matrix @ spanned.flip(1))
     else:
-        others = tuple(mode for mode in range(weight.ndim) if mode not in modes)
-        if len(others) == weight.ndim - 1:
+        others = tuple(mode for mode in range(len(shape)) if mode not in modes)
+        if len(others) == len(shape) - 1:
             product = moments.output_covariance(matrix)
         else:
-            product = matrix @ _covariance(moments, tuple(weight.shape[1:]), others) @ matrix.T
+            product = matrix @ _covariance(moments, shape[1:], others) @ matrix.T
         squares, U = torch.linalg.eigh(product)
         basis = U.flip(1)[:, :count]
     values = squares.flip(0)[:count].clamp_min(0).sqrt()
-    return basis.to(weight.dtype), values.to(weight.dtype)
+    return basis.to(dtype), values.to(dtype)
 
 
 def _covariance(moments: Moments, sizes: tuple[int, ...], modes: tuple[int, ...]) -> Float[Tensor, "m m"]:

@@ -18,8 +18,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fxdecomp.fitting.refitting import GAIN, GroupChain
-from fxdecomp.fitting.weighted import basis_of, cholesky
+from fxdecomp.chains import Chain
+from fxdecomp.fitting.refitting import GAIN
+from fxdecomp.fitting.tails import basis_of
+from fxdecomp.linalg.cholesky import cholesky
 
 _PENALTIES = (0.01, 0.1, 1.0)
 _ROUNDS = 10
@@ -39,16 +41,17 @@ class Samples:
     outputs: Float[Tensor, "n t"]
 
 
-def rectify(fit: Samples, held: Samples, chain: GroupChain) -> GroupChain:
+def rectify(fit: Samples, held: Samples, chain: Chain) -> Chain:
     """The chain with the last stage and bias that fit best behind a ReLU; the given one where none is better.
 
     Args:
         fit: Samples to fit to.
         held: Samples to judge by.
-        chain: The chain as it is.
+        chain: The chain of one group as it is, its bias in float64.
     """
     last = chain.weights[-1]
-    basis = basis_of(chain.weights, chain.stages, len(chain.weights) - 1).flatten(1)
+    assert chain.bias is not None  # made so by the caller; narrows the type
+    basis = basis_of(chain.form.stages, chain.weights, len(chain.weights) - 1).flatten(1)
     seen, judged = fit.inputs @ basis.T, held.inputs @ basis.T
     wanted, held_wanted = fit.outputs.relu(), held.outputs.relu()
     M, b = last.flatten(1), chain.bias.to(last.dtype)

@@ -23,8 +23,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fxdecomp.calibration.moments import Moments
-from fxdecomp.fitting.weighted import Metric, basis_of, cholesky, compose, refine
-from fxdecomp.layers import StageSpec
+from fxdecomp.chains import Chain
+from fxdecomp.fitting.alternation import refine
+from fxdecomp.fitting.metric import Metric
+from fxdecomp.fitting.tails import basis_of
+from fxdecomp.linalg.cholesky import cholesky
 
 RIDGES = (1.0, 1e-1, 1e-2, 1e-3)
 _FLOOR = 1e-2
@@ -85,6 +88,11 @@ class JointMoments:
         rest = torch.cat((-H, torch.eye(len(H), dtype=H.dtype, device=H.device)), dim=1)
         return self.moments.output_variance(rest) + float(offset.square().sum())
 
+    def error_of(self, chain: Chain) -> float:
+        """The same of a chain of one group with a bias."""
+        assert chain.bias is not None  # made so by the caller; narrows the type
+        return self.error(matrix_of(chain), chain.bias)
+
     def bias_for(self, H: Float[Tensor, "t d"]) -> Float[Tensor, " t"]:
         """The bias that keeps the mean of y."""
         return self.moments.mean[self.inputs :] - H @ self.moments.mean[: self.inputs]
@@ -99,60 +107,48 @@ class JointMoments:
         return found
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class GroupChain:
-    """One group's chain, and the layer that it stands for.
-
-    Attributes:
-        layer: `[out, in, *kernel]`, the original layer's weight.
-        weights: The stages' weights.
-        bias: `[out]`, the last stage's, in float64.
-        stages: The stages' geometry.
-    """
-
-    layer: Float[Tensor, "out in *kernel"]
-    weights: tuple[Tensor, ...]
-    bias: Float[Tensor, " out"]
-    stages: tuple[StageSpec, ...]
-
-    @property
-    def composed(self) -> Float[Tensor, "out d"]:
-        """The stages as one matrix, in float64."""
-        return compose(self.weights, self.stages).flatten(1).double()
-
-
-def refit(fit: JointMoments, held: JointMoments, chain: GroupChain) -> GroupChain:
+def refit(
+    fit: JointMoments, held: JointMoments, chain: Chain, layer: Float[Tensor, "out in *kernel"]
+) -> Chain:
     """The chain that fits best; the one that was given, where nothing does better on held-out samples.
 
     Args:
         fit: Samples to fit to.
         held: Samples to judge by.
-        chain: The chain as it is.
+        chain: The chain of one group as it is, its bias in float64.
+        layer: `[out, in, *kernel]`, the weight of the layer that it stands for.
     """
     if fit.moments.count >= fit.inputs:
-        return _fitted(fit, held, chain)
-    head, last = chain.weights[:-1], chain.weights[-1]
-    basis = basis_of(chain.weights, chain.stages, len(head)).flatten(1)
-    tail = GroupChain(last, (last,), chain.bias, chain.stages[-1:])
-    found = _fitted(fit.through(basis), held.through(basis), tail)
-    return chain if found is tail else replace(chain, weights=(*head, *found.weights), bias=found.bias)
+        return _fitted(fit, held, chain, layer)
+    last = len(chain.weights) - 1
+    basis = basis_of(chain.form.stages, chain.weights, last).flatten(1)
+    tail = Chain(chain.form.last(1), chain.weights[last:], chain.bias)
+    found = _fitted(fit.through(basis), held.through(basis), tail, chain.weights[last])
+    if found is tail:
+        return chain
+    return replace(chain, weights=(*chain.weights[:last], *found.weights), bias=found.bias)
 
 
-def _fitted(fit: JointMoments, held: JointMoments, chain: GroupChain) -> GroupChain:
-    start = chain.layer.flatten(1).double()
+def _fitted(fit: JointMoments, held: JointMoments, chain: Chain, layer: Tensor) -> Chain:
+    start = layer.flatten(1).double()
 
     def judged(H: Tensor) -> float:
         return held.error(H, fit.bias_for(H))
 
-    def refined(known: JointMoments, weights: tuple[Tensor, ...]) -> GroupChain:
-        target = known.regressed(start, ridge).reshape(chain.layer.shape).to(chain.layer.dtype)
-        return replace(chain, weights=refine(known.metric(target), chain.stages, (weights,)))
+    def refined(known: JointMoments, given: Chain) -> Chain:
+        target = known.regressed(start, ridge).reshape(layer.shape).to(layer.dtype)
+        return refine(known.metric(target), (given,))
 
     ridge = min(RIDGES, key=lambda strength: judged(fit.regressed(start, strength)))
-    new = refined(fit, chain.weights)
-    kept, changed = judged(chain.composed), judged(new.composed)
-    if not min(kept, changed) < held.error(chain.composed, chain.bias) * (1 - GAIN):
+    new = refined(fit, chain)
+    kept, changed = judged(matrix_of(chain)), judged(matrix_of(new))
+    if not min(kept, changed) < held.error_of(chain) * (1 - GAIN):
         return chain
     both = fit + held
-    best = refined(both, new.weights) if changed < kept else chain
-    return replace(best, bias=both.bias_for(best.composed))
+    best = refined(both, new) if changed < kept else chain
+    return replace(best, bias=both.bias_for(matrix_of(best)))
+
+
+def matrix_of(chain: Chain) -> Float[Tensor, "out d"]:
+    """The stages of one group as one matrix, in float64."""
+    return chain.composed_weight().flatten(1).double()

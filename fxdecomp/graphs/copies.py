@@ -14,8 +14,9 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import PythonKeyTracer
 from torch.fx.graph_module import _get_attr
 
+from fxdecomp.chains import Stage
 from fxdecomp.graphs.records import attach_record, examples_of, record_of
-from fxdecomp.layers import LayerSpec, Stage
+from fxdecomp.layers import LayerSpec
 from fxdecomp.sites.geometry import same_padding
 from fxdecomp.sites.modules import swapped_channels
 

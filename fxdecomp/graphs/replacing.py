@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.fx.graph_module import _get_attr
 
+from fxdecomp.chains import Stage
 from fxdecomp.graphs.copies import stage_module
-from fxdecomp.layers import LayerSpec, Stage
+from fxdecomp.layers import LayerSpec
 from fxdecomp.sites import Call, Site
 from fxdecomp.sites.constants import Constants
 

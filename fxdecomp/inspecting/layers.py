@@ -8,7 +8,7 @@ from typing import Any
 from torch.fx import GraphModule
 
 from fxdecomp.decompositions import METHODS, method_for
-from fxdecomp.decompositions.factorising import weight_obstacle
+from fxdecomp.decompositions.factorising import weight_refusal
 from fxdecomp.layers import LayerSpec
 from fxdecomp.sites import survey
 
@@ -39,7 +39,7 @@ def inspect_layers(gm: GraphModule) -> tuple[LayerRow, ...]:
     found = survey(gm)
     rows = []
     for site in found.sites:
-        obstacle = weight_obstacle(site.weight, site.spec)
+        obstacle = weight_refusal(site.weight, site.spec)
         suited = () if obstacle else _suited(site.spec.per_group)
         reason = str(obstacle.reason) if obstacle else "" if suited else "no method suits it"
         rows.append(LayerRow(site.name, str(site.spec), site.macs, site.params, suited, reason))

@@ -14,18 +14,20 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from fxdecomp.decompositions import grouped_stage_specs, method_named
+from fxdecomp.chains import Chain
+from fxdecomp.decompositions import Rank, method_named
+from fxdecomp.decompositions.factorising import forms_of
 from fxdecomp.errors import PolicyError
 from fxdecomp.export.examples import flat_graph
 from fxdecomp.export.exporter import export_graph
 from fxdecomp.export.writing import save_model
 from fxdecomp.graphs.copies import copy_sharing_tensors
 from fxdecomp.graphs.replacing import Replacer, remove_unused
-from fxdecomp.layers import LayerSpec, Stage
+from fxdecomp.layers import LayerSpec
 from fxdecomp.sites import Site, survey
 from fxdecomp.sites.base import shape_of
 
-Picks = Mapping[str, tuple[str, tuple[int, ...]]]
+Picks = Mapping[str, tuple[str, Rank]]
 """Method and rank by layer."""
 
 
@@ -46,7 +48,8 @@ def write_mock(gm: GraphModule, picks: Picks, path: Path) -> None:
     replacer = Replacer(mock)
     for site in survey(mock).sites:
         if site.name in picks:
-            replacer.replace(site, _chains(site, *picks[site.name], generator))
+            chains = _chains(site, *picks[site.name], generator)
+            replacer.replace(site, [chain.stages for chain in chains])
     remove_unused(mock)
     mock.recompile()
     model = export_graph(flat_graph(mock), recorded_inputs(gm), batch=False, axes={}, opset=None)
@@ -80,16 +83,10 @@ def recorded_inputs(gm: GraphModule) -> tuple[Tensor, ...]:
     return tuple(value.to(device) for value in values)
 
 
-def _chains(site: Site, method: str, rank: tuple[int, ...], generator: torch.Generator) -> list[list[Stage]]:
-    weights: list[Tensor] = []
-    chains = []
-    for call in site.calls:
-        specs = grouped_stage_specs(method_named(method), call.spec, rank)
-        weights = weights or [_drawn(stage.spec, site.weight, generator) for stage in specs]
-        stages = [Stage(each.name, each.spec, w) for each, w in zip(specs, weights, strict=True)]
-        stages[-1] = Stage(stages[-1].name, stages[-1].spec, weights[-1], site.bias)
-        chains.append(stages)
-    return chains
+def _chains(site: Site, method: str, rank: Rank, generator: torch.Generator) -> list[Chain]:
+    forms = forms_of(method_named(method), rank, site.specs)
+    weights = tuple(_drawn(stage.spec, site.weight, generator) for stage in forms[0].stages)
+    return [Chain(form, weights, site.bias) for form in forms]
 
 
 def _drawn(spec: LayerSpec, like: Tensor, generator: torch.Generator) -> Tensor:

@@ -98,9 +98,21 @@ def balanced(
     Returns:
         Two factors whose product is `U U^T A`.
     """
-    rows = basis.T @ matrix
-    norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
-    floor = norms.max() * torch.finfo(matrix.dtype).eps
-    norms = torch.where(norms > floor, norms, torch.where(floor > 0, floor, torch.ones_like(norms)))
-    scale = norms.sqrt().to(matrix.dtype)
-    return basis * scale, rows / scale[:, None]
+    return evened(basis, basis.T @ matrix, floor=torch.finfo(matrix.dtype).eps)
+
+
+def evened(
+    outer: Float[Tensor, "rows rank"], inner: Float[Tensor, "rank columns"], *, floor: float
+) -> tuple[Float[Tensor, "rows rank"], Float[Tensor, "rank columns"]]:
+    """Two factors of the same product whose paired columns and rows have the same norm.
+
+    Args:
+        outer: Columns of norm 1.
+        inner: The rows that go with them.
+        floor: Rows below this share of the largest norm are scaled as one of that norm.
+    """
+    norms = torch.linalg.vector_norm(inner, dim=1, dtype=torch.float64)
+    least = norms.max() * floor
+    norms = torch.where(norms > least, norms, torch.where(least > 0, least, torch.ones_like(norms)))
+    scale = norms.sqrt().to(inner.dtype)
+    return outer * scale, inner / scale[:, None]

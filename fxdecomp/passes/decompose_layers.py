@@ -20,13 +20,12 @@ from fxdecomp.allocation.candidates import candidates
 from fxdecomp.allocation.planning import Situation, plan_budget
 from fxdecomp.allocation.site_work import SiteWork
 from fxdecomp.calibration import Calibration
-from fxdecomp.decompositions import grouped_stage_specs, method_named
-from fxdecomp.decompositions.factorising import Obstacle, Solution, Task, factorise
+from fxdecomp.decompositions import method_named
+from fxdecomp.decompositions.factorising import Solution, Task, factorise, forms_of
 from fxdecomp.errors import PolicyError
 from fxdecomp.graphs.records import Record
 from fxdecomp.graphs.replacing import Replacer, remove_unused
-from fxdecomp.layers import Stage
-from fxdecomp.outcomes import Applied, Outcome, Reason
+from fxdecomp.outcomes import Applied, Outcome, Reason, Refusal
 from fxdecomp.passes.base import Pass
 from fxdecomp.plans import Choice, Plan
 from fxdecomp.policy import Policy
@@ -72,7 +71,7 @@ class DecomposeLayers(Pass):
         self.policy.check_names([*(site.name for site in sites), *outcomes, *_planned(record)])
         tasks = {site.name: task for site in sites if (task := _task(site, self.policy)) is not None}
         work = SiteWork(gm, sites, self.calibration, self.executor, self.progress)
-        open_ = {name: task for name, task in tasks.items() if task.selection.rank is None}
+        open_ = {name: task for name, task in tasks.items() if task.rank is None}
         given = {name: task for name, task in tasks.items() if name not in open_}
         notes: tuple[str, ...] = ()
         latency = record.latency
@@ -100,7 +99,7 @@ class DecomposeLayers(Pass):
             result = results.get(site.name)
             if result is None:
                 outcomes[site.name] = site.skipped(Reason.NOT_SELECTED)
-            elif isinstance(result, Obstacle):
+            elif isinstance(result, Refusal):
                 outcomes[site.name] = site.skipped(result.reason, result.detail)
             else:
                 outcomes[site.name] = _apply(replacer, site, result)
@@ -121,7 +120,7 @@ def _planned(record: Record) -> list[str]:
     return [] if record.plan is None else [choice.site for choice in Plan.from_dict(record.plan).choices]
 
 
-def _plan(record: Record, sites: list[Site], results: Mapping[str, Solution | Obstacle]) -> dict[str, Any]:
+def _plan(record: Record, sites: list[Site], results: Mapping[str, Solution | Refusal]) -> dict[str, Any]:
     """What was done at every layer; of layers that an earlier run replaced, what that run wrote down."""
     rows = () if record.plan is None else Plan.from_dict(record.plan).choices
     choices = {row.site: row for row in rows}
@@ -129,7 +128,8 @@ def _plan(record: Record, sites: list[Site], results: Mapping[str, Solution | Ob
         result = results.get(site.name)
         choice = Choice(site.name, str(site.spec))
         if isinstance(result, Solution):
-            choice = replace(choice, method=result.method, rank=result.rank)
+            form = result.chain.form
+            choice = replace(choice, method=form.method, rank=form.rank)
         choices[site.name] = choice
     return Plan(tuple(choices.values())).to_dict()
 
@@ -140,36 +140,32 @@ def _task(site: Site, policy: Policy) -> Task | None:
         return None
     return Task(
         site.name,
-        tuple(call.spec for call in site.calls),
+        site.specs,
         site.weight,
         site.bias,
-        selection,
+        selection.method,
+        selection.rank,
+        floor=selection.floor,
         require_saving=policy.require_saving,
     )
 
 
 def _apply(replacer: Replacer, site: Site, solution: Solution) -> Applied:
-    method = method_named(solution.method)
-    chains = []
-    for call in site.calls:
-        specs = grouped_stage_specs(method, call.spec, solution.rank)
-        stages = [Stage(s.name, s.spec, w) for s, w in zip(specs, solution.weights, strict=True)]
-        stages[-1] = replace(stages[-1], bias=solution.bias)
-        chains.append(stages)
-    name = replacer.replace(site, chains)
-    bias = 0 if solution.bias is None else solution.bias.numel()
+    chain, form = solution.chain, solution.chain.form
+    forms = forms_of(method_named(form.method), form.rank, site.specs)
+    name = replacer.replace(site, [replace(chain, form=each).stages for each in forms])
     return Applied(
         site=site.name,
         layer=str(site.spec),
-        method=solution.method,
-        rank=solution.rank,
+        method=form.method,
+        rank=form.rank,
         relative_error=solution.relative_error,
         params_before=site.params,
-        params_after=sum(stage.spec.params for stage in chains[0]) + bias,
+        params_after=chain.params,
         macs_before=site.macs,
-        macs_after=sum(stage.spec.macs for chain in chains for stage in chain),
+        macs_after=sum(each.macs for each in forms),
         calls=len(site.calls),
-        stages=solution.names,
+        stages=form.names,
         output_error=solution.output_error,
         chain="" if name == site.name else name,
     )

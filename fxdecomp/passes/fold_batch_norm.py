@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.nn import functional as F  # noqa: N812
 
+from fxdecomp.chains import Stage
 from fxdecomp.graphs.records import Record
 from fxdecomp.graphs.replacing import Replacer, remove_unused
-from fxdecomp.layers import Stage
 from fxdecomp.outcomes import Folded
 from fxdecomp.passes.base import Pass
 from fxdecomp.sites import Call, Site, survey

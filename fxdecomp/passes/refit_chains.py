@@ -11,6 +11,7 @@ is then fitted to what the ReLU lets through. A chain whose fit does not hold on
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, final
 
@@ -22,10 +23,11 @@ from fxdecomp.calibration import Calibration
 from fxdecomp.calibration.lockstep import Lockstep
 from fxdecomp.calibration.moments import MomentsSum
 from fxdecomp.calibration.patches import ROWS, draw_positions, patches_at
+from fxdecomp.chains import Chain
 from fxdecomp.decompositions import method_named
 from fxdecomp.decompositions.factorising import relative_error
 from fxdecomp.fitting.rectifying import Samples, rectify
-from fxdecomp.fitting.refitting import GroupChain, JointMoments, refit
+from fxdecomp.fitting.refitting import JointMoments, refit
 from fxdecomp.graphs.copies import copy_sharing_tensors, stored_layout
 from fxdecomp.graphs.records import Record
 from fxdecomp.outcomes import Applied, Outcome
@@ -47,7 +49,7 @@ _RELUS = (
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Chain:
+class _Target:
     """A chain's stages in the graph, and the layer of the original graph that it stands for."""
 
     outcome: Applied
@@ -60,16 +62,19 @@ class _Chain:
         users = self.layer.calls[0].node.users
         return bool(users) and all(map(_is_relu, users))
 
-    def by_group(self) -> list[GroupChain]:
-        """What is to be fitted, group by group, in at least float32."""
+    @property
+    def chain(self) -> Chain:
+        """What is to be fitted, in at least float32, with a bias in float64."""
         spec, outcome = self.layer.spec, self.outcome
-        specs = method_named(outcome.method).stage_specs(spec.per_group, outcome.rank)
-        weights = zip(*(_wide(stage.weight).chunk(spec.groups) for stage in self.stages), strict=True)
-        layers = _wide(self.layer.weight).chunk(spec.groups)
+        form = method_named(outcome.method).form(spec, outcome.rank)
         last = self.stages[-1]
         bias = last.weight.new_zeros(spec.out_channels) if last.bias is None else last.bias
-        biases = bias.double().chunk(spec.groups)
-        return [GroupChain(*parts, specs) for parts in zip(layers, weights, biases, strict=True)]
+        return Chain(form, tuple(_wide(stage.weight) for stage in self.stages), bias.double())
+
+    @property
+    def layers(self) -> tuple[Tensor, ...]:
+        """The original layer's weight, group by group."""
+        return _wide(self.layer.weight).chunk(self.layer.spec.groups)
 
 
 @final
@@ -91,8 +96,8 @@ class RefitChains(Pass):
     @torch.no_grad()
     def call(self, gm: GraphModule, record: Record) -> Record:
         """Replace the stages' weights and the bias where that pays on held-out samples."""
-        chains, shared = _chains(gm, self.original, record)
-        if not chains and not shared:
+        targets, shared = _targets(gm, self.original, record)
+        if not targets and not shared:
             return record
         runner = copy_sharing_tensors(gm).eval()
         original = copy_sharing_tensors(self.original).eval()
@@ -100,34 +105,35 @@ class RefitChains(Pass):
         lockstep = Lockstep(runner, original, pairs, self.calibration.budget_bytes)
         outcomes: dict[str, Outcome] = {outcome.site: outcome for outcome in record.outcomes}
         changed = 0
-        for number, chain in enumerate(chains):
-            observed = self._observed(lockstep, chain, number)
+        for number, target in enumerate(targets):
+            observed = self._observed(lockstep, target, number)
             sums = [each.moments() for each in observed]
-            before = chain.by_group()
-            after = [refit(*known, group) for known, group in zip(sums, before, strict=True)]
-            if chain.is_rectified:
-                after = [rectify(*o.samples(), group) for o, group in zip(observed, after, strict=True)]
-            if after != before:
+            before = target.chain.by_group()
+            parts = zip(sums, before, target.layers, strict=True)
+            after = [refit(*known, chain, layer) for known, chain, layer in parts]
+            if target.is_rectified:
+                after = [rectify(*o.samples(), chain) for o, chain in zip(observed, after, strict=True)]
+            if any(new is not old for new, old in zip(after, before, strict=True)):
                 changed += 1
                 for each in (gm, runner):
-                    _store(each, chain, after)
-            outcomes[chain.outcome.site] = _measured(chain, after, sums)
-            self.progress("refit", number + 1, len(chains))
-        notes = [f"{changed} of {len(chains)} chains were refitted to the original network's outputs"]
+                    _store(each, target, after)
+            outcomes[target.outcome.site] = _measured(target, after, sums)
+            self.progress("refit", number + 1, len(targets))
+        notes = [f"{changed} of {len(targets)} chains were refitted to the original network's outputs"]
         if shared:
             notes.append(f"chains that are applied at several places are not refitted: {', '.join(shared)}")
         return replace(record, outcomes=tuple(outcomes.values()), notes=(*record.notes, *notes))
 
-    def _observed(self, lockstep: Lockstep, chain: _Chain, number: int) -> list[_Observed]:
+    def _observed(self, lockstep: Lockstep, target: _Target, number: int) -> list[_Observed]:
         """What is known of each group's inputs and wanted outputs."""
-        spec = chain.layer.spec
+        spec = target.layer.spec
         groups = spec.groups
         batches = len(tuple(self.calibration.batches))
         size = spec.in_channels // groups * math.prod(spec.kernel)
         most = math.ceil(self.calibration.samples_of(size) / batches)
-        found = [_Observed(size, keep=chain.is_rectified) for _ in range(groups)]
-        first = chain.stages[0].calls[0]
-        values = lockstep.values_at(first.node, first.source, chain.layer.calls[0].node.name)
+        found = [_Observed(size, keep=target.is_rectified) for _ in range(groups)]
+        first = target.stages[0].calls[0]
+        values = lockstep.values_at(first.node, first.source, target.layer.calls[0].node.name)
         for index, (x, y) in enumerate(values):
             wanted = _rows(y, spec.ndim)
             positions = draw_positions(len(wanted), most, self.calibration.seed_of(number, index))
@@ -183,7 +189,7 @@ def _split(positions: Tensor, index: int, batches: int) -> dict[bool, Tensor]:
     return {False: positions[:cut], True: positions[cut:]} if cut else {False: positions, True: positions}
 
 
-def _chains(gm: GraphModule, original: GraphModule, record: Record) -> tuple[list[_Chain], list[str]]:
+def _targets(gm: GraphModule, original: GraphModule, record: Record) -> tuple[list[_Target], list[str]]:
     """The chains in graph order, and the names of those that are applied at several places."""
     stages = {site.name: site for site in survey(gm).sites}
     sites = {site.name: site for site in survey(original).sites}
@@ -191,18 +197,15 @@ def _chains(gm: GraphModule, original: GraphModule, record: Record) -> tuple[lis
     for outcome in record.outcomes:
         if not isinstance(outcome, Applied):
             continue
-        name = outcome.site
-        while name not in sites and name.endswith("_chain"):
-            name = name.removesuffix("_chain")
         parts = [stages[part] for part in outcome.stage_names if part in stages]
-        if name not in sites or len(parts) < len(outcome.stages):
+        if outcome.site not in sites or len(parts) < len(outcome.stages):
             continue  # a chain of an earlier run
         if any(len(part.calls) > 1 for part in parts):
             shared.append(outcome.site)
         else:
-            found.append(_Chain(outcome, tuple(parts), sites[name]))
+            found.append(_Target(outcome, tuple(parts), sites[outcome.site]))
     order = {node: index for index, node in enumerate(gm.graph.nodes)}
-    return sorted(found, key=lambda chain: order[chain.stages[-1].calls[0].node]), shared
+    return sorted(found, key=lambda target: order[target.stages[-1].calls[0].node]), shared
 
 
 def _rows(y: Any, ndim: int) -> Tensor:
@@ -217,29 +220,28 @@ def _wide(weight: Tensor) -> Tensor:
 
 
 def _measured(
-    chain: _Chain, groups: list[GroupChain], sums: list[tuple[JointMoments, JointMoments]]
+    target: _Target, chains: Sequence[Chain], sums: Sequence[tuple[JointMoments, JointMoments]]
 ) -> Applied:
     """The outcome with the errors of the chain as it is now, over all samples."""
     known = [fit + held for fit, held in sums]
-    lost = sum(each.error(group.composed, group.bias) for each, group in zip(known, groups, strict=True))
+    lost = sum(each.error_of(chain) for each, chain in zip(known, chains, strict=True))
     power = sum(each.variance for each in known)
-    composed = torch.cat([group.composed for group in groups]).reshape(chain.layer.weight.shape)
+    composed = torch.cat([chain.composed_weight() for chain in chains])
     return replace(
-        chain.outcome,
-        relative_error=relative_error(chain.layer.weight, composed),
+        target.outcome,
+        relative_error=relative_error(target.layer.weight, composed),
         output_error=None if not math.isfinite(power) else lost / power if power > 0 else 0.0,
     )
 
 
-def _store(gm: GraphModule, chain: _Chain, groups: list[GroupChain]) -> None:
+def _store(gm: GraphModule, target: _Target, chains: Sequence[Chain]) -> None:
     """Give the stages new tensors; the old ones belong to the pass's input."""
-    bias = torch.cat([group.bias for group in groups])
-    by_stage = zip(*(group.weights for group in groups), strict=True)
-    for stage, weights in zip(chain.stages, by_stage, strict=True):
+    whole = Chain.joined(target.chain.form, chains)
+    for stage, new in zip(target.stages, whole.stages, strict=True):
         module = gm.get_submodule(str(stage.calls[0].node.target))
         old = module.weight
         assert isinstance(old, nn.Parameter)  # made by `stage_module`; narrows the type
-        weight = torch.cat(weights).reshape(stage.spec.weight_shape).to(old.dtype)
-        module.weight = nn.Parameter(stored_layout(weight, stage.spec, old), requires_grad=old.requires_grad)
-        if stage is chain.stages[-1]:
-            module.bias = nn.Parameter(bias.to(old.dtype), requires_grad=chain.layer.bias_trains)
+        weight = stored_layout(new.weight.to(old.dtype), stage.spec, old)
+        module.weight = nn.Parameter(weight, requires_grad=old.requires_grad)
+        if new.bias is not None:
+            module.bias = nn.Parameter(new.bias.to(old.dtype), requires_grad=target.layer.bias_trains)

@@ -61,15 +61,13 @@ def blocks_of(small: GraphModule, folded: GraphModule) -> tuple[Block, ...]:
         first, last = _nodes_of(small, stages[0]), _nodes_of(small, stages[-1])
         if not first or len(first) != len(last):
             continue  # a later pass has changed the chain; it is trained end to end only
-        name = outcome.site
-        while name not in sites and name.endswith("_chain"):
-            name = name.removesuffix("_chain")
-        if name not in sites or len(sites[name].calls) != len(first):
+        layer = sites.get(outcome.site)
+        if layer is None or len(layer.calls) != len(first):
             raise RecoveryError(
                 f'small has a chain for "{outcome.site}", the original has no such layer '
                 f"(it has {', '.join(list(sites)[:5])}, ...); give the graph that small was made from"
             )
-        for a, b, call in zip(first, last, sites[name].calls, strict=True):
+        for a, b, call in zip(first, last, layer.calls, strict=True):
             blocks.append(Block(outcome.site, stages, a.name, b.name, call.node.name))
     return tuple(blocks)
 

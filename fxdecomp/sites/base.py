@@ -99,6 +99,11 @@ class Site:
         return self.calls[0].spec
 
     @property
+    def specs(self) -> tuple[LayerSpec, ...]:
+        """The geometry at each call."""
+        return tuple(call.spec for call in self.calls)
+
+    @property
     def macs(self) -> int:
         """Multiply-accumulates over all calls."""
         return sum(call.spec.macs for call in self.calls)

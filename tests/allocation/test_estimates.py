@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from fxdecomp.allocation.candidates import Question, candidates
-from fxdecomp.allocation.estimates import estimate, rank_grid
 from fxdecomp.calibration.moments import Moments
-from fxdecomp.decompositions import decompose, method_named, problems_of
+from fxdecomp.decompositions import RankGrid, decompose, method_named, problems_of
 from fxdecomp.layers import LayerSpec
 
 CONV = LayerSpec(24, 32, (3, 3), padding=((1, 1), (1, 1)), input_size=(8, 8))
@@ -37,37 +36,37 @@ def true_error(name: str, spec: LayerSpec, weight: torch.Tensor, rank: tuple[int
 )
 def test_closed_forms_are_exact(name: str, spec: LayerSpec) -> None:
     weight = decaying_weight(spec)
-    found = estimate(method_named(name), spec, problems_of(weight, spec), 4)
+    found = method_named(name).estimates(problems_of(weight, spec), RankGrid(4))
     assert len(found) >= 3
-    for each in found:
-        assert each.error == pytest.approx(true_error(name, spec, weight, each.rank), rel=1e-3, abs=1e-6)
+    for rank, error in found.items():
+        assert error == pytest.approx(true_error(name, spec, weight, rank), rel=1e-3, abs=1e-6)
 
 
 @pytest.mark.parametrize("spec", [CONV, GROUPED])
 def test_tucker2_is_the_error_before_alternation(spec: LayerSpec) -> None:
     weight = decaying_weight(spec)
-    found = estimate(method_named("tucker2"), spec, problems_of(weight, spec), 4)
-    assert any(p != q for p, q in (each.rank for each in found))
-    for each in found:
-        true = true_error("tucker2", spec, weight, each.rank)
-        assert true <= each.error + 1e-6
-        assert each.error <= 1.35 * true + 1e-5
+    found = method_named("tucker2").estimates(problems_of(weight, spec), RankGrid(4))
+    assert any(p != q for p, q in found)
+    for rank, error in found.items():
+        true = true_error("tucker2", spec, weight, rank)
+        assert true <= error + 1e-6
+        assert error <= 1.35 * true + 1e-5
 
 
 def test_tensor_train_is_an_upper_bound_that_is_not_loose() -> None:
     weight = decaying_weight(CONV)
-    found = estimate(method_named("tensor_train"), CONV, problems_of(weight, CONV), 4)
+    found = method_named("tensor_train").estimates(problems_of(weight, CONV), RankGrid(4))
     assert len(found) >= 4
-    for each in found:
-        true = true_error("tensor_train", CONV, weight, each.rank)
-        assert true <= each.error + 1e-6
-        assert each.error <= 3 * true + 1e-5
+    for rank, error in found.items():
+        true = true_error("tensor_train", CONV, weight, rank)
+        assert true <= error + 1e-6
+        assert error <= 3 * true + 1e-5
 
 
 def test_cp_is_never_better_than_its_full_iteration_by_much() -> None:
     weight = decaying_weight(CONV)
-    for each in estimate(method_named("cp3"), CONV, problems_of(weight, CONV), 8):
-        assert true_error("cp3", CONV, weight, each.rank) <= each.error * 1.01 + 1e-6
+    for rank, error in method_named("cp3").estimates(problems_of(weight, CONV), RankGrid(8)).items():
+        assert true_error("cp3", CONV, weight, rank) <= error * 1.01 + 1e-6
 
 
 def correlated_moments(spec: LayerSpec) -> tuple[Moments, ...]:
@@ -100,22 +99,23 @@ def test_calibrated_errors_of_all_methods_are_those_of_the_output(
     weight = decaying_weight(spec)
     problems = problems_of(weight, spec, correlated_moments(spec))
     method = method_named(name)
-    for each in estimate(method, spec, problems, 8):
-        chain = decompose(method, problems, spec, each.rank, dtype=weight.dtype)
+    for rank, estimated in method.estimates(problems, RankGrid(8)).items():
+        error = estimated / method.alternation_gain
+        chain = decompose(method, problems, spec, rank, dtype=weight.dtype)
         rest = (weight - chain.composed_weight()).flatten(1).chunk(spec.groups)
         pairs = list(zip(problems, rest, weight.flatten(1).chunk(spec.groups), strict=True))
         lost, whole = (
             sum(problem.moments.output_variance(pair[index]) for problem, *pair in pairs) for index in (0, 1)
         )
         true = lost / whole
-        assert low * true - 1e-5 <= each.error <= high * true + 1e-4, each
+        assert low * true - 1e-5 <= error <= high * true + 1e-4, rank
 
 
 @pytest.mark.parametrize(
     ("limit", "step", "first"), [(64, 8, 8), (512, 16, 16), (20, 8, 4), (3, 8, 1), (1, 8, 1)]
 )
 def test_ranks_are_aligned_where_the_layer_is_large_enough(limit: int, step: int, first: int) -> None:
-    grid = rank_grid(limit, step, 16)
+    grid = RankGrid(step).along(limit, 16)
     assert all(rank < limit for rank in grid)
     assert len(grid) <= 16
     assert not grid or grid[0] == first

@@ -81,6 +81,6 @@ def test_input_side_spectrum_is_the_whitened_one():
     channels = sum(sigma[:, k, :, k] for k in range(3))
     lower = torch.linalg.cholesky(channels)
     wanted = torch.linalg.svdvals(lower.T @ weight.transpose(0, 1).flatten(1))
-    basis, values = whitened_svd(Problem(weight, spec, moments), moments, (1,))
+    basis, values = whitened_svd(Problem(weight, spec).unfold(1), tuple(weight.shape), moments, (1,))
     assert torch.allclose(values, wanted, rtol=1e-9)
     assert torch.allclose(basis.T @ basis, torch.eye(4, dtype=torch.float64), atol=1e-9)

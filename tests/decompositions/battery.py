@@ -7,8 +7,9 @@ import math
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from fxdecomp.decompositions import Decomposition, decompose, grouped_stage_specs, problems_of
-from fxdecomp.layers import Chain, LayerSpec
+from fxdecomp.chains import Chain
+from fxdecomp.decompositions import Decomposition, decompose, problems_of
+from fxdecomp.layers import LayerSpec
 from tests.decompositions.layers_in_torch import (
     apply_chain,
     apply_layer,
@@ -63,9 +64,8 @@ def check_costs_are_the_measured_ones(
 ) -> None:
     rank = rank_at(method, spec, share)
     chain = factorised(method, spec, rank, seed, torch.float64)
-    assert tuple(stage.spec for stage in chain.stages) == tuple(
-        stage.spec for stage in grouped_stage_specs(method, spec, rank)
-    )
+    assert chain.form == method.form(spec, rank)
+    assert tuple(stage.spec for stage in chain.stages) == tuple(stage.spec for stage in chain.form.stages)
     with FlopCounterMode(display=False) as counter:
         apply_chain(draw_input(spec, seed, torch.float64), chain)
     assert chain.macs * 2 == counter.get_total_flops()

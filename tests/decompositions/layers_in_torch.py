@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fxdecomp.layers import Chain, LayerSpec
+from fxdecomp.chains import Chain
+from fxdecomp.layers import LayerSpec
 
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}

@@ -1,9 +1,10 @@
 import pytest
 import torch
 
+from fxdecomp.chains import Chain
 from fxdecomp.decompositions import method_named
 from fxdecomp.fitting.rectifying import Samples, rectify
-from fxdecomp.fitting.refitting import GroupChain
+from fxdecomp.fitting.refitting import matrix_of
 from fxdecomp.layers import LayerSpec
 
 
@@ -11,14 +12,14 @@ def normal(*shape: int, seed: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def truncated(layer: torch.Tensor, rank: int, bias: torch.Tensor) -> GroupChain:
+def truncated(layer: torch.Tensor, rank: int, bias: torch.Tensor) -> Chain:
     left, values, right = torch.linalg.svd(layer, full_matrices=False)
-    stages = method_named("svd").stage_specs(LayerSpec(layer.shape[1], layer.shape[0]), (rank,))
-    return GroupChain(layer, (right[:rank], left[:, :rank] * values[:rank]), bias.double(), stages)
+    form = method_named("svd").form(LayerSpec(layer.shape[1], layer.shape[0]), (rank,))
+    return Chain(form, (right[:rank], left[:, :rank] * values[:rank]), bias.double())
 
 
-def cost(chain: GroupChain, samples: Samples) -> float:
-    got = samples.inputs.double() @ chain.composed.T + chain.bias
+def cost(chain: Chain, samples: Samples) -> float:
+    got = samples.inputs.double() @ matrix_of(chain).T + chain.bias
     return float((samples.outputs.relu() - got.relu()).square().sum(1).mean())
 
 

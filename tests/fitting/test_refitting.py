@@ -2,8 +2,9 @@ import pytest
 import torch
 
 from fxdecomp.calibration.moments import Moments, MomentsSum
+from fxdecomp.chains import Chain
 from fxdecomp.decompositions import method_named
-from fxdecomp.fitting.refitting import GroupChain, JointMoments, refit
+from fxdecomp.fitting.refitting import JointMoments, matrix_of, refit
 from fxdecomp.layers import LayerSpec
 
 
@@ -21,10 +22,9 @@ def joint(z: torch.Tensor, y: torch.Tensor) -> JointMoments:
     return JointMoments(moments(torch.cat((z, y), dim=1)), z.shape[1])
 
 
-def linear_chain(layer: torch.Tensor, rank: int, weights: tuple[torch.Tensor, ...]) -> GroupChain:
+def linear_chain(layer: torch.Tensor, rank: int, weights: tuple[torch.Tensor, ...]) -> Chain:
     spec = LayerSpec(layer.shape[1], layer.shape[0])
-    stages = method_named("svd").stage_specs(spec, (rank,))
-    return GroupChain(layer, weights, layer.new_zeros(len(layer)), stages)
+    return Chain(method_named("svd").form(spec, (rank,)), weights, layer.new_zeros(len(layer)))
 
 
 @pytest.mark.parametrize(("first", "second"), [(4, 5), (4, 300), (300, 4), (300, 200), (10, 10)])
@@ -58,10 +58,11 @@ def test_a_linear_truth_is_found():
     z = normal(4000, 6, seed=3) + 1
     y = z @ (outer @ inner).T + bias
     off = (inner + normal(2, 6, seed=5), outer + normal(5, 2, seed=4))
-    chain = linear_chain(normal(5, 6, seed=6), 2, off)
-    found = refit(joint(z[:3000], y[:3000]), joint(z[3000:], y[3000:]), chain)
+    layer = normal(5, 6, seed=6)
+    chain = linear_chain(layer, 2, off)
+    found = refit(joint(z[:3000], y[:3000]), joint(z[3000:], y[3000:]), chain, layer)
     assert [weight.shape for weight in found.weights] == [(2, 6), (5, 2)]
-    assert torch.allclose(found.composed, outer @ inner, atol=5e-3)
+    assert torch.allclose(matrix_of(found), outer @ inner, atol=5e-3)
     assert torch.allclose(found.bias, bias, atol=1e-2)
 
 
@@ -72,7 +73,7 @@ def test_noise_that_does_not_generalise_changes_nothing():
     y = z @ layer.T + 5 * normal(2040, 4, seed=2)
     y = y - (y - z @ layer.T)[40:].mean(0)
     chain = linear_chain(layer, 4, (right, left * values))
-    assert refit(joint(z[:40], y[:40]), joint(z[40:], y[40:]), chain) is chain
+    assert refit(joint(z[:40], y[:40]), joint(z[40:], y[40:]), chain, layer) is chain
 
 
 def test_with_fewer_samples_than_inputs_only_the_last_stage_moves():
@@ -80,6 +81,6 @@ def test_with_fewer_samples_than_inputs_only_the_last_stage_moves():
     z = normal(60, 50, seed=3)
     y = z @ (truth @ inner).T
     chain = linear_chain(outer @ inner, 3, (inner, outer))
-    found = refit(joint(z[:40], y[:40]), joint(z[40:], y[40:]), chain)
+    found = refit(joint(z[:40], y[:40]), joint(z[40:], y[40:]), chain, outer @ inner)
     assert found.weights[0] is inner
     assert torch.allclose(found.weights[1], truth, atol=2e-2)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fxdecomp import PolicyError
-from fxdecomp.decompositions import grouped_stage_specs, method_named
+from fxdecomp.decompositions import method_named
 from fxdecomp.export.sessions import thread_count
 from fxdecomp.latency.cache import LatencyCache
 from fxdecomp.latency.chain_graphs import chain_graph
@@ -27,7 +27,7 @@ SPECS = {
 
 
 def stages(method: str, spec: LayerSpec, rank: tuple[int, ...]) -> tuple[LayerSpec, ...]:
-    return tuple(stage.spec for stage in grouped_stage_specs(method_named(method), spec, rank))
+    return tuple(stage.spec for stage in method_named(method).form(spec, rank).stages)
 
 
 @pytest.mark.parametrize("name", SPECS)

@@ -1,0 +1,72 @@
+"""The metric of a layer's error: `tr (W - W') Sigma (W - W')^T`, the mean squared error of its output."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fxdecomp.calibration.moments import Moments
+
+_FLOOR = 1e-5
+"""Weight of the directions that the samples do not show, as a share of their mean variance: without any, the
+stages run off into them. Above the rounding of float32."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Metric:
+    """A layer's weight and the metric of its error, ready for many products.
+
+    Attributes:
+        weight: `[out, in, *kernel]`.
+        covariance: Sigma over `scale` with a little on the diagonal, `[d, d]`, in the type of the weight.
+        scale: The mean diagonal of Sigma.
+        total: `tr W Sigma W^T` over `scale`.
+    """
+
+    weight: Float[Tensor, "out in *kernel"]
+    covariance: Float[Tensor, "d d"]
+    scale: float
+    total: float
+
+    @staticmethod
+    def of(weight: Float[Tensor, "out in *kernel"], moments: Moments) -> Metric:
+        """The metric of a layer's moments."""
+        dense = moments.dense().to(weight.device)
+        scale = dense.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
+        covariance = dense / scale
+        covariance.diagonal().add_(_FLOOR)
+        total = _squares(weight, covariance)
+        return Metric(weight, covariance.to(weight.dtype), float(scale), total)
+
+    def error(self, composed: Tensor) -> float:
+        """`tr (W - W') Sigma (W - W')^T` over `tr W Sigma W^T`."""
+        lost = _squares(self.weight - composed, self.covariance)
+        return max(lost, 0.0) / self.total if self.total > 0 else 0.0
+
+
+def _squares(kernel: Tensor, covariance: Tensor) -> float:
+    """`tr K Sigma K^T`, summed in float64: large parts may cancel each other."""
+    flat = kernel.flatten(1).double()
+    return float(((flat @ covariance.double()) * flat).sum())
+
+
+def marginal_covariance(
+    covariance: Float[Tensor, "d d"], sizes: tuple[int, ...], kept: tuple[int, ...]
+) -> Float[Tensor, "m m"]:
+    """The covariance over the channels and some kernel axes, summed over the positions along the others.
+
+    Args:
+        covariance: Over channels and all kernel axes.
+        sizes: Channels, then the kernel.
+        kept: Kernel of the axes that stay, 1 for an axis that is summed over.
+    """
+    shaped = covariance.reshape(*sizes, *sizes)
+    for axis in reversed(range(len(kept))):
+        if kept[axis] == 1 and sizes[1 + axis] > 1:
+            half = shaped.ndim // 2
+            shaped = shaped.diagonal(dim1=1 + axis, dim2=half + 1 + axis).sum(-1)
+    half = shaped.ndim // 2
+    return shaped.flatten(0, half - 1).flatten(1)
