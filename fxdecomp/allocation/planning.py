@@ -11,9 +11,10 @@ from torch.fx import GraphModule
 from fxdecomp.allocation.allocate import allocate
 from fxdecomp.allocation.candidates import Candidate, Question
 from fxdecomp.allocation.pricing import price
-from fxdecomp.allocation.sensitivity import measure_sensitivity, some_of
+from fxdecomp.allocation.sensitivity import LEAST_EXAMPLES, measure_sensitivity, some_of
 from fxdecomp.allocation.timed import ABOVE, LatencyPlanner, best_attempt
 from fxdecomp.calibration import Calibration
+from fxdecomp.calibration.splitting import inputs_of
 from fxdecomp.decompositions import method_named
 from fxdecomp.decompositions.factorising import Solution, Task, forms_of, weight_refusal
 from fxdecomp.errors import BudgetError
@@ -76,8 +77,11 @@ class Situation:
         """Damage at the network's output per unit of error at a layer; None where nothing is known."""
         if self.calibration is None:
             return None
+        batches = some_of(self.calibration)
+        if sum(map(inputs_of, batches)) < LEAST_EXAMPLES:
+            return None
         sites = [site for site in self.sites if site.name in open_]
-        found = measure_sensitivity(self.gm, sites, some_of(self.calibration), progress=self.progress)
+        found = measure_sensitivity(self.gm, sites, batches, progress=self.progress)
         return found or None
 
 

@@ -17,12 +17,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor, fx
 from torch.fx import GraphModule, Node
 
 from fxdecomp.allocation.agreement import Agreement
 from fxdecomp.calibration import Batch, Calibration
+from fxdecomp.calibration.splitting import inputs_of
 from fxdecomp.graphs.copies import copy_sharing_tensors
 from fxdecomp.graphs.inputs import float_leaves, placeholder_values
 from fxdecomp.graphs.untouched import copied
@@ -37,6 +37,9 @@ _STILL = 1e-12
 
 EXAMPLES = 32
 """Examples of a calibration that sensitivities are measured on."""
+
+LEAST_EXAMPLES = 16
+"""Of fewer, sensitivities say more about them than about the network: then all layers count alike."""
 
 
 def measure_sensitivity(
@@ -89,15 +92,10 @@ def some_of(calibration: Calibration) -> list[Batch]:
     """The first batches of a calibration, as many as hold `EXAMPLES` examples."""
     batches: list[Batch] = []
     for batch in calibration.batches:
-        if sum(map(_examples, batches)) >= EXAMPLES:
+        if sum(map(inputs_of, batches)) >= EXAMPLES:
             break
         batches.append(batch)
     return batches
-
-
-def _examples(batch: Batch) -> int:
-    leaves = [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim]
-    return leaves[0].shape[0] if leaves else 1
 
 
 def truncated(y: Tensor, spatial: int, lost: float) -> tuple[Tensor, float, float]:

@@ -17,7 +17,7 @@ from torch.fx import GraphModule, Node
 
 from fxdecomp.calibration.batches import Calibration
 from fxdecomp.calibration.moments import Moments, MomentsSum
-from fxdecomp.calibration.patches import draw_positions, patches_at, position_count
+from fxdecomp.calibration.patches import ROWS, draw_positions, patches_at, position_count
 from fxdecomp.errors import CalibrationError
 from fxdecomp.graphs.copies import copy_sharing_tensors
 from fxdecomp.graphs.inputs import naming_batch
@@ -79,7 +79,7 @@ def collect(
                     _add(view, x, draw_positions(position_count(x, view.spec), most, seed), index)
         found: dict[str, tuple[Moments, ...]] = {}
         for view in views:
-            found |= dict.fromkeys(view.sites, tuple(each.moments() for each in view.sums))
+            found |= dict.fromkeys(view.sites, tuple(each.shrunk() for each in view.sums))
             view.sums = []
         yield found
 
@@ -115,7 +115,9 @@ def _share(view: _View, batches: int, calibration: Calibration) -> int:
 
 
 def _add(view: _View, x: Tensor, positions: Tensor, index: int) -> None:
-    for patches in patches_at(x, view.spec, positions):
+    inputs = 1 if x.ndim < (2 if view.spec.is_linear else view.spec.ndim + 2) else x.shape[0]
+    owners = positions.div(position_count(x, view.spec) // max(inputs, 1), rounding_mode="floor")
+    for patches, parts_of in zip(patches_at(x, view.spec, positions), torch.split(owners, ROWS), strict=True):
         if not bool(torch.isfinite(patches.square().sum())):
             names = ", ".join(view.sites)
             raise CalibrationError(
@@ -123,4 +125,4 @@ def _add(view: _View, x: Tensor, positions: Tensor, index: int) -> None:
             )
         parts = patches.reshape(len(patches), view.spec.groups, -1)
         for group, each in enumerate(view.sums):
-            each.add(parts[:, group])
+            each.add(parts[:, group], parts_of)

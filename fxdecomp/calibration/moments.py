@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
+
+_LEAST_INPUTS = 4
+"""The fewest inputs that say how uncertain their mean is; of two, centred, both are the same."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -21,11 +25,14 @@ class Moments:
             patches than dimensions, a root `[n, d]` of it: `root^T root` is the covariance.
         mean: `E[p]`, `[d]`.
         count: Number of patches that were averaged.
+        ridge: What is to be added to the diagonal: the variance that is assumed of directions which the
+            inputs do not show (see `shrinkage`).
     """
 
     covariance: Float[Tensor, "n d"]
     mean: Float[Tensor, " d"]
     count: int
+    ridge: float = 0.0
 
     @staticmethod
     def of_root(root: Float[Tensor, "n d"], mean: Float[Tensor, " d"], count: int) -> Moments:
@@ -50,22 +57,27 @@ class Moments:
 
     def dense(self) -> Float[Tensor, "d d"]:
         """The covariance itself. Cost: `n d^2` where only a root is kept."""
-        return self.covariance.T @ self.covariance if self.is_root else self.covariance
+        known = self.covariance.T @ self.covariance if self.is_root else self.covariance
+        if not self.ridge:
+            return known
+        return known + self.ridge * torch.eye(len(known), dtype=known.dtype, device=known.device)
 
     def output_covariance(self, matrix: Float[Tensor, "rows d"]) -> Float[Tensor, "rows rows"]:
         """`A Sigma A^T` in float64."""
         wide = matrix.double()
         known = self.covariance.double()
+        unseen = self.ridge * (wide @ wide.T) if self.ridge else 0.0
         if self.is_root:
             projected = wide @ known.T
-            return projected @ projected.T
-        return wide @ known @ wide.T
+            return projected @ projected.T + unseen
+        return wide @ known @ wide.T + unseen
 
     def output_variance(self, matrix: Float[Tensor, "rows d"]) -> float:
         """`tr A Sigma A^T` in float64."""
         wide = matrix.double()
         projected = wide @ self.covariance.double().T
-        return float((projected.square() if self.is_root else projected * wide).sum())
+        seen = float((projected.square() if self.is_root else projected * wide).sum())
+        return seen + self.ridge * float(wide.square().sum()) if self.ridge else seen
 
 
 class MomentsSum:
@@ -81,9 +93,17 @@ class MomentsSum:
         self._sum: Tensor | None = None
         self._square: Tensor | None = None
         self._count = 0
+        self._clusters: list[tuple[int, float]] = []
 
-    def add(self, rows: Float[Tensor, "n d"]) -> None:
-        """Add patches. Cost: `n d^2`, in the type of the rows."""
+    def add(self, rows: Float[Tensor, "n d"], owners: Int[Tensor, " n"] | None = None) -> None:
+        """Add patches.
+
+        Args:
+            rows: The patches.
+            owners: The input that each of them is a part of, ascending; needed for `shrunk`.
+
+        Cost: `n d^2`, in the type of the rows; with owners `m^2 d` more for each input of m patches.
+        """
         if not len(rows):
             return
         if self._shift is None:
@@ -94,6 +114,9 @@ class MomentsSum:
         self._count += len(rows)
         self._sum += centred.sum(0, dtype=torch.float64)
         self._rows.append(centred)
+        if owners is not None:
+            sizes = torch.unique_consecutive(owners, return_counts=True)[1].tolist()
+            self._clusters += [(len(part), _square_of_gram(part)) for part in torch.split(centred, sizes)]
         if self._count >= rows.shape[1]:
             self._fold()
 
@@ -120,3 +143,42 @@ class MomentsSum:
             return Moments(centred / self._count**0.5, mean, self._count)
         covariance = self._square / self._count
         return Moments(covariance.sub_(torch.outer(offset, offset)), mean, self._count)
+
+    def shrunk(self) -> Moments:
+        """The moments, shrunk towards a multiple of the identity by what so few inputs can bear.
+
+            Sigma' = (1 - rho) Sigma + rho (tr Sigma / d) I,    rho = beta^2 / ||Sigma - (tr Sigma / d) I||^2
+
+        beta^2 estimates `E ||Sigma - its truth||^2` from how far the second moments of the inputs, one by
+        one, lie from their mean: patches of one input are not independent. Of a single input nothing is
+        known of that, nor is much of two or three: there rho is 1, and the metric that of the weight alone.
+        The mean, by which a chain's bias is put right, is shrunk towards 0 by the same rho.
+
+        Source: Ledoit and Wolf 2004, J. Multivariate Anal. 88, with inputs in the place of observations.
+        """
+        known = self.moments()
+        covariance = known.covariance
+        d = covariance.shape[1]
+        trace = float(covariance.square().sum() if known.is_root else covariance.diagonal().sum())
+        square = _square_of_gram(covariance) if known.is_root else float(covariance.square().sum())
+        if not trace > 0:  # a single row shows no variance; its size gives the identity a scale
+            return replace(known, mean=0 * known.mean, ridge=float(known.mean.square().mean()))
+        spread = square - trace**2 / d
+        rho = min(1.0, self._uncertainty(square) / spread) if spread > 0 else 0.0
+        scale = (1 - rho) ** 0.5 if known.is_root else 1 - rho
+        return Moments(covariance * scale, known.mean * (1 - rho), known.count, ridge=rho * trace / d)
+
+    def _uncertainty(self, square: float) -> float:
+        """beta^2, with `||Sigma||^2` given; infinite for fewer than `_LEAST_INPUTS`."""
+        shares = [(size / self._count, norm / size**2) for size, norm in self._clusters]
+        effective = 1 / sum(share**2 for share, _ in shares)
+        if effective < _LEAST_INPUTS - 1e-9:
+            return math.inf
+        total = sum(share**2 * norm for share, norm in shares) - square / effective
+        return max(total, 0.0) * effective / (effective - 1)
+
+
+def _square_of_gram(rows: Float[Tensor, "n d"]) -> float:
+    """`||R^T R||^2`, from whichever Gram matrix is smaller, in float64."""
+    small = rows @ rows.T if rows.shape[0] < rows.shape[1] else rows.T @ rows
+    return float(small.double().square().sum())

@@ -36,6 +36,8 @@ from fxdecomp.progress import Progress, silent
 from fxdecomp.sites import Site, survey
 
 _HELD_EVERY = 4
+_LEAST_ROWS = 16
+"""Fewer rows, of which a quarter judges, say nothing of others: the chain then stays as it was factorised."""
 _RELUS = (
     "relu",
     "relu_",
@@ -109,9 +111,12 @@ class RefitChains(Pass):
             observed = self._observed(lockstep, target, number)
             sums = [each.moments() for each in observed]
             before = target.chain.by_group()
-            parts = zip(sums, before, target.layers, strict=True)
-            after = [refit(*known, chain, layer) for known, chain, layer in parts]
-            if target.is_rectified:
+            after = list(before)
+            can_judge = min(fit.moments.count for fit, _ in sums) >= _LEAST_ROWS
+            if can_judge:
+                parts = zip(sums, before, target.layers, strict=True)
+                after = [refit(*known, chain, layer) for known, chain, layer in parts]
+            if can_judge and target.is_rectified:
                 after = [rectify(*o.samples(), chain) for o, chain in zip(observed, after, strict=True)]
             if any(new is not old for new, old in zip(after, before, strict=True)):
                 changed += 1
