@@ -7,6 +7,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -102,27 +103,26 @@ def test_the_callers_network_and_the_process_are_as_they_were(name: str, tmp_pat
     assert process == state_of_process(of=process[-1])
 
 
+def failures_in_threads(work: Callable[[int], None]) -> list[BaseException]:
+    """What four threads raise that do the same work at once."""
+    with ThreadPoolExecutor(4) as pool:
+        done = [pool.submit(work, index) for index in range(4)]
+    return [error for each in done if (error := each.exception()) is not None]
+
+
 def test_threads_get_what_one_thread_gets(tmp_path: Path) -> None:
     net = nn.Sequential(nn.Linear(16, 16), nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)).eval()
     x = image(2, 5, 16)
     wanted = fxdecomp.transform(fxdecomp.trace(net, x), POLICY)(x)
-    before, failures, gotten = state_of_process()[:6], [], []
+    before, gotten = state_of_process()[:6], []
 
     def work(index: int) -> None:
-        try:
-            for turn in range(2):
-                small = fxdecomp.transform(fxdecomp.trace(net, x), POLICY)
-                to_onnx(small, x, tmp_path / f"{index}.{turn}.onnx")
-                gotten.append(small)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the test tells of it
-            failures.append(error)
+        for turn in range(2):
+            small = fxdecomp.transform(fxdecomp.trace(net, x), POLICY)
+            to_onnx(small, x, tmp_path / f"{index}.{turn}.onnx")
+            gotten.append(small)
 
-    threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
+    assert failures_in_threads(work) == []
     assert state_of_process()[:6] == before
     assert all(torch.equal(small(x), wanted) for small in gotten)
     assert len({path.read_bytes() for path in tmp_path.glob("*.onnx")}) == 1
@@ -180,19 +180,10 @@ def test_the_first_export_of_a_process_is_quiet(tmp_path: Path) -> None:
 
 def test_programs_are_read_and_written_in_several_threads(tmp_path: Path) -> None:
     net, x = nn.Sequential(nn.Linear(16, 16), nn.ReLU()), image(2, 16)
-    failures: list[Exception] = []
 
     def work(index: int) -> None:
-        try:
-            compress_to(LoadedModel(net, x), POLICY, tmp_path / str(index))
-            for _ in range(3):
-                fxdecomp.trace(load_program(tmp_path / str(index) / "small.pt2"), x)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the test tells of it
-            failures.append(error)
+        compress_to(LoadedModel(net, x), POLICY, tmp_path / str(index))
+        for _ in range(3):
+            fxdecomp.trace(load_program(tmp_path / str(index) / "small.pt2"), x)
 
-    threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
+    assert failures_in_threads(work) == []

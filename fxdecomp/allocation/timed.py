@@ -185,7 +185,7 @@ class LatencyPlanner:
         return sum(
             candidate_time_s(
                 self._times,
-                [call.spec for call in site.calls],
+                site.specs,
                 *((None, ()) if dense else self._given[site.name]),
             )
             for site in self._sites

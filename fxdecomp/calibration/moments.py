@@ -47,7 +47,8 @@ class Moments:
         mean = left * self.mean + right * other.mean
         if self.is_root and other.is_root:
             roots = (self.covariance * left**0.5, other.covariance * right**0.5, gap[None])
-            return Moments.of_root(torch.cat(roots), mean, count)
+            ridge = left * self.ridge + right * other.ridge
+            return replace(Moments.of_root(torch.cat(roots), mean, count), ridge=ridge)
         return Moments(left * self.dense() + right * other.dense() + torch.outer(gap, gap), mean, count)
 
     @property
@@ -102,7 +103,7 @@ class MomentsSum:
             rows: The patches.
             owners: The input that each of them is a part of, ascending; needed for `shrunk`.
 
-        Cost: `n d^2`, in the type of the rows; with owners `m^2 d` more for each input of m patches.
+        Cost: `n d^2`, in the type of the rows; with owners `min(m, d) m d` more for each input of m patches.
         """
         if not len(rows):
             return

@@ -19,7 +19,6 @@ from fxdecomp.decompositions.problem import Problem, Spectrum
 from fxdecomp.decompositions.rank_grid import Rank, RankGrid
 from fxdecomp.errors import PolicyError
 from fxdecomp.fitting.alternation import refine
-from fxdecomp.fitting.metric import Metric
 from fxdecomp.fitting.tails import tail_length
 from fxdecomp.layers import LayerSpec, StageSpec
 
@@ -80,8 +79,8 @@ class Decomposition(ABC):
         """
         errors = {}
         for rank in grid.diagonal(self.rank_limits(problems[0].spec)):
-            chains = [solve(self, problem, rank) for problem in problems]
-            errors[rank] = measured_error(problems, chains)
+            kernels = [solve(self, problem, rank).composed_weight() for problem in problems]
+            errors[rank] = measured_error(problems, kernels)
         return errors
 
     def form(self, spec: LayerSpec, rank: tuple[int, ...]) -> Form:
@@ -169,12 +168,12 @@ def solve(method: Decomposition, problem: Problem, rank: tuple[int, ...]) -> Cha
     starts = (plain, Chain(form, method.factors(problem, rank)))
     if tail_length(form) == len(form.stages):  # the second of them is the optimum
         return min(starts, key=lambda chain: problem.lost(chain.composed_weight()))
-    return refine(Metric.of(problem.weight, problem.moments), starts)
+    return refine(problem.metric, starts)
 
 
-def measured_error(problems: Sequence[Problem], chains: Sequence[Chain]) -> float:
-    """The squared relative error of all groups' chains: of the output with moments, else of the weight."""
-    lost = sum(problem.lost(chain.composed_weight()) for problem, chain in zip(problems, chains, strict=True))
+def measured_error(problems: Sequence[Problem], kernels: Sequence[Tensor]) -> float:
+    """The squared relative error of all groups' kernels: of the output with moments, else of the weight."""
+    lost = sum(problem.lost(kernel) for problem, kernel in zip(problems, kernels, strict=True))
     power = sum(problem.power for problem in problems)
     return lost / power if power > 0 else 0.0
 

@@ -110,8 +110,10 @@ class CanonicalPolyadic(Decomposition):
                 continue
             form = quick.form(spec, rank)
             chains = [Chain(form, quick.factors(problem.bare, rank)) for problem in problems]
-            measured = tail_error if is_calibrated(problems) else measured_error
-            errors[rank] = measured(problems, chains)
+            if is_calibrated(problems):
+                errors[rank] = tail_error(problems, chains)
+            else:
+                errors[rank] = measured_error(problems, [chain.composed_weight() for chain in chains])
         return errors
 
     def _sizes(self, spec: LayerSpec) -> tuple[int, ...]:

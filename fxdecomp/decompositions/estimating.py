@@ -22,7 +22,6 @@ from fxdecomp.chains import Chain
 from fxdecomp.decompositions.base import Decomposition
 from fxdecomp.decompositions.problem import Problem
 from fxdecomp.decompositions.rank_grid import Rank, RankGrid
-from fxdecomp.fitting.metric import Metric
 from fxdecomp.fitting.tails import tail_spread
 
 
@@ -52,7 +51,7 @@ def nested_errors(
 
 def nested_spread(method: Decomposition, problem: Problem, rank: Rank) -> tuple[Tensor, float, int]:
     """The spread behind the first stage of a rank, the output's variance, and the rows a channel has."""
-    metric = metric_of(problem)
+    metric = problem.metric
     chain = Chain(method.form(problem.spec, rank), method.factors(problem, rank))
     spread = tail_spread(metric, chain, 1)
     taps = math.prod(chain.form.stages[1].spec.kernel)
@@ -63,17 +62,11 @@ def tail_error(problems: Sequence[Problem], chains: Iterable[Chain]) -> float:
     """The output error of the chains of all groups once their last stages are fitted."""
     kept = whole = 0.0
     for problem, chain in zip(problems, chains, strict=True):
-        metric = metric_of(problem)
+        metric = problem.metric
         spread = tail_spread(metric, chain, len(chain.weights) - 1)
         kept += float(spread.square().sum()) * metric.scale
         whole += metric.total * metric.scale
     return lost_share(kept, whole)
-
-
-def metric_of(problem: Problem) -> Metric:
-    """The metric of a problem with moments. Cost: `out d^2`."""
-    assert problem.moments is not None
-    return Metric.of(problem.weight, problem.moments)
 
 
 def is_calibrated(problems: Sequence[Problem]) -> bool:

@@ -102,11 +102,12 @@ def factorise(task: Task) -> Solution | Refusal:
     chain = decompose(method, problems, spec, rank, dtype=task.weight.dtype, bias=task.bias)
     if not all(bool(torch.isfinite(weight).all()) for weight in chain.weights):
         return Refusal(Reason.NOT_FINITE, f"{task.weight.dtype} cannot hold the factors of {method.name}")
-    error = relative_error(task.weight, chain.composed_weight())
+    composed = chain.composed_weight()
+    error = relative_error(task.weight, composed)
     if task.moments is None:
         return Solution(chain, error)
-    shifted = replace(chain, bias=_shifted_bias(task, problems, chain.composed_weight()))
-    return Solution(shifted, error, measured_error(problems, chain.by_group()))
+    shifted = replace(chain, bias=_shifted_bias(task, problems, composed))
+    return Solution(shifted, error, measured_error(problems, composed.chunk(len(problems))))
 
 
 def _chosen_rank(task: Task, method: Decomposition, problems: tuple[Problem, ...]) -> Rank | Refusal:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fxdecomp.calibration.moments import Moments
 from fxdecomp.decompositions.whitening import whitened_svd
+from fxdecomp.fitting.metric import Metric
 from fxdecomp.layers import LayerSpec
 from fxdecomp.linalg.factoring import balanced, left_svd, singular_values
 from fxdecomp.linalg.range_finder import LARGE, leading_left
@@ -41,6 +42,7 @@ class Problem:
     _cache: dict[tuple[int, ...], tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
     _spectra: dict[tuple[int, ...], Spectrum] = field(default_factory=dict, repr=False)
     _bare: list[Problem] = field(default_factory=list, repr=False)
+    _metric: list[Metric] = field(default_factory=list, repr=False)
 
     @property
     def bare(self) -> Problem:
@@ -50,6 +52,14 @@ class Problem:
         if not self._bare:
             self._bare.append(Problem(self.weight, self.spec))
         return self._bare[0]
+
+    @property
+    def metric(self) -> Metric:
+        """That of the moments, which there must be; made once for all methods and ranks. Cost: `out d^2`."""
+        assert self.moments is not None
+        if not self._metric:
+            self._metric.append(Metric.of(self.weight, self.moments))
+        return self._metric[0]
 
     def unfold(self, *modes: int) -> Float[Tensor, "rows columns"]:
         """The matrix whose rows are indexed by `modes` (0: outputs, 1: inputs, 2 and up: the kernel's axes).

@@ -38,6 +38,14 @@ def test_independent_rows_are_shrunk_as_ledoit_and_wolf_do(count: int, d: int) -
     assert found.output_variance(matrix) == pytest.approx(float((matrix @ found.dense() @ matrix.T).trace()))
 
 
+def test_shrunk_moments_add_up() -> None:
+    left, right = (shrunk(rows(8, 30, seed), torch.arange(8)) for seed in (0, 1))
+    gap = left.mean - right.mean
+    wanted = (left.dense() + right.dense()) / 2 + torch.outer(gap, gap) / 4
+    assert left.ridge > 0
+    assert torch.allclose((left + right).dense(), wanted, atol=1e-12)
+
+
 def test_rows_of_one_input_count_as_one_observation() -> None:
     given = rows(8, 30).repeat_interleave(50, 0)  # fifty patches of each input, all alike
     one_by_one = shrunk(rows(8, 30), torch.arange(8))
