@@ -112,5 +112,7 @@ def test_a_budget_takes_the_method(plugin: Decomposition, calibrated: bool) -> N
         gm, fxdecomp.Policy.from_plan(report.plan), calibration=batches if calibrated else None
     )
     assert fxdecomp.report(again).plan == report.plan
-    for a, b in zip(small.parameters(), again.parameters(), strict=True):
-        assert torch.allclose(a, b, atol=1e-6)  # lstsq rounds by where its operands lie in memory
+    with torch.no_grad():
+        out, replayed = small(batches[0]), again(batches[0])
+    # Factors from lstsq round by where its operands lie in memory; what they compute does not show it.
+    assert float((out - replayed).norm() / out.norm()) < 1e-4
