@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # Two test processes with one thread each: more threads than cores are much slower.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: demo test lint types unit docs openvino clean
+.PHONY: demo test lint types unit docs dist openvino clean
 
 demo: $(STAMP)
 	$(BIN)/fxdecomp demo --out demo-output
@@ -24,6 +24,13 @@ types: $(STAMP)
 
 unit: $(STAMP)
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist worksteal --cov=fxdecomp --cov-report=term:skip-covered
+
+# The wheel is built from the source archive, so that both are known to be whole.
+dist: $(STAMP)
+	rm -rf dist
+	$(BIN)/python -m hatchling build -t sdist -d dist
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist dist/fxdecomp-*.tar.gz
+	$(TEST_ENV) $(BIN)/python .ci/try_wheel.py dist/fxdecomp-*.whl
 
 # A second real provider, in an environment of its own: onnxruntime-openvino and onnxruntime exclude each other.
 openvino:

@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import pkgutil
+import re
 from types import ModuleType, UnionType
 
 import pytest
@@ -59,6 +60,7 @@ def test_the_promised_names_are_there() -> None:
     assert set(fxdecomp.__all__) == PROMISED
     assert all(hasattr(fxdecomp, name) for name in fxdecomp.__all__)
     assert len(set(fxdecomp.__all__)) == len(fxdecomp.__all__)
+    assert re.fullmatch(r"\d+\.\d+\.\d+", fxdecomp.__version__)
 
 
 @pytest.mark.parametrize("module", [fxdecomp, fxdecomp.export, fxdecomp.reporting])

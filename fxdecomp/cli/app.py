@@ -18,6 +18,7 @@ from fxdecomp.cli.inspecting import inspect
 from fxdecomp.cli.kernel_benching import bench_kernels
 from fxdecomp.cli.terminal import print_error, print_text
 from fxdecomp.errors import FxdecompError
+from fxdecomp.version import __version__
 
 app = typer.Typer(
     help="Low-rank decomposition of PyTorch networks, with checked and timed ONNX files.",
@@ -45,9 +46,7 @@ for command, example in _COMMANDS.items():
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
-
-        print_text(f"fxdecomp {version('fxdecomp')}")
+        print_text(f"fxdecomp {__version__}")
         raise typer.Exit
 
 

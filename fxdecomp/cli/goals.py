@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from fxdecomp.calibration import Calibration
-from fxdecomp.cli.loading import ModelReferenceError, load_object, policy_from
+from fxdecomp.cli.loading import load_object, policy_from
+from fxdecomp.cli.references import ModelReferenceError
 from fxdecomp.compressing import Goal
 from fxdecomp.errors import PolicyError
 from fxdecomp.export.sessions import CPU, provider_of

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from fxdecomp.cli.references import ModelReferenceError, Reference, parse
 from fxdecomp.compressing import LoadedModel
-from fxdecomp.errors import FxdecompError, PolicyError
+from fxdecomp.errors import PolicyError
 from fxdecomp.export.metadata import read_metadata
 from fxdecomp.export.sessions import provider_of
 from fxdecomp.graphs.inputs import Arguments
@@ -21,19 +20,15 @@ from fxdecomp.ranks import VBMF, Energy, Fixed, RankRule, Ratio
 from fxdecomp.tracing.exported import load_program
 
 
-class ModelReferenceError(FxdecompError, ValueError):
-    """A model reference that leads nowhere."""
-
-
 def load_model(
     reference: str, shapes: tuple[tuple[int, ...], ...] = (), *, trust: bool = False
 ) -> LoadedModel:
     """Load a model by reference.
 
     Args:
-        reference: `package.module:callable`, where the callable returns a module or a pair of a module and
-            its example inputs; or the path of a `.pt2` file, which carries its own example inputs; or of an
-            `.onnx` file.
+        reference: `package.module:callable` or `file.py:callable`, with arguments or without, where the
+            callable returns a module or a pair of a module and its example inputs; or the path of a `.pt2`
+            file, which carries its own example inputs; or of an `.onnx` file.
         shapes: Shapes of random example inputs, where the reference brings none.
         trust: Open a `.pt2` file with all that it may run, see `load_program`.
 
@@ -45,12 +40,7 @@ def load_model(
         return _load_onnx(Path(reference), shapes)
     if reference.endswith(".pt2"):
         return _load_program(Path(reference), shapes, trust=trust)
-    module_name, _, attribute = reference.partition(":")
-    if not attribute:
-        raise ModelReferenceError(
-            f"{reference!r} is neither a .pt2 or .onnx file nor of the form package.module:callable"
-        )
-    made = _call(module_name, attribute, reference)
+    made = _made(parse(reference))
     model, inputs = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(model, nn.Module):
         raise ModelReferenceError(f"{reference} returns a {type(model).__name__}, not a torch.nn.Module")
@@ -116,22 +106,14 @@ def parse_rank(text: str) -> RankRule:
 
 
 def load_object(reference: str) -> object:
-    """The object that `package.module:name` names.
+    """The object that a reference to a name stands for; what it gives, where it has arguments.
 
     Raises:
         ModelReferenceError: There is none.
     """
-    module_name, _, attribute = reference.partition(":")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        value: object = importlib.import_module(module_name)
-        for part in attribute.split("."):
-            value = getattr(value, part)
-    except (ImportError, AttributeError, ValueError) as error:
-        hint = f"; write {module_name[:-3]}:{attribute}" if module_name.endswith(".py") else ""
-        raise ModelReferenceError(f"{reference}: {error}{hint}") from error
-    return value
+    named = parse(reference)
+    found = named.find()
+    return found if named.args is None else named.call(found)
 
 
 def parse_shape(text: str) -> tuple[int, ...]:
@@ -180,16 +162,13 @@ def parse_provider_options(texts: Sequence[str]) -> dict[str, dict[str, str]]:
     return options
 
 
-def _call(module_name: str, attribute: str, reference: str) -> object:
-    target = load_object(f"{module_name}:{attribute}")
+def _made(reference: Reference) -> object:
+    target = reference.find()
     if isinstance(target, nn.Module):
         return target
     if not callable(target):
-        raise ModelReferenceError(f"{reference} is a {type(target).__name__} and cannot be called")
-    try:
-        return target()
-    except Exception as error:
-        raise ModelReferenceError(f"{reference}() raised {type(error).__name__}: {error}") from error
+        raise ModelReferenceError(f"{reference.text} is a {type(target).__name__} and cannot be called")
+    return reference.call(target)
 
 
 def _load_program(path: Path, shapes: tuple[tuple[int, ...], ...], *, trust: bool) -> LoadedModel:

@@ -7,7 +7,21 @@ from typing import Annotated, Any
 
 import typer
 
-Model = Annotated[str, typer.Argument(help="package.module:callable, or a .pt2 or .onnx file")]
+from fxdecomp.cli.references import check_model
+
+
+def _model(text: str) -> str:
+    """A reference that may lead to a model, refused at once where it cannot."""
+    check_model(text)
+    return text
+
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="package.module:callable, net.py:callable(32), or a .pt2 or .onnx file", callback=_model
+    ),
+]
 Inputs = Annotated[list[str] | None, typer.Option("--input", help="Shape of an example input: 1x3x224x224")]
 Method = Annotated[str | None, typer.Option(help="svd, tucker2, cp, cp3, spatial_svd, ...")]
 RankText = Annotated[str | None, typer.Option("--rank", help="vbmf, energy:0.9, a share 0.5, 32, or 64,32")]

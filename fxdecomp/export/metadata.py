@@ -7,7 +7,6 @@ import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from fxdecomp.export.quantization import Quantization
 from fxdecomp.files import beside
 from fxdecomp.graphs.records import Record
 from fxdecomp.quality import Quality
+from fxdecomp.version import __version__
 
 _PREFIX = "fxdecomp."
 
@@ -63,7 +63,7 @@ class FileMetadata:
 def metadata_props(record: Record | None, inputs: Mapping[str, Tensor], opset: int) -> dict[str, str]:
     """The entries that `read_metadata` reads. The same model gives the same entries, byte for byte."""
     props = {
-        "version": version("fxdecomp"),
+        "version": __version__,
         "torch_version": torch.__version__,
         "opset": str(opset),
         "inputs": json.dumps({name: list(value.shape) for name, value in inputs.items()}),
