@@ -1,9 +1,13 @@
-"""The model in memory, with as many free axes as the graph allows, and the inputs that it is checked with."""
+"""The model in memory, with as many free axes as the graph allows, and the inputs that it is checked with.
+
+A graph that was read from an ONNX file becomes that file again, its changed layers replaced; any other goes
+through PyTorch's exporter.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -12,7 +16,10 @@ from torch.fx import GraphModule
 from fxdecomp.errors import ExportError
 from fxdecomp.export.examples import drawn_like, has_batch, resized, with_batch
 from fxdecomp.export.exporter import export_graph
+from fxdecomp.export.matching import NotSpliceable
 from fxdecomp.export.parity import run_graph
+from fxdecomp.export.splicing import Spliced, splice
+from fxdecomp.graphs.origins import Origin
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +30,67 @@ class Captured:
         model: An `onnx_ir.Model`.
         dynamic_batch: Whether the batch size is free.
         notes: What there is to say about it.
+        spliced: The file that the graph was read from, where it is that file again.
+        is_demanded: Whether a free batch was required.
     """
 
     model: Any
     dynamic_batch: bool
     notes: tuple[str, ...] = ()
+    spliced: Spliced | None = None
+    is_demanded: bool = False
+
+    @property
+    def opset(self) -> int:
+        """The version of ONNX's default operator set."""
+        return next(int(v) for domain, v in self.model.opset_imports.items() if domain in ("", "ai.onnx"))
+
+    @property
+    def inputs(self) -> tuple[Any, ...]:
+        """The values that the file takes; older files list their weights among them."""
+        return tuple(value for value in self.model.graph.inputs if not value.is_initializer())
+
+
+def capture_file(
+    gm: GraphModule,
+    inputs: tuple[Tensor, ...],
+    origin: Origin,
+    *,
+    dynamic_batch: bool | None,
+    axes: Mapping[int, str],
+    opset: int | None,
+) -> Captured:
+    """Put what was changed in a graph into the file that it was read from.
+
+    Args:
+        gm: The graph.
+        inputs: The example inputs.
+        origin: The file.
+        dynamic_batch: True requires a free batch, None and False leave it as it is in the file.
+        axes: Further axes that are to be free.
+        opset: ONNX operator set, None for that of the file.
+
+    Raises:
+        NotSpliceable: The changes cannot be put in, or the file is not as it is asked for.
+    """
+    import onnx_ir
+
+    spliced = splice(gm, origin)
+    captured = Captured(onnx_ir.from_proto(spliced.proto), False, spliced=spliced)
+    if opset not in (None, captured.opset):
+        raise NotSpliceable(f"operator set {opset} was asked for, and the file is of {captured.opset}")
+    shapes = [() if value.shape is None else tuple(value.shape) for value in captured.inputs]
+    for axis in axes:
+        if any(len(shape) > axis and isinstance(shape[axis], int) for shape in shapes):
+            raise NotSpliceable(f"axis {axis} was asked to be free, and the file fixes it")
+    batched = [shape for shape, has in zip(shapes, has_batch(inputs), strict=False) if has and shape]
+    obstacle = "the file fixes it" if any(isinstance(shape[0], int) for shape in batched) else ""
+    if not obstacle and dynamic_batch is not False:
+        obstacle = _obstacle(gm, inputs)
+    if dynamic_batch and obstacle:
+        raise NotSpliceable(f"a free batch was asked for, and {obstacle}")
+    notes = (fixed_note(obstacle),) if obstacle and dynamic_batch is None else ()
+    return replace(captured, dynamic_batch=not obstacle and dynamic_batch is not False, notes=notes)
 
 
 def capture(

@@ -52,7 +52,10 @@ def fitting_batches(
     Raises:
         ExportError: There are batches and none of them fits; names batch and axis.
     """
-    declared = {value.name: [_length(size) for size in value.shape] for value in model.graph.inputs}
+    declared = {
+        value.name: None if value.shape is None else [_length(size) for size in value.shape]
+        for value in model.graph.inputs
+    }
     fitting, misfits = [], []
     for index, values in enumerate(batches):
         why = next(filter(None, map(_misfit, names, values, (declared[name] for name in names))), "")
@@ -73,8 +76,10 @@ def _length(size: Any) -> int | None:
     return size if isinstance(size, int) else None
 
 
-def _misfit(name: str, value: Any, declared: Sequence[int | None]) -> str:
+def _misfit(name: str, value: Any, declared: Sequence[int | None] | None) -> str:
     """Why a value does not fit an input; empty where it does."""
+    if declared is None:
+        return ""
     if len(value.shape) != len(declared):
         return f"input {name!r} has shape {tuple(value.shape)}, the file takes {len(declared)} axes"
     for axis, (size, fixed) in enumerate(zip(value.shape, declared, strict=True)):

@@ -11,7 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.overrides import TorchFunctionMode
@@ -131,3 +133,28 @@ def translations() -> dict[Any, Any]:
     from onnxscript.function_libs.torch_lib.ops import core
 
     return {torch.ops.fxdecomp.lstm.default: core.aten_lstm, torch.ops.fxdecomp.gru.default: core.aten_gru}
+
+
+GATES: Mapping[type[nn.Module], tuple[int, ...]] = {nn.LSTM: (0, 2, 3, 1), nn.GRU: (1, 0, 2)}
+"""Where ONNX has each of PyTorch's gates: those of an LSTM are i, o, f, c there and i, f, c, o here, those of
+a GRU z, r, h and r, z, h."""
+
+
+def onnx_weights(module: nn.Module) -> list[NDArray[Any]]:
+    """W `[directions, gates * hidden, inputs]`, R and B of ONNX, of a layer of one level."""
+    order = GATES[type(module)]
+    tensors = dict(module.named_parameters())
+
+    def stacked(key: str) -> NDArray[Any]:
+        ways = [tensors[name] for name in (f"{key}_l0", f"{key}_l0_reverse") if name in tensors]
+        return np.stack([_onnx_gates(way.detach().cpu().numpy(), order) for way in ways])
+
+    weights = [stacked("weight_ih"), stacked("weight_hh")]
+    if "bias_ih_l0" in tensors:
+        weights.append(np.concatenate([stacked("bias_ih"), stacked("bias_hh")], axis=1))
+    return weights
+
+
+def _onnx_gates(array: NDArray[Any], order: Sequence[int]) -> NDArray[Any]:
+    parts = dict(zip(order, np.split(array, len(order)), strict=True))
+    return np.concatenate([parts[gate] for gate in range(len(order))])

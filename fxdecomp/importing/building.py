@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
+from fxdecomp.graphs.origins import VALUE
+
 Number: TypeAlias = int | Node
 
 
@@ -93,8 +95,16 @@ class Builder:
             self._constants[id(value)] = value, self._graph.get_attr(name)
         return self._constants[id(value)][1]
 
-    def finish(self, outputs: Sequence[str]) -> GraphModule:
-        """The module: one output as it is, several as a dictionary."""
+    def finish(self, outputs: Sequence[str], parts: Set[str] = frozenset()) -> GraphModule:
+        """The module: one output as it is, several as a dictionary.
+
+        Args:
+            outputs: Names of the values that it gives.
+            parts: Names of values that became a part of another: what stands for them computes more.
+        """
+        for name, value in self.values.items():
+            if isinstance(value, Node) and name not in parts:
+                value.meta.setdefault(VALUE, []).append(name)
         nodes = {name: self.tensor(self.values[name]) for name in outputs}
         self._graph.output(next(iter(nodes.values())) if len(nodes) == 1 else nodes)
         gm = GraphModule(self._root, self._graph)

@@ -14,6 +14,8 @@ from torch.fx import Node
 from torch.nn import functional as F  # noqa: N812
 
 from fxdecomp.export.naming import weight_site
+from fxdecomp.export.recurrent import GATES
+from fxdecomp.graphs.origins import LAYER
 from fxdecomp.importing.building import Builder, Unconvertible, Value, as_tensor
 from fxdecomp.importing.operands import Operands
 
@@ -130,24 +132,24 @@ def batch_norm(builder: Builder, op: Operands) -> Value:
 
 
 def lstm(builder: Builder, op: Operands) -> tuple[Value, ...]:
-    """LSTM: the gates of ONNX are i, o, f, c; those of PyTorch i, f, c, o."""
-    return _recurrent(builder, op, nn.LSTM, (0, 2, 3, 1), ("Sigmoid", "Tanh", "Tanh"))
+    """LSTM, its gates in PyTorch's order."""
+    return _recurrent(builder, op, nn.LSTM, ("Sigmoid", "Tanh", "Tanh"))
 
 
 def gru(builder: Builder, op: Operands) -> tuple[Value, ...]:
-    """GRU: the gates of ONNX are z, r, h; those of PyTorch r, z, h."""
+    """GRU, its gates in PyTorch's order."""
     if not op.attribute("linear_before_reset", 0):
         raise Unconvertible("PyTorch has no GRU with linear_before_reset=0")
-    return _recurrent(builder, op, nn.GRU, (1, 0, 2), ("Sigmoid", "Tanh"))
+    return _recurrent(builder, op, nn.GRU, ("Sigmoid", "Tanh"))
 
 
 def _recurrent(
     builder: Builder,
     op: Operands,
     kind: type[nn.LSTM | nn.GRU],
-    order: Sequence[int],
     activations: Sequence[str],
 ) -> tuple[Value, ...]:
+    order = GATES[kind]
     weights = [op.array(1), op.array(2)]
     directions, hidden = weights[0].shape[0], op.attribute("hidden_size", weights[1].shape[2])
     _refuse_variants(op, tuple(activations) * directions)
@@ -177,6 +179,7 @@ def _recurrent(
         initial = (tuple(states) if kind is nn.LSTM else states[0],)
     key = (op.node.op_type, *(op.name(i) for i in range(1, 4)))
     called = builder.module(_site(op, 1), key, module, x, *initial)
+    called.meta[LAYER] = [name for i in (1, 2, 3) if (name := op.name(i))]
     columns = builder.call(operator.getitem, called, 0)
     split = builder.method("unflatten", columns, -1, (directions, hidden))
     whole = builder.method("transpose", split, 1, 2)

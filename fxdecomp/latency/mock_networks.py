@@ -18,9 +18,9 @@ from fxdecomp.chains import Chain
 from fxdecomp.decompositions import Rank, method_named
 from fxdecomp.decompositions.factorising import forms_of
 from fxdecomp.errors import PolicyError
+from fxdecomp.export.drafting import save_model
 from fxdecomp.export.examples import flat_graph
 from fxdecomp.export.exporter import export_graph
-from fxdecomp.export.writing import save_model
 from fxdecomp.graphs.copies import copy_sharing_tensors
 from fxdecomp.graphs.replacing import Replacer, remove_unused
 from fxdecomp.layers import LayerSpec

@@ -14,7 +14,7 @@ from onnxscript.rewriter.rules.common import slice_split_rule
 from torch import Tensor, nn
 
 from fxdecomp.errors import ExportError, ParityError
-from fxdecomp.export import check_parity, read_metadata, sessions, to_onnx, writing
+from fxdecomp.export import check_parity, drafting, read_metadata, sessions, to_onnx
 from fxdecomp.export.exporter import slices_at_slices
 from fxdecomp.graphs.records import record_of
 
@@ -256,7 +256,7 @@ def test_a_failed_comparison_leaves_the_old_file(tmp_path: Path, monkeypatch: py
         gm.get_submodule("features.0").weight.data.mul_(1.01)
         return check_parity(gm, draft, inputs)
 
-    monkeypatch.setattr(writing, "check_parity", corrupt)
+    monkeypatch.setattr(drafting, "check_parity", corrupt)
     with pytest.raises(ParityError):
         to_onnx(traced(Convolutional(), seed=1), image(), path)
     assert path.read_bytes() == before
@@ -268,19 +268,20 @@ def test_a_killed_process_leaves_no_file(tmp_path: Path) -> None:
 import os, signal, torch
 from pathlib import Path
 from torch import nn
-from fxdecomp.export import writing
+from fxdecomp.export import drafting, writing
 
 def killed_at(step, path):
-    real = getattr(writing, step)
+    where = writing if step == "_publish" else drafting
+    real = getattr(where, step)
     def die(*args):
         if step == "save_model":  # half of the file is on the disk
             real(*args)
             args[1].write_bytes(args[1].read_bytes()[:100])
         os.kill(os.getpid(), signal.SIGKILL)
-    setattr(writing, step, die)
+    setattr(where, step, die)
     writing.to_onnx(torch.fx.symbolic_trace(nn.Sequential(nn.Linear(4, 3))), torch.ones(1, 4), path)
 
-for step in ("save_model", "_check", "check_parity", "_publish"):
+for step in ("save_model", "check_written", "check_parity", "_publish"):
     path = Path({str(tmp_path)!r}) / step
     child = os.fork()
     if child == 0:
@@ -298,7 +299,7 @@ for step in ("save_model", "_check", "check_parity", "_publish"):
 
 
 def test_large_weights_go_to_a_second_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writing, "EXTERNAL_DATA_BYTES", 1000)
+    monkeypatch.setattr(drafting, "EXTERNAL_DATA_BYTES", 1000)
     gm = with_record(traced(Convolutional()))
     path = tmp_path / "net.onnx"
     report = to_onnx(gm, image(), path)

@@ -101,7 +101,7 @@ def test_what_no_library_foresees_names_the_file(tmp_path: Path, monkeypatch: py
         raise KeyError("nope")
 
     onnx.save(made(LINEAR, w=W), str(tmp_path / "a.onnx"))
-    monkeypatch.setattr("fxdecomp.importing.onnx_file._converted", fails)
+    monkeypatch.setattr("fxdecomp.importing.origin.converted", fails)
     with pytest.raises(ExportError, match=r"a\.onnx cannot be converted to PyTorch, .* KeyError"):
         from_onnx(tmp_path / "a.onnx")
 

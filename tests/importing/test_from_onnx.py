@@ -14,7 +14,7 @@ import fxdecomp
 from fxdecomp import Policy
 from fxdecomp.errors import BenchmarkError, ExportError, ParityError
 from fxdecomp.export import to_onnx
-from fxdecomp.importing import building, from_onnx, onnx_file
+from fxdecomp.importing import building, converting, from_onnx
 from tests.export.nets import Convolutional, Recurrent, Residual, traced
 from tests.importing.files import drawn, ints, node, write
 
@@ -275,7 +275,7 @@ def test_a_wrong_conversion_is_found_before_anything_is_changed(
     def wrong(builder: building.Builder, op: object) -> object:
         return builder.call(torch.tanh, builder.tensor(op.value(0)))  # type: ignore[attr-defined]
 
-    monkeypatch.setattr(onnx_file, "_HANDLERS", {**onnx_file._HANDLERS, "Sigmoid": wrong})
+    monkeypatch.setattr(converting, "HANDLERS", {**converting.HANDLERS, "Sigmoid": wrong})
     with pytest.raises(ParityError, match="was converted to PyTorch, and computes something else there"):
         from_onnx(write(tmp_path / "a.onnx", [node("Sigmoid")]))
 

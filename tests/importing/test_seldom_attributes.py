@@ -9,7 +9,7 @@ import torch
 from onnx import TensorProto, helper
 
 from fxdecomp.errors import ExportError
-from fxdecomp.importing import building, from_onnx, onnx_file
+from fxdecomp.importing import building, converting, from_onnx
 from tests.importing.files import drawn, ints, node, write
 
 TWICE = np.asarray([1, 1, 2, 2], np.float32)
@@ -95,7 +95,7 @@ def test_what_pytorch_cannot_run_names_the_file(tmp_path: Path, monkeypatch: pyt
     def failing(builder: building.Builder, op: object) -> object:
         return builder.call(torch.matmul, builder.tensor(drawn(3)), builder.tensor(drawn(4)))
 
-    monkeypatch.setattr(onnx_file, "_HANDLERS", {**onnx_file._HANDLERS, "Sigmoid": failing})
+    monkeypatch.setattr(converting, "HANDLERS", {**converting.HANDLERS, "Sigmoid": failing})
     with pytest.raises(
         ExportError, match=r"a\.onnx was converted to PyTorch, which cannot run it on \[\(2, 4"
     ):
