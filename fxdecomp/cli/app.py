@@ -16,7 +16,7 @@ from fxdecomp.cli.demonstrating import demo
 from fxdecomp.cli.diffing import diff
 from fxdecomp.cli.inspecting import inspect
 from fxdecomp.cli.kernel_benching import bench_kernels
-from fxdecomp.cli.terminal import print_error, print_text
+from fxdecomp.cli.terminal import print_error, print_text, spoken
 from fxdecomp.errors import FxdecompError
 from fxdecomp.version import __version__
 
@@ -25,7 +25,7 @@ app = typer.Typer(
     epilog="A model is package.module:callable (it returns a module, or a module and its example inputs) "
     "or a .pt2 or .onnx file. Start with: fxdecomp inspect mynets:resnet",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["--help", "-h"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -39,6 +39,7 @@ _COMMANDS: dict[Callable[..., Any], str] = {
     cache: "fxdecomp cache --clear",
 }
 _INTERRUPTED = 130
+_STEPS = "400"
 
 for command, example in _COMMANDS.items():
     app.command(epilog=f"Example: {example}")(command)
@@ -60,11 +61,20 @@ def _options(
     """The options of every command; `main` takes `--debug` out, so that it may stand anywhere."""
 
 
+def _with_steps(arguments: list[str]) -> list[str]:
+    """The arguments with a number behind a bare `--recover`: typer's options have a value, or none."""
+    pairs = zip(arguments, [*arguments[1:], ""], strict=True)
+    spelt = (
+        [each, _STEPS] if each == "--recover" and not after.isdigit() else [each] for each, after in pairs
+    )
+    return [argument for part in spelt for argument in part]
+
+
 def main() -> None:
     """Entry point: errors in one line with what to do."""
     logging.getLogger("fxdecomp").addHandler(logging.NullHandler())  # what it warns of, the commands print
     debug = "--debug" in sys.argv
-    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    sys.argv = _with_steps([argument for argument in sys.argv if argument != "--debug"])
     try:
         app()
     except (KeyboardInterrupt, SystemExit) as stopped:  # typer makes an exit of an interruption
@@ -79,5 +89,5 @@ def main() -> None:
             kind = type(error).__name__
             print_error(f"fxdecomp: {kind}: {error}\nThis was not foreseen; --debug shows where it happened")
             sys.exit(1)
-        print_error(f"fxdecomp: {error}")
+        print_error(f"fxdecomp: {spoken(str(error))}")
         sys.exit(2 if isinstance(error, ValueError) else 1)

@@ -24,7 +24,7 @@ def diff(
 ) -> None:
     """Show the graph before and after as a unified diff; nothing is written."""
     from fxdecomp import graph_diff, transform
-    from fxdecomp.cli.loading import policy_from
+    from fxdecomp.cli.policies import policy_from
     from fxdecomp.cli.tables import coloured_diff
 
     chosen = None if after else policy_from(method, rank, policy)

@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from fxdecomp.cli.options import AsJson, Provider, Quiet
+from fxdecomp.cli.options import AsJson, Provider, Quiet, Threads
 from fxdecomp.cli.terminal import print_json, print_text, progress_bars
 
 
 def bench_kernels(
     provider: Provider = "cpu",
     precision: Annotated[str, typer.Option(help="float32, float16 or int8")] = "float32",
-    threads: Annotated[int, typer.Option(help="Threads; 0 for all")] = 1,
+    threads: Threads = 1,
     channel: Annotated[list[int] | None, typer.Option(help="Channels in and out; repeatable")] = None,
     size: Annotated[list[int] | None, typer.Option(help="Height and width; repeatable")] = None,
     kind: Annotated[list[str] | None, typer.Option(help="pointwise, 'core 3x3', ...")] = None,

@@ -1,4 +1,7 @@
-"""The arguments and options that several commands share, and what they stand for."""
+"""The arguments and options that several commands share, and what they stand for.
+
+What is wrong with an option by itself is told by its callback, before torch is loaded.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,67 @@ from typing import Annotated, Any
 
 import typer
 
-from fxdecomp.cli.references import check_model
+from fxdecomp.cli.references import ModelReferenceError, check_model, parse
+from fxdecomp.cli.words import parse_input
+
+PROVIDERS = ("cpu", "cuda", "tensorrt", "openvino", "coreml", "dml", "migraphx", "qnn", "xnnpack", "dnnl")
+_FULL = "ExecutionProvider"
+
+
+def checked_provider(name: Any) -> Any:
+    """A provider, or several, whose name can be meant.
+
+    Raises:
+        BadParameter: It is neither a short name that is known nor a full one.
+    """
+    for each in name if isinstance(name, list) else [name] if name else []:
+        if each.lower() not in PROVIDERS and not each.endswith(_FULL):
+            raise typer.BadParameter(
+                f"there is no provider {each!r}; write {', '.join(PROVIDERS[:4])}, "
+                f"or a full name such as CPU{_FULL}"
+            )
+    return name
+
+
+def checked_reference(text: str | None) -> str | None:
+    """A reference to a function or a file of arrays, refused at once where it can lead nowhere.
+
+    Raises:
+        ModelReferenceError: It does.
+    """
+    if text is None:
+        return None
+    if text.endswith((".npz", ".npy")):
+        if not Path(text).is_file():
+            raise ModelReferenceError(f"there is no file {text}")
+    else:
+        try:
+            parse(text)
+        except ModelReferenceError as error:
+            raise ModelReferenceError(str(error).replace("a .pt2 or .onnx file", "an .npz file")) from error
+    return text
+
+
+def checked_precision(text: str | None) -> str | None:
+    """`int8` or `fp16`.
+
+    Raises:
+        BadParameter: It is another.
+    """
+    if text not in {None, "int8", "fp16"}:
+        raise typer.BadParameter(f"there is no precision {text!r}; there are int8 and fp16")
+    return text
 
 
 def _model(text: str) -> str:
-    """A reference that may lead to a model, refused at once where it cannot."""
     check_model(text)
     return text
+
+
+def _inputs(texts: list[str] | None) -> list[str] | None:
+    for text in texts or ():
+        parse_input(text)
+    return texts
 
 
 Model = Annotated[
@@ -22,14 +79,24 @@ Model = Annotated[
         help="package.module:callable, net.py:callable(32), or a .pt2 or .onnx file", callback=_model
     ),
 ]
-Inputs = Annotated[list[str] | None, typer.Option("--input", help="Shape of an example input: 1x3x224x224")]
+Inputs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input",
+        help="Example input: 1x3x224x224, 1x128:0..30521 for ids, mask=1x128:bool by name",
+        callback=_inputs,
+    ),
+]
 Method = Annotated[str | None, typer.Option(help="svd, tucker2, cp, cp3, spatial_svd, ...")]
 RankText = Annotated[str | None, typer.Option("--rank", help="vbmf, energy:0.9, a share 0.5, 32, or 64,32")]
 PolicyFile = Annotated[
     Path | None,
     typer.Option("--policy", help="A policy in TOML, or an .onnx file's own plan"),
 ]
-Provider = Annotated[str, typer.Option(help="cpu, cuda, openvino, ..., or its full name")]
+Provider = Annotated[
+    str, typer.Option(help="cpu, cuda, openvino, ..., or its full name", callback=checked_provider)
+]
+Threads = Annotated[int, typer.Option(min=0, max=4096, help="Threads of the timing; 0 for all")]
 Trust = Annotated[
     bool, typer.Option("--trust", help="Open a .pt2 file of your own that holds pickles: it may run anything")
 ]
@@ -40,10 +107,9 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress")]
 def traced(reference: str, inputs: list[str] | None, *, quiet: bool, trust: bool = False) -> Any:
     """The graph of the model that `reference` names, traced with example inputs of these shapes."""
     from fxdecomp import trace
-    from fxdecomp.cli.loading import load_model, parse_shape
+    from fxdecomp.cli.loading import load_model
     from fxdecomp.cli.terminal import working
 
-    shapes = tuple(map(parse_shape, inputs or ()))
     with working(f"tracing {reference}", quiet=quiet):
-        loaded = load_model(reference, shapes, trust=trust)
+        loaded = load_model(reference, tuple(map(parse_input, inputs or ())), trust=trust)
         return trace(loaded.model, loaded.example_inputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
 from collections.abc import Iterator
@@ -21,8 +22,10 @@ from rich.progress import (
 
 from fxdecomp.errors import printable
 
-console = Console()
-messages = Console(stderr=True)
+console = Console(emoji=False)  # `:x:` may be the name of a layer
+messages = Console(stderr=True, emoji=False)
+
+_ARGUMENTS = "calibration|metric|max_drop|quantize|opset|method|provider|threads|output_names|dynamic_axes"
 
 
 def this_command() -> str:
@@ -52,6 +55,21 @@ def print_error(text: str) -> None:
 def print_json(data: Any) -> None:
     """Print one JSON document."""
     print_text(json.dumps(data, indent=2, allow_nan=False))
+
+
+def spoken(text: str) -> str:
+    """A message of the library in the command line's words: `--calibration`, not `calibration=`.
+
+    Example:
+        >>> spoken("give calibration=batches, or a metric=")
+        'give --calibration, or a --metric'
+    """
+    text = re.sub(r"\bsearch\((\w+=)\.\.\.\)", r"\1", text)
+
+    def option(found: re.Match[str]) -> str:
+        return f"--{found[1].replace('_', '-')}" + (f" {found[2]}" if found[2] else "")
+
+    return re.sub(rf"\b({_ARGUMENTS})=(?:'(\w+)'|batches)?", option, text)
 
 
 @contextmanager

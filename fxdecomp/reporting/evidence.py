@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from fxdecomp.quality import Quality
+
 if TYPE_CHECKING:
     from fxdecomp.searching.trials import SearchResult
 
@@ -20,6 +22,7 @@ class Variant:
         macs: Multiply-accumulates, None where unknown.
         params: Parameters, None where unknown.
         size_bytes: Size of its file, None where there is none.
+        distance: How far it is from the original; None for the original, and where it was not measured.
 
     Example:
         >>> Variant("small", quality={"accuracy": "95.8 %"}).quality["accuracy"]
@@ -31,6 +34,7 @@ class Variant:
     macs: int | None = None
     params: int | None = None
     size_bytes: int | None = None
+    distance: Quality | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from fxdecomp.quality import Quality
 from fxdecomp.reporting.evidence import Frontier, Variant, frontier_of
 from fxdecomp.reporting.page import page_html
 from fxdecomp.reporting.text import change, table_of
+from fxdecomp.reporting.verdict import Verdict, verdict_of
 from fxdecomp.sites import survey
 
 if TYPE_CHECKING:
@@ -122,6 +123,11 @@ class Report:
     def quality(self) -> Quality | None:
         """How far the network is from the original, and on what that was measured; None where it was not."""
         return self.record.quality
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """Which of the networks of the summary to ship; None where they were not given."""
+        return verdict_of(self.benchmark, self.variants)
 
     @property
     def remarks(self) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fxdecomp.cli import main
-from fxdecomp.cli.loading import parse_rank
+from fxdecomp.cli.policies import parse_rank
 from fxdecomp.export import read_metadata
 from fxdecomp.ranks import VBMF, Energy, Fixed, Ratio
 
@@ -72,6 +72,7 @@ def test_compress_writes_everything_and_the_file_knows_its_history(tmp_path, mon
         "report.json",
         "policy.toml",
         "graph.diff",
+        "run.toml",
     }
     assert json.loads((folder / "report.json").read_text()) == result
     applied = [row["site"] for row in result["report"]["outcomes"] if row["outcome"] == "applied"]

@@ -13,7 +13,7 @@ from torch import nn
 import fxdecomp
 from fxdecomp import Policy
 from fxdecomp.cli import main
-from fxdecomp.cli.loading import parse_provider_options
+from fxdecomp.cli.words import parse_provider_options
 from fxdecomp.export import BenchmarkReport, int8, kernel_bench, read_metadata, to_onnx
 from fxdecomp.export.file_network import FileNetwork
 from fxdecomp.export.sessions import provider_of
@@ -68,9 +68,28 @@ def test_two_saved_benchmarks_are_compared(dense: Path, tmp_path: Path, fxd: She
     assert "holds no saved benchmark" in error
 
 
+def test_a_benchmark_is_a_gate(dense: Path, tmp_path: Path, fxd: Shell) -> None:
+    (tmp_path / "broken.onnx").write_bytes(b"nothing")
+    _, error = fxd("bench", dense, tmp_path / "broken.onnx", "--rounds", 2, code=1)
+    assert "broken" in error
+    assert "Traceback" not in error
+    _, error = fxd("bench", dense, tmp_path / "absent.onnx", code=2)
+    assert "there is no file" in error
+    out, _ = fxd("bench", dense, dense, "--rounds", 2, "--fail-under", "0.001", "--json")
+    (tmp_path / "new.json").write_text(out)
+    _, error = fxd("bench", dense, dense, "--rounds", 2, "--fail-under", 1000, code=1)
+    assert "dense (2) is " in error
+    assert "wanted 1000x at least" in error
+    saved = ("bench", "--compare", tmp_path / "new.json", tmp_path / "new.json", "--fail-under")
+    fxd(*saved, 1)
+    _, error = fxd(*saved, 1.5, code=1)
+    assert "dense (CPUExecutionProvider, 1 thread(s), batch 1) is 1.00x" in error
+
+
 def test_a_provider_that_is_absent_is_told_with_what_there_is(dense: Path, fxd: Shell) -> None:
     arguments = ("--provider", "cuda", "--provider-option", "cuda:cudnn_conv_algo_search=HEURISTIC")
-    out, _ = fxd("bench", dense, *arguments, "--rounds", 2, "--json")
+    out, error = fxd("bench", dense, *arguments, "--rounds", 2, "--json", code=1)
+    assert "dense on CUDAExecutionProvider was not timed: not available" in error
     assert "NaN" not in out
     (row,) = json.loads(out)["timings"]
     assert row["median_s"] is None
@@ -82,9 +101,7 @@ def test_a_provider_that_is_absent_is_told_with_what_there_is(dense: Path, fxd: 
     assert provider_of("openvino") == "OpenVINOExecutionProvider"
     assert provider_of("TensorRT") == "TensorrtExecutionProvider"
     assert provider_of("FancyExecutionProvider") == "FancyExecutionProvider"
-    assert parse_provider_options(["dml:device_id=1", "dml:a=b=c"]) == {
-        "DmlExecutionProvider": {"device_id": "1", "a": "b=c"}
-    }
+    assert parse_provider_options(["dml:device_id=1", "dml:a=b=c"]) == {"dml": {"device_id": "1", "a": "b=c"}}
     _, error = fxd("bench", dense, "--provider-option", "device_id=1", code=2)
     assert "'device_id=1' is no option; write it as cuda:device_id=1" in error
 
@@ -200,10 +217,10 @@ def test_compress_quantises_and_inspect_tells_what_was_done(
     assert data["quantization"] is None
     fxd(*common, "-o", tmp_path / "half", "--quantize", "fp16")
     assert (tmp_path / "half" / "small.fp16.onnx").exists()
-    _, error = fxd("compress", NET, "--method", "svd", "-o", tmp_path / "no", "--quantize", "int8", code=1)
-    assert "int8 needs the ranges of the activations" in error
-    _, error = fxd(*common, "-o", tmp_path / "no", "--quantize", "int4", code=1)
-    assert "quantize is 'int4'; wanted 'int8', 'fp16'" in error
+    _, error = fxd("compress", NET, "--method", "svd", "-o", tmp_path / "no", "--quantize", "int8", code=2)
+    assert "--quantize int8 needs inputs: add --calibration or --images" in error
+    _, error = fxd(*common, "-o", tmp_path / "no", "--quantize", "int4", code=2)
+    assert "there is no precision 'int4'; there are int8 and fp16" in error
     _, error = fxd(
         *common[:-3], "--calibration", "tests.cli_models:not_a_module", "-o", tmp_path / "no", code=2
     )
@@ -285,7 +302,7 @@ def test_what_cannot_be_written_is_told_before_the_work(
     def work(*_: object, **__: object) -> None:
         raise AssertionError("the work began")
 
-    for name in ("compressing.trace", "export.benchmark", "export.bench_kernels"):
+    for name in ("compressing.running.trace", "export.benchmark", "export.bench_kernels"):
         monkeypatch.setattr(f"fxdecomp.{name}", work)
     file = tmp_path / "file"
     file.write_text("")

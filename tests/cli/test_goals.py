@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from fxdecomp import FxdecompError, Latency, MACs, Params, Policy, report, trace, transform
-from fxdecomp.cli.goals import load_calibration, parse_budget, provider_named
+from fxdecomp.cli.batches import load_calibration
+from fxdecomp.cli.policies import parse_budget, provider_named
 from fxdecomp.export import read_metadata, to_onnx
 from tests.cli.test_cli import NET, run
 from tests.cli_models import batches, small_net
@@ -83,7 +84,10 @@ def test_a_budget_and_calibration_without_a_search(
         (("--budget", "macs:0.5", "--policy", "x.toml"), "leave --method and --budget away"),
         (("--budget", "watts:3"), "budget 'watts:3' is none of"),
         (("--budget", "macs:many"), "budget 'macs:many' is none of"),
-        (("--budget", "latency:0.5", "--provider", "NoSuchProvider"), "no NoSuchProvider"),
+        (
+            ("--budget", "latency:0.5", "--provider", "NoSuchProvider"),
+            "there is no provider 'NoSuchProvider'",
+        ),
         (("--max-drop", "0.01", "--metric", "tests.cli_models:absent"), "has no 'absent'; it has"),
         (("--budget", "macs:0.5", "--calibration", "tests.cli_models:NET"), "has no 'NET'; it has"),
         (("--budget", "macs:0.5", "--calibration", "tests.cli_models:not_a_module"), "wanted batches"),
@@ -115,9 +119,9 @@ def test_budgets_and_providers_in_words() -> None:
 
 def test_a_tensor_becomes_batches_of_sixteen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.cli_models.batches", lambda: torch.zeros(40, 3))
-    found = load_calibration("tests.cli_models:batches")
+    found = load_calibration("tests.cli_models:batches", torch.zeros(1, 3))
     assert found is not None
     assert [len(batch) for batch in found.batches] == [16, 16, 8]  # type: ignore[arg-type]
-    assert load_calibration(None) is None
+    assert load_calibration(None, torch.zeros(1)) is None
     with pytest.raises(FxdecompError, match="absent"):
-        load_calibration("tests.cli_models:absent")
+        load_calibration("tests.cli_models:absent", torch.zeros(1))

@@ -1,0 +1,136 @@
+"""Shapes, axes and options as the command line spells them; read before torch is loaded."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fxdecomp.cli.references import ModelReferenceError
+
+_INPUT = re.compile(r"(?:([A-Za-z_]\w*)=)?(\d+(?:[xX]\d+)*)(?::(?:(-?\d+)\.\.(-?\d+)|(\w+)))?")
+KINDS = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "uint8", "bool")
+
+
+@dataclass(frozen=True, slots=True)
+class InputSpec:
+    """An example input in words.
+
+    Attributes:
+        shape: Its shape.
+        kind: Its type: floating-point numbers are drawn from a normal distribution, others from `low` to
+            `high`.
+        low: The least whole number.
+        high: The greatest.
+        name: The name of the argument, empty for the next one in order.
+    """
+
+    shape: tuple[int, ...]
+    kind: str = "float32"
+    low: int = 0
+    high: int = 1
+    name: str = ""
+
+    @property
+    def is_float(self) -> bool:
+        """Whether its numbers are floating-point."""
+        return "float" in self.kind
+
+    @property
+    def plain(self) -> bool:
+        """Whether it says a shape and nothing else."""
+        return self == InputSpec(self.shape)
+
+
+def parse_input(text: str) -> InputSpec:
+    """An example input: `1x3x224x224`, `1x128:0..30521` for whole numbers, `mask=1x128:bool` for an argument.
+
+    Raises:
+        ModelReferenceError: The text is something else.
+
+    Example:
+        >>> parse_input("ids=1x128:0..30521").high
+        30521
+    """
+    found = _INPUT.fullmatch(text)
+    sizes = () if found is None else tuple(map(int, found[2].lower().split("x")))
+    if found is None or not all(sizes):
+        raise ModelReferenceError(
+            f"{text!r} is no shape; write it as 1x3x224x224, or 1x128:0..30521 for token ids"
+        )
+    name, low, high, kind = found[1] or "", found[3], found[4], found[5]
+    if low is not None:
+        if int(low) > int(high):
+            raise ModelReferenceError(f"{text!r}: {low} is greater than {high}")
+        return InputSpec(sizes, "int64", int(low), int(high), name)
+    if kind is not None and kind not in KINDS:
+        raise ModelReferenceError(f"{text!r}: there is no type {kind!r}; there are {', '.join(KINDS)}")
+    return InputSpec(sizes, kind or "float32", name=name)
+
+
+def parse_axes(texts: Sequence[str]) -> dict[str, int]:
+    """`["width=400"]` as a mapping.
+
+    Raises:
+        ModelReferenceError: A text is something else.
+    """
+    lengths = {}
+    for text in texts:
+        name, _, length = text.partition("=")
+        if not name or not length.isdigit():
+            raise ModelReferenceError(f"{text!r} is no axis; write it as width=400")
+        lengths[name] = int(length)
+    return lengths
+
+
+def parse_provider_options(texts: Sequence[str]) -> dict[str, dict[str, str]]:
+    """`["cuda:device_id=1"]` as options by the name of the provider, as it was given.
+
+    Raises:
+        ModelReferenceError: A text is something else.
+    """
+    options: dict[str, dict[str, str]] = {}
+    for text in texts:
+        provider, _, setting = text.partition(":")
+        name, _, value = setting.partition("=")
+        if not provider or not name or not value:
+            raise ModelReferenceError(f"{text!r} is no option; write it as cuda:device_id=1")
+        options.setdefault(provider, {})[name] = value
+    return options
+
+
+def parse_numbers(text: str, what: str) -> tuple[float, ...]:
+    """`0.485,0.456,0.406` as numbers.
+
+    Raises:
+        ModelReferenceError: The text is something else.
+    """
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise ModelReferenceError(
+            f"{what} {text!r} is no list of numbers, such as 0.485,0.456,0.406"
+        ) from error
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """`224x320` (height and width), or `224` for a square.
+
+    Raises:
+        ModelReferenceError: The text is something else.
+    """
+    found = re.fullmatch(r"([1-9]\d*)(?:[xX]([1-9]\d*))?", text)
+    if found is None:
+        raise ModelReferenceError(f"{text!r} is no size of pictures; write it as 224x224, height first")
+    return int(found[1]), int(found[2] or found[1])
+
+
+def parse_dynamic_axes(text: str) -> tuple[int, ...]:
+    """`2,3` as axes.
+
+    Raises:
+        ModelReferenceError: The text is something else.
+    """
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise ModelReferenceError(f"{text!r} are no axes; write them as 2,3, counted from 0")
+    return tuple(map(int, text.split(",")))

@@ -1,0 +1,85 @@
+"""Folders of results that take their place as a whole."""
+
+from pathlib import Path
+
+import pytest
+
+from fxdecomp import folders
+from fxdecomp.files import WriteError
+from fxdecomp.folders import whole_folder
+
+
+def texts(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in folder.iterdir()}
+
+
+def fill(folder: Path, earlier: list[str], *, error: type[BaseException] | None = None, **files: str) -> None:
+    with whole_folder(folder, earlier) as draft:
+        for name, text in files.items():
+            (draft / name).write_text(text)
+        if error is not None:
+            raise error
+
+
+def test_a_new_run_takes_the_place_of_the_earlier_one_and_of_nothing_else(tmp_path: Path) -> None:
+    folder = tmp_path / "deep" / "out"
+    with whole_folder(folder) as draft:
+        (draft / "a").write_text("1")
+        (draft / "b").write_text("1")
+        assert not folder.exists()
+    (folder / "mine").write_text("the user's")
+    with whole_folder(folder, ["a", "b", "absent"]) as draft:
+        (draft / "b").write_text("2")
+        (draft / "c").write_text("2")
+        assert {"a", "b", "mine"} < {path.name for path in folder.iterdir()}
+        assert (folder / "b").read_text() == "1"
+    assert texts(folder) == {"b": "2", "c": "2", "mine": "the user's"}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_a_run_that_fails_leaves_the_folder_as_it_was(tmp_path: Path, error: type[BaseException]) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.mkdir()
+    (old / "a").write_text("1")
+    for folder in (old, new):
+        with pytest.raises(error):
+            fill(folder, ["a"], a="2", error=error)
+    assert texts(old) == {"a": "1"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["old"]
+
+
+def test_a_change_of_places_that_fails_half_way_is_taken_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    for name in ("a", "b", "gone"):
+        (folder / name).write_text("1")
+    moves: list[Path] = []
+    real = Path.replace
+
+    def failing(self: Path, target: Path) -> Path:
+        moves.append(self)
+        if len(moves) == 5:  # three are out of the way, one has its place
+            raise PermissionError(13, "Permission denied")
+        return real(self, target)
+
+    monkeypatch.setattr(folders.Path, "replace", failing)
+    with pytest.raises(WriteError, match="the folder is as it was before"):
+        fill(folder, ["gone"], a="2", b="2")
+    assert texts(folder) == {"a": "1", "b": "1", "gone": "1"}
+    (folder / "c").mkdir()
+    with pytest.raises(WriteError):
+        fill(folder, [], a="2", c="2")
+    assert (folder / "a").read_text() == "1"
+
+
+def test_a_link_stays_and_its_target_is_replaced(tmp_path: Path) -> None:
+    folder, target = tmp_path / "out", tmp_path / "elsewhere"
+    folder.mkdir()
+    target.write_text("1")
+    (folder / "a").symlink_to(target)
+    with whole_folder(folder) as draft:
+        (draft / "a").write_text("2")
+    assert (folder / "a").is_symlink()
+    assert target.read_text() == "2"
