@@ -39,6 +39,9 @@ class Reason(StrEnum):
     OUTPUT_SIZE = "the layer is told its output's size at the call, which a chain's layers cannot be"
     UNSUPPORTED_TENSOR = "the weight is not an ordinary dense floating-point tensor"
     BUDGET = "the budget is met without this layer"
+    HEAD = "its output is the network's, and no data tells what is lost there"
+    FEW_OUTPUTS = "a layer with few outputs saves little, and no data tells what is lost there"
+    OUT_OF_PROPORTION = "what is lost at the outputs is out of proportion to what it saves"
     NOT_KEPT = "no smaller network that was judged keeps the metric"
     NOT_FASTER = "no choice of chains was measured to be faster than the dense network"
 
@@ -54,6 +57,9 @@ NO_LAYER = frozenset(
     }
 )
 """The reasons of what holds weights and is neither Conv nor Linear."""
+
+UNJUDGED = frozenset({Reason.HEAD, Reason.FEW_OUTPUTS})
+"""The reasons of layers that are left alone for want of data, unless a rule names them."""
 
 
 @dataclass(frozen=True, slots=True)

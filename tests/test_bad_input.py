@@ -47,7 +47,7 @@ def test_a_bad_weight_is_left_alone_and_the_others_are_not(
 ) -> None:
     gm = fxdecomp.trace(build(), X)
     before = {key: value.clone() for key, value in gm.state_dict().items()}
-    small = fxdecomp.transform(gm, Policy(method=method, rank=2))
+    small = fxdecomp.transform(gm, Policy(rules=[Rule("*", method, 2)]))
     report = fxdecomp.report(small)
     assert [(s.site, s.reason, s.sentence) for s in report.skipped] == [("2", reason, text)]
     assert [a.site for a in report.applied] == ["0"]

@@ -39,7 +39,7 @@ def test_fold_and_decompose_change_exactly_these_nodes(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "fold", "decompose"),
-    [("small_vgg", (6, 4), (10, 18)), ("small_resnet", (17, 11), (13, 25))],
+    [("small_vgg", (6, 4), (8, 15)), ("small_resnet", (17, 11), (11, 22))],
 )
 def test_number_of_edits(name: str, fold: tuple[int, int], decompose: tuple[int, int]) -> None:
     assert edits((FOLDER / f"{name}_fold_batch_norm.diff").read_text()) == fold

@@ -19,7 +19,7 @@ from fxdecomp.decompositions import method_named
 from fxdecomp.decompositions.factorising import Solution, Task, forms_of, weight_refusal
 from fxdecomp.errors import BudgetError
 from fxdecomp.export.machine import machine
-from fxdecomp.outcomes import Outcome, Reason, Refusal
+from fxdecomp.outcomes import UNJUDGED, Outcome, Reason, Refusal
 from fxdecomp.policy import Policy
 from fxdecomp.policy.budgets import Latency, MACs, Params
 from fxdecomp.progress import Progress
@@ -101,10 +101,13 @@ def plan_budget(policy: Policy, tasks: Mapping[str, Task], situation: Situation)
         if (refusal := weight_refusal(task.weight, task.specs[0])) is not None:
             left[name] = refusal
     open_ = {name: task for name, task in tasks.items() if name not in left}
-    if isinstance(policy.budget, Latency):
-        choice = _timed_choice(policy, policy.budget, open_, situation)
-    else:
-        choice = _counted_choice(policy, open_, situation)
+    try:
+        if isinstance(policy.budget, Latency):
+            choice = _timed_choice(policy, policy.budget, open_, situation)
+        else:
+            choice = _counted_choice(policy, open_, situation)
+    except BudgetError as error:
+        raise BudgetError(f"{error}{_unjudged(situation.settled)}", error.least_share) from None
     chosen: dict[str, Task] = {}
     for name, task in open_.items():
         pick = choice.picks.get(name)
@@ -232,6 +235,13 @@ def _unreduced(others: Sequence[Outcome], cost: str, dense: float) -> str:
         return ""
     shown = ", ".join(largest[:3]) + (", ..." if len(largest) > 3 else "")
     return f"; {share:.1%} is in layers that no budget reduces ({shown})"
+
+
+def _unjudged(settled: Mapping[str, Solution | Refusal]) -> str:
+    """What of the network is left alone for want of data, in words; empty where nothing is."""
+    names = [name for name, each in settled.items() if isinstance(each, Refusal) and each.reason in UNJUDGED]
+    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return f"; {shown}: left alone without calibration unless a rule names them" if names else ""
 
 
 def _settled_cost(site: Site, result: Solution | Refusal | None, cost: str) -> int:

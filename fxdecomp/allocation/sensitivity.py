@@ -88,11 +88,11 @@ def measure_sensitivity(
     return found
 
 
-def some_of(calibration: Calibration) -> list[Batch]:
-    """The first batches of a calibration, as many as hold `EXAMPLES` examples."""
+def some_of(calibration: Calibration, examples: int = EXAMPLES) -> list[Batch]:
+    """The first batches of a calibration, as many as hold so many examples."""
     batches: list[Batch] = []
     for batch in calibration.batches:
-        if sum(map(inputs_of, batches)) >= EXAMPLES:
+        if sum(map(inputs_of, batches)) >= examples:
             break
         batches.append(batch)
     return batches

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
@@ -62,6 +63,8 @@ class Calibration:
                     raise CalibrationError(f"calibration batch {index} holds NaN; leave it out")
         if self.samples is not None and not (isinstance(self.samples, int) and self.samples > 0):
             raise CalibrationError(f"samples is a positive whole number or None, got {self.samples!r}")
+        if not isinstance(self.seed, int) or self.seed < 0:
+            raise CalibrationError(f"seed is a whole number from 0 on, got {self.seed!r}")
         if not self.budget_bytes > 0:
             raise CalibrationError(f"budget_bytes is a positive number of bytes, got {self.budget_bytes!r}")
         object.__setattr__(self, "batches", batches)
@@ -82,8 +85,8 @@ class Calibration:
         return self.samples or max(_LEAST_SAMPLES, _SAMPLES_PER_DIMENSION * size)
 
     def seed_of(self, *place: int) -> int:
-        """The seed of one drawing; of numbers only, whose hash is the same in every process."""
-        return hash((self.seed, *place)) % (1 << 62)
+        """The seed of one drawing, the same in every process."""
+        return int(np.random.SeedSequence((self.seed, *place)).generate_state(1, np.uint64)[0] >> 1)
 
     def values(self, gm: GraphModule) -> list[list[Any]]:
         """What each batch gives the placeholders of a graph.

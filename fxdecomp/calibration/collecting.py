@@ -60,10 +60,10 @@ def collect(
     """
     runner = copy_sharing_tensors(gm).eval()
     values = calibration.values(gm)
-    for views in _groups(_views(sites), calibration.budget_bytes):
+    order = {node: index for index, node in enumerate(gm.graph.nodes)}
+    for views in _groups(_views(sites, order), calibration.budget_bytes):
         for view in views:
             view.sums = [MomentsSum() for _ in range(view.spec.groups)]
-        order = {node: index for index, node in enumerate(gm.graph.nodes)}
         stops = sorted(
             ((node, source, view) for view in views for node, source in view.places),
             key=lambda stop: order[stop[0]],
@@ -84,13 +84,13 @@ def collect(
         yield found
 
 
-def _views(sites: Sequence[Site]) -> list[_View]:
+def _views(sites: Sequence[Site], order: dict[Node, int]) -> list[_View]:
     views: dict[object, _View] = {}
     for site in sites:
         spec = replace(site.spec, out_channels=site.spec.groups, input_size=(), positions=1)
         places = tuple((call.node, call.source) for call in site.calls)
         key = (spec, tuple(source for _, source in places))
-        view = views.setdefault(key, _View(spec, places, [], seed=len(views)))
+        view = views.setdefault(key, _View(spec, places, [], seed=order[places[0][0]]))
         view.sites.append(site.name)
     return list(views.values())
 

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from fxdecomp.calibration.batches import Batch
+from fxdecomp.errors import CalibrationError
 from fxdecomp.graphs.copies import copy_owning_tensors
-from fxdecomp.graphs.inputs import call_arguments
+from fxdecomp.graphs.inputs import call_arguments, naming_batch
 from fxdecomp.graphs.untouched import copied, evaluating, same_chance, unchanged_buffers
 from fxdecomp.quality import OutputDistance
 from fxdecomp.sites.constants import changes_stored_tensors
@@ -49,21 +50,29 @@ def named_outputs(gm: GraphModule, batch: Batch) -> dict[str, Tensor]:
     }
 
 
-def distance(original: GraphModule, other: Outputs, batches: Sequence[Batch]) -> tuple[OutputDistance, ...]:
+def distance(
+    original: GraphModule, other: Outputs, batches: Sequence[Batch], first: int | None = None
+) -> tuple[OutputDistance, ...]:
     """Compare a network with the original.
 
     Args:
         original: The original network.
         other: The outputs of the network that stands for it.
         batches: Inputs; their outputs are not kept.
+        first: Number of the first of them in the user's calibration, None where they are others.
 
     Returns:
         One entry per floating-point output.
+
+    Raises:
+        CalibrationError: A batch does not fit a network; says which.
     """
     sums: dict[str, _Sums] = {}
-    for batch in batches:
-        wanted = named_outputs(original, batch)
-        for (name, one), got in zip(wanted.items(), other(batch), strict=True):
+    for index, batch in enumerate(batches):
+        which = "the example inputs" if first is None else f"calibration batch {first + index}"
+        with naming_batch(which, CalibrationError):
+            wanted, found = named_outputs(original, batch), other(batch)
+        for (name, one), got in zip(wanted.items(), found, strict=True):
             sums.setdefault(name, _Sums()).add(one, got)
     return tuple(each.distance(name) for name, each in sums.items())
 

@@ -10,14 +10,13 @@ from torch.fx import GraphModule
 
 from fxdecomp.calibration.batches import Batch, Calibration
 from fxdecomp.calibration.distance import Outputs, distance, named_outputs
-from fxdecomp.calibration.splitting import inputs_of, split
-from fxdecomp.errors import CalibrationError
-from fxdecomp.graphs.inputs import naming_batch
+from fxdecomp.calibration.splitting import LEAST_INPUTS, inputs_of, split
 from fxdecomp.graphs.records import Record, attach_record, examples_of, record_of
 from fxdecomp.outcomes import Applied, Outcome
 from fxdecomp.quality import LEAST_AGREEMENT, Quality
 
 _NAMED = 3
+_WANTED = "16 inputs and more help"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,7 +54,8 @@ def judged_inputs(gm: GraphModule, data: Calibration | None) -> tuple[Calibratio
         data: The user's calibration.
 
     Returns:
-        A part of the calibration for each; without one the example inputs of `trace` to judge on, and None
+        A part of the calibration for each, or all of it to judge on where it is too small to be fitted to;
+        without one the example inputs of `trace` to judge on, and None
         where these are not known, or the network does not take them any more.
     """
     if data is None:
@@ -64,6 +64,8 @@ def judged_inputs(gm: GraphModule, data: Calibration | None) -> tuple[Calibratio
         return None, Judged((examples,), "the example inputs of trace", True) if known else None
     fitted, held = split(data)
     whole = tuple(data.batches)
+    if sum(map(inputs_of, whole)) < LEAST_INPUTS:
+        return None, Judged(whole, f"the calibration, too small to be fitted to ({_WANTED})", True, 0)
     place = len(whole) - len(held)
     if held and held[0] is not whole[place] and not _takes(gm, (tuple(fitted.batches)[-1], held[0])):
         held = ()
@@ -104,11 +106,7 @@ def quality_of(
     Raises:
         CalibrationError: A batch does not fit the network; says which.
     """
-    name = "the example inputs" if judged.first is None else f"calibration batch {judged.first}"
-    if len(judged.batches) > 1:
-        name += f" or one of the {len(judged.batches) - 1} after it"
-    with naming_batch(name, CalibrationError):
-        outputs = distance(original, other, judged.batches)
+    outputs = distance(original, other, judged.batches, judged.first)
     if not outputs:
         return None
     lost = {o.site: _loss(o) for o in outcomes if isinstance(o, Applied)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -117,9 +118,21 @@ class MomentsSum:
         self._rows.append(centred)
         if owners is not None:
             sizes = torch.unique_consecutive(owners, return_counts=True)[1].tolist()
-            self._clusters += [(len(part), _square_of_gram(part)) for part in torch.split(centred, sizes)]
+            self._clusters += self._seen_from_the_mean(torch.split(centred, sizes))
         if self._count >= rows.shape[1]:
             self._fold()
+
+    def _seen_from_the_mean(self, inputs: Sequence[Tensor]) -> list[tuple[int, float]]:
+        """The rows of each input, and the squared norm of their second moment about the mean so far.
+
+        That mean leans towards the inputs that it is made of, the k-th of which seems nearer than it is by
+        `1 - 1 / k`, and its fourth powers by the square of that.
+        """
+        assert self._sum is not None
+        offset = (self._sum / self._count).to(inputs[0].dtype)
+        k = len(self._clusters) + len(inputs)
+        factor = (k / (k - 1)) ** 2 if k > 1 else 0.0
+        return [(len(part), factor * _square_of_gram(part - offset)) for part in inputs]
 
     def _fold(self) -> None:
         d = self._rows[0].shape[1]
@@ -171,7 +184,10 @@ class MomentsSum:
 
     def _uncertainty(self, square: float) -> float:
         """beta^2, with `||Sigma||^2` given; infinite for fewer than `_LEAST_INPUTS`."""
-        shares = [(size / self._count, norm / size**2) for size, norm in self._clusters]
+        lean = (
+            (1 - 1 / len(self._clusters)) ** 2 if self._clusters else 1.0
+        )  # of the mean of all towards each
+        shares = [(size / self._count, lean * norm / size**2) for size, norm in self._clusters]
         effective = 1 / sum(share**2 for share, _ in shares)
         if effective < _LEAST_INPUTS - 1e-9:
             return math.inf

@@ -15,7 +15,8 @@ SHARE = 8
 """One of so many batches, or inputs, is held out."""
 
 _LEAST_BATCHES = 4
-_LEAST_INPUTS = 4
+LEAST_INPUTS = 4
+"""Of fewer inputs nothing can be told but themselves: nothing is fitted to them, and none is held out."""
 
 
 def split(calibration: Calibration) -> tuple[Calibration, tuple[Batch, ...]]:
@@ -36,7 +37,7 @@ def split(calibration: Calibration) -> tuple[Calibration, tuple[Batch, ...]]:
         kept = -(-len(batches) // SHARE)
         return replace(calibration, batches=batches[:-kept]), batches[-kept:]
     count = inputs_of(batches[-1])
-    if count < _LEAST_INPUTS or not _has_one_axis(batches[-1]):
+    if count < LEAST_INPUTS or not _has_one_axis(batches[-1]):
         return calibration, ()
     place = count - -(-count // SHARE)
     first, last = _rows(batches[-1], slice(None, place)), _rows(batches[-1], slice(place, None))

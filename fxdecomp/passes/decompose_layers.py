@@ -18,8 +18,12 @@ from torch.fx import GraphModule
 
 from fxdecomp.allocation.candidates import candidates
 from fxdecomp.allocation.planning import Situation, plan_budget
+from fxdecomp.allocation.proportion import out_of_proportion
+from fxdecomp.allocation.sensitivity import LEAST_EXAMPLES
 from fxdecomp.allocation.site_work import SiteWork
+from fxdecomp.allocation.unjudged import unjudged_layers
 from fxdecomp.calibration import Calibration
+from fxdecomp.calibration.splitting import inputs_of
 from fxdecomp.decompositions import method_named
 from fxdecomp.decompositions.factorising import Solution, Task, factorise, forms_of
 from fxdecomp.errors import PolicyError
@@ -70,12 +74,26 @@ class DecomposeLayers(Pass):
         outcomes |= {s.site: s for s in found.others if s.site not in outcomes}
         self.policy.check_names([*(site.name for site in sites), *outcomes, *_planned(record)])
         tasks = {site.name: task for site in sites if (task := _task(site, self.policy)) is not None}
+        results: dict[str, Solution | Refusal] = {}
+        judge = self.calibration if _tells_sensitivity(self.calibration) else None
+        unnamed = [site for site in sites if site.name in tasks and self._may_stay(site.name)]
+        if judge is None:
+            results |= unjudged_layers(unnamed, found.heads, [*outcomes.values(), *sites])
         work = SiteWork(gm, sites, self.calibration, self.executor, self.progress)
+        tasks = {name: task for name, task in tasks.items() if name not in results}
         open_ = {name: task for name, task in tasks.items() if task.rank is None}
         given = {name: task for name, task in tasks.items() if name not in open_}
         notes: tuple[str, ...] = ()
         latency = record.latency
-        results = work.each("decompose", factorise, given)
+        results |= work.each("decompose", factorise, given)
+        if judge is not None:
+            unasked = {site.name for site in unnamed}
+            solved = {
+                name: each for name, each in results.items() if name in unasked and isinstance(each, Solution)
+            }
+            several = [site for site in sites if site.name in solved]
+            if len(several) > 1:
+                results |= out_of_proportion(gm, several, solved, judge, self.progress)
         if open_ or (self.policy.budget is not None and sites):
             situation = Situation(
                 gm,
@@ -114,6 +132,11 @@ class DecomposeLayers(Pass):
             latency=latency,
         )
 
+    def _may_stay(self, name: str) -> bool:
+        """Whether no rule names a layer, so that it is decomposed only where that is worth it."""
+        selection = self.policy.select(name)
+        return self.policy.require_saving and selection is not None and not selection.is_named
+
 
 def _planned(record: Record) -> list[str]:
     """The layers of earlier runs by the names that they had then, under which no chain may stand."""
@@ -132,6 +155,11 @@ def _plan(record: Record, sites: list[Site], results: Mapping[str, Solution | Re
             choice = replace(choice, method=form.method, rank=form.rank)
         choices[site.name] = choice
     return Plan(tuple(choices.values())).to_dict()
+
+
+def _tells_sensitivity(calibration: Calibration | None) -> bool:
+    """Whether there is data enough to say what an error at a layer does to the outputs."""
+    return calibration is not None and sum(map(inputs_of, calibration.batches)) >= LEAST_EXAMPLES
 
 
 def _task(site: Site, policy: Policy) -> Task | None:

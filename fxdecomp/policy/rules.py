@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from fxdecomp.decompositions import method_named
@@ -25,11 +25,13 @@ class Selection:
         method: Name of a method, or `auto`.
         rank: The rank rule, None where the budget decides.
         floor: Least share of its own cost that the budget must leave to the layer.
+        is_named: Whether a rule wants it, and not the policy for all layers.
     """
 
     method: str
     rank: RankRule | None
     floor: float = 0.0
+    is_named: bool = field(default=False, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,7 @@ class Rule:
         if self.method is None:
             return None
         assert self.rank is None or isinstance(self.rank, RankRule)  # made so above; narrows the type
-        return Selection(self.method, self.rank, self.floor)
+        return Selection(self.method, self.rank, self.floor, is_named=True)
 
 
 def checked_rank(method: str | None, rank: Rank | None, where: str) -> RankRule | None:

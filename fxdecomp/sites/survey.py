@@ -17,6 +17,7 @@ from fxdecomp.outcomes import Reason, Skipped
 from fxdecomp.sites.base import Call, Reading, Refusal, Site, shape_of, sized
 from fxdecomp.sites.constants import Constants
 from fxdecomp.sites.functions import is_layer_call, read_function_call
+from fxdecomp.sites.heads import heads_of
 from fxdecomp.sites.holders import holders, input_free, stored_tensors_of
 from fxdecomp.sites.ledger import Ledger
 from fxdecomp.sites.modules import Layer, read_module_call
@@ -30,11 +31,13 @@ class Survey:
         sites: The Conv and Linear layers that a chain could replace.
         skipped: Those that it could not.
         others: Recurrent layers, embeddings, norms and all else, see `fxdecomp.sites.holders`.
+        heads: The sites that no other layer stands behind, see `fxdecomp.sites.heads`.
     """
 
     sites: tuple[Site, ...]
     skipped: tuple[Skipped, ...]
     others: tuple[Skipped, ...] = ()
+    heads: frozenset[str] = frozenset()
 
     @property
     def params(self) -> int:
@@ -52,6 +55,7 @@ def survey(gm: GraphModule) -> Survey:
     """
     constants, ledger, free = Constants(gm), Ledger(gm), input_free(gm)
     layers: set[Node] = set()
+    opaque: set[Node] = set()
     readings: dict[tuple[object, ...], list[tuple[Node, Reading]]] = defaultdict(list)
     skipped: dict[str, Skipped] = {}
     called = {str(node.target) for node in gm.graph.nodes if node.op == "call_module"}
@@ -69,6 +73,8 @@ def survey(gm: GraphModule) -> Survey:
         elif node.op == "call_module":
             found_inside = _inside_leaf(gm, str(node.target), ledger, skipped)
             skipped |= {item.site: item for item in found_inside}
+            if found_inside:
+                opaque.add(node)
         elif node.op == "get_attr":
             branch = _get_attr(gm, str(node.target))
             if isinstance(branch, GraphModule):
@@ -91,7 +97,8 @@ def survey(gm: GraphModule) -> Survey:
         else:
             skipped[name] = found
     others = holders(gm, free, ledger, layers, sites.keys() | skipped.keys())
-    return Survey(tuple(sites.values()), tuple(skipped.values()), others)
+    heads = heads_of(gm, sites.values(), layers | opaque)
+    return Survey(tuple(sites.values()), tuple(skipped.values()), others, heads)
 
 
 def read_node(gm: GraphModule, node: Node, constants: Constants) -> Reading | Refusal | None:

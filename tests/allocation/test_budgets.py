@@ -132,7 +132,7 @@ def test_predicted_errors_choose_the_method_that_suits_each_layer() -> None:
         few_outputs = torch.einsum("tr,rsyx->tsyx", torch.randn(48, 8), torch.randn(8, 48, 3, 3))
         model[1].weight.copy_(few_outputs)
     gm = fxdecomp.trace(model, torch.randn(1, 48, 8, 8))
-    report = fxdecomp.report(fxdecomp.transform(gm, Policy(budget=MACs(0.17))))
+    report = fxdecomp.report(fxdecomp.transform(gm, Policy(budget=MACs(0.17), rules=[Rule("*", "auto")])))
     assert [outcome.method for outcome in report.applied] == ["spatial_svd", "channel_svd"]
     assert max(outcome.relative_error for outcome in report.applied) < 1e-3
 

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import fxdecomp
-from fxdecomp import CalibrationError, MACs, Policy
+from fxdecomp import CalibrationError, MACs, Policy, Rule
 from fxdecomp.calibration import Calibration, Moments
 from fxdecomp.calibration.collecting import collect
 from fxdecomp.calibration.moments import MomentsSum
@@ -163,7 +163,9 @@ def test_bad_data_is_refused_by_its_index():
 def test_batches_that_the_network_does_not_take_are_refused_by_their_index(budget):
     good = batches(2)[0]
     gm = fxdecomp.trace(Net().eval(), good)
-    policy = Policy(method="tucker2", rank=None if budget else 0.5, budget=budget)
+    policy = Policy(
+        rules=[Rule("*", "auto" if budget else "tucker2", None if budget else 0.5)], budget=budget
+    )
     for bad in ((good, torch.zeros(len(good))), good[:, :-1], good.double(), {"images": good}):
         with pytest.raises(CalibrationError, match=r"batch 1 does not fit: .*; give what the network takes"):
             fxdecomp.transform(gm, policy, calibration=[good, bad])
@@ -176,7 +178,7 @@ def test_overflowing_activations_are_refused():
     with torch.no_grad():
         net.first.weight *= 1000
     gm = fxdecomp.trace(net, batches()[0])
-    data = batches(2)
+    data = batches(4)
     data[1] *= 1e38
     with pytest.raises(CalibrationError, match='batch 1 gives layer "first" NaN, infinity'):
-        fxdecomp.transform(gm, Policy(method="tucker2", rank=0.5), calibration=data)
+        fxdecomp.transform(gm, Policy(rules=[Rule("*", "tucker2", 0.5)]), calibration=data)

@@ -38,6 +38,16 @@ def test_independent_rows_are_shrunk_as_ledoit_and_wolf_do(count: int, d: int) -
     assert found.output_variance(matrix) == pytest.approx(float((matrix @ found.dense() @ matrix.T).trace()))
 
 
+@pytest.mark.parametrize("sizes", [(1,) * 20, (3, 17), (20,)])
+def test_how_inputs_come_in_batches_does_not_matter(sizes: tuple[int, ...]) -> None:
+    """Inputs are compared with their mean, not with the first of them."""
+    given = rows(20, 40)
+    total = MomentsSum()
+    for part in given.split(list(sizes)):
+        total.add(part, torch.arange(len(part)))
+    assert total.shrunk().ridge == pytest.approx(shrunk(given, torch.arange(20)).ridge, rel=0.2)
+
+
 def test_shrunk_moments_add_up() -> None:
     left, right = (shrunk(rows(8, 30, seed), torch.arange(8)) for seed in (0, 1))
     gap = left.mean - right.mean

@@ -39,14 +39,14 @@ def test_compress_writes_everything_and_the_file_knows_its_history(tmp_path, mon
         "--method",
         "tucker2",
         "--rank",
-        "4,2",
+        "4,2,1",
         "-o",
         str(folder),
         "--json",
         monkeypatch=monkeypatch,
     )
-    assert code == 2  # the Linear takes one rank: the message says so, and nothing is written
-    assert "has 2 entries, svd takes 1" in capsys.readouterr().err
+    assert code == 2  # a convolution takes two ranks: the message says so, and nothing is written
+    assert "has 3 entries, tucker2 takes 2" in capsys.readouterr().err
     assert not folder.exists()
     assert (
         run(

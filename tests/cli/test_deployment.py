@@ -323,7 +323,7 @@ def test_what_cannot_be_written_is_told_before_the_work(
 
 def test_an_onnx_file_is_a_model(tmp_path: Path, fxd: Shell) -> None:
     path = tmp_path / "foreign.onnx"
-    net = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3))
+    net = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3), nn.Conv2d(32, 4, 1))
     to_onnx(torch.fx.symbolic_trace(net.eval()), torch.randn(1, 3, 8, 8), path)
     model = onnx.load(path)
     del model.metadata_props[:]
@@ -331,6 +331,7 @@ def test_an_onnx_file_is_a_model(tmp_path: Path, fxd: Shell) -> None:
     assert [row["site"] for row in json.loads(fxd("inspect", path, "--json", "--input", "1x3x8x8")[0])] == [
         "0",
         "2",
+        "3",
     ]
     fxd(
         "compress",

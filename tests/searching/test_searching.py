@@ -395,8 +395,10 @@ def test_a_network_that_nothing_makes_smaller_is_not_searched() -> None:
 
 def test_a_metric_that_trains_changes_nothing_of_the_callers() -> None:
     x = torch.randn(2, 8, 9, 9, generator=torch.Generator().manual_seed(0))
-    net = nn.Sequential(nn.Conv2d(8, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3)).eval()
-    gm = fxdecomp.trace(net, x)
+    net = nn.Sequential(
+        nn.Conv2d(8, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.Conv2d(16, 4, 1)
+    )
+    gm = fxdecomp.trace(net.eval(), x)
     before = {key: value.clone() for key, value in net.state_dict().items()}
     modes: list[bool] = []
 

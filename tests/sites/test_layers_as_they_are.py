@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 import fxdecomp
-from fxdecomp import Policy, Reason
+from fxdecomp import Policy, Reason, Rule
 from tests.nets import FULL, drawn, image, relative_difference
 
 X = image(4, 8)
@@ -101,7 +101,7 @@ def test_a_weight_that_is_drawn_anew_is_left_alone(draw: Callable[[Tensor], Tens
 
 def test_modules_keep_their_names_beside_functional_layers() -> None:
     model = drawn(Colliding())
-    small = fxdecomp.transform(fxdecomp.trace(model, X), Policy(method="svd", rank=1))
+    small = fxdecomp.transform(fxdecomp.trace(model, X), Policy(rules=[Rule("*", "svd", 1)]))
     assert {o.site for o in fxdecomp.report(small).applied} == {"fc", "linear", "fc_linear", "base"}
     assert {name for name, _ in small.named_modules()} >= {"fc.pointwise_in", "linear.pointwise_in"}
     full = fxdecomp.transform(fxdecomp.trace(model, X), FULL)

@@ -1,0 +1,49 @@
+"""A network that was fitted to calibration inputs against what the weights alone give, on others."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch.fx import GraphModule
+
+from fxdecomp.calibration.batches import Calibration
+from fxdecomp.calibration.splitting import inputs_of
+from fxdecomp.graphs.records import Record, attach_record, record_of
+from fxdecomp.outcomes import Applied, Skipped
+
+FEW = 64
+"""Inputs below which a fit to them is doubted whatever it looks like."""
+
+
+def is_doubtful(fitted: GraphModule, data: Calibration) -> bool:
+    """Whether the weights alone might do better than a network that was fitted to few inputs, or poorly."""
+    quality = (record_of(fitted) or Record()).quality
+    if quality is None or not quality.held_out or quality.agreement == 1:
+        return False
+    return sum(map(inputs_of, data.batches)) < FEW or bool(quality.warning)
+
+
+def better(fitted: GraphModule, plain: GraphModule) -> GraphModule:
+    """The one of two networks that differs less from the original; its record says how they compared.
+
+    By the relative error of the outputs: of the decisions of a few inputs, one more or less is chance.
+
+    Args:
+        fitted: The network that was fitted to the calibration, which is taken where both are alike.
+        plain: What the weights alone give, measured on the same inputs.
+    """
+    record, other = record_of(fitted) or Record(), record_of(plain) or Record()
+    if record.quality is None or other.quality is None:
+        return fitted
+    ours, theirs = record.quality.relative_error, other.quality.relative_error
+    won = ours <= theirs
+    taken, words = (record, "the fit to the calibration") if won else (other, "what the weights alone give")
+    note = f"{words} was chosen on {record.quality.inputs}: error {ours:.1%} fitted, {theirs:.1%} not"
+    chosen = fitted if won else plain
+    why = {each.site: each for each in record.outcomes if isinstance(each, Skipped)}
+    outcomes = tuple(
+        each if isinstance(each, Applied) else why.get(each.site, each) for each in taken.outcomes
+    )
+    said = replace(taken, outcomes=outcomes, policy=record.policy, notes=(*taken.notes, note))
+    attach_record(chosen, said)
+    return chosen
