@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from fxdecomp.cli.options import AsJson, Inputs, Model, Quiet, Trust, traced
-from fxdecomp.cli.terminal import print_blocks, print_json
+import typer
+
+from fxdecomp.cli.options import AsJson, Inputs, Model, Provider, Quiet, Threads, Trust, traced
+from fxdecomp.cli.terminal import print_blocks, print_json, working
 
 if TYPE_CHECKING:
     from fxdecomp.export import FileMetadata
@@ -16,11 +18,14 @@ if TYPE_CHECKING:
 def inspect(
     model: Model,
     inputs: Inputs = None,
+    time: Annotated[bool, typer.Option("--time", help="Measure each layer's part of the time too")] = False,
+    provider: Provider = "cpu",
+    threads: Threads = 1,
     trust: Trust = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """List the layers of a network with their cost and the methods that suit them.
+    """List the layers of a network: their part of its cost, and whether it is worth it.
 
     Of an ONNX file that this program wrote, tell what was done to it.
     """
@@ -31,17 +36,31 @@ def inspect(
         else:
             _tell(model, metadata)
         return
-    from fxdecomp.cli.tables import inspect_table
-    from fxdecomp.inspecting.layers import inspect_layers
+    from fxdecomp.cli.tables import inspect_table, left_alone
+    from fxdecomp.export.sessions import provider_of
+    from fxdecomp.graphs.records import examples_of
+    from fxdecomp.inspecting.layers import inspect_layers, time_shares
     from fxdecomp.reporting.text import short
 
-    rows = inspect_layers(traced(model, inputs, quiet=quiet or as_json, trust=trust))
+    quiet = quiet or as_json
+    gm = traced(model, inputs, quiet=quiet, trust=trust)
+    times = None
+    if time:
+        with working("timing it", quiet=quiet):
+            times = time_shares(gm, examples_of(gm), provider=provider_of(provider), threads=threads)
+    rows = inspect_layers(gm, times)
     if as_json:
         print_json([row.to_dict() for row in rows])
         return
     macs, params = sum(row.macs for row in rows), sum(row.params for row in rows)
     total = f"{len(rows)} layers, {short(macs)} MACs, {short(params)} parameters"
-    print_blocks(inspect_table(rows), total)
+    table, left = inspect_table(rows), left_alone(rows)
+    print_blocks(
+        *([table] if table.row_count else []),
+        *([left] if left else []),
+        f"{total}; MACs, params{', time' if time else ''}: each layer's part. Worth it: what the cheapest "
+        "method takes off the network's MACs at half the ranks; --json lists the methods of each layer",
+    )
 
 
 def _metadata(model: str) -> FileMetadata | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from fxdecomp.errors import printable
 from fxdecomp.export import BenchmarkReport, Kernel
 from fxdecomp.inspecting.layers import LayerRow
 from fxdecomp.reporting import Report
-from fxdecomp.reporting.text import rank_text, short
+from fxdecomp.reporting.text import error_text, rank_text, short
 
 
 class _PrintableTable(Table):
@@ -41,12 +42,36 @@ def table_with(title: str, columns: Mapping[str, str]) -> Table:
 
 
 def inspect_table(rows: Sequence[LayerRow]) -> Table:
-    """Layers with their cost, and what suits them."""
-    columns = {"layer": "name", "kind": "left", "MACs": "right", "params": "right", "methods": "left"}
-    table = table_with("", columns)
+    """Layers that a method suits, each in a line: their part of the cost, and whether it is worth it."""
+    timed = any(row.time_share is not None for row in rows)
+    columns = {"layer": "name", "kind": "left", "MACs": "right", "time" if timed else "params": "right"}
+    table = table_with("", columns | {"worth it": "left"})
+    table.padding = (0, 1, 0, 0)  # so that long names have their line
     for row in rows:
-        table.add_row(Text(row.site), row.layer, short(row.macs), short(row.params), Text(row.verdict))
+        if row.methods:
+            other = row.params_share if row.time_share is None else row.time_share
+            table.add_row(Text(row.site), _compact(row.layer), f"{row.share:.1%}", f"{other:.1%}", row.worth)
     return table
+
+
+def left_alone(rows: Sequence[LayerRow]) -> str:
+    """What no method suits, by kind and reason, each with its part of the cost."""
+    groups: dict[tuple[str, str], list[LayerRow]] = {}
+    for row in rows:
+        if not row.methods:
+            groups.setdefault((row.layer.partition(" ")[0], row.reason), []).append(row)
+    lines = []
+    for (kind, reason), group in groups.items():
+        names = f" ({', '.join(row.site for row in group)})" if len(group) < 4 else ""
+        macs, params = sum(row.share for row in group), sum(row.params_share for row in group)
+        lines.append(f"{len(group)} {kind}{names}, {macs:.1%} of MACs, {params:.1%} of parameters: {reason}")
+    return "\n".join(["Left alone:", *lines]) if lines else ""
+
+
+def _compact(layer: str) -> str:
+    """`64->128 3x3 /2` for `Conv2d 64->128, 3x3, stride 2x2`."""
+    text = re.sub(r", stride (\d+)(x\1)?$", r" /\1", layer.removeprefix("Conv2d ").removeprefix("Linear "))
+    return text.replace(",", "")
 
 
 def layer_tables(told: Report) -> list[Table]:
@@ -58,7 +83,7 @@ def layer_tables(told: Report) -> list[Table]:
             Text(o.site),
             o.method,
             rank_text(o.rank),
-            f"{o.relative_error:.1%}" if o.output_error is None else f"{o.output_error:.1%} out",
+            error_text(o),
             f"{short(o.macs_before)} > {short(o.macs_after)}",
             f"/{o.macs_before / o.macs_after:.2f}" if o.macs_after else "",
         )

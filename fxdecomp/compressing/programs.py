@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from typing import Any
 
 import torch
@@ -33,10 +34,16 @@ def program_of(
             shapes[value] = {0: torch.export.Dim.AUTO} if free else {}
         values = pytree.tree_unflatten(rows, structure)
         try:
-            program = torch.export.export(gm, *values, dynamic_shapes=shapes)
+            program = _exported(gm, *values, dynamic_shapes=shapes)
         except Exception as error:  # noqa: BLE001 - whatever the exporter raises, the batch can be fixed
             _log.info("small.pt2 takes the example's batch alone: %s", error)
         else:
             program.example_inputs = (args, kwargs)
             return program
-    return torch.export.export(gm, args, kwargs)
+    return _exported(gm, args, kwargs)
+
+
+def _exported(gm: GraphModule, *values: Any, **options: Any) -> ExportedProgram:
+    with warnings.catch_warnings():  # recurrent layers of torch keep their weights in a list, too
+        warnings.filterwarnings("ignore", r"(?s)The tensor attributes .*_flat_weights", UserWarning)
+        return torch.export.export(gm, *values, **options)

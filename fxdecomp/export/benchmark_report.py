@@ -13,6 +13,7 @@ import numpy as np
 from fxdecomp.errors import BenchmarkError
 from fxdecomp.export.kernels import Kernel
 from fxdecomp.files import read_json, write_json
+from fxdecomp.notebook import html_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +243,21 @@ class BenchmarkReport:
             return BenchmarkReport.from_dict(read_json(Path(path)))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise BenchmarkError(f"{path} holds no saved benchmark: {error!r}") from error
+
+    def _repr_html_(self) -> str:
+        head = ["model", "provider", "threads", "batch", "median ms", "p95 ms", "faster than first"]
+        rows: list[list[str]] = []
+        first: dict[tuple[str, int, int], Timing] = {}
+        for row in self.timings:
+            setting = (row.provider, row.threads, row.batch)
+            cells = [row.model, *map(str, setting)]
+            if row.problem:
+                rows.append([*cells, "", "", row.problem])
+                continue
+            base = first.setdefault(setting, row)
+            ratio = "" if base is row else str(paired_ratio(base.rounds_s, row.rounds_s))
+            rows.append([*cells, f"{row.median_s * 1e3:.3f}", f"{row.p95_s * 1e3:.3f}", ratio])
+        return html_table(head, rows)
 
     def __str__(self) -> str:
         width = max((len(row.model) for row in self.timings), default=5)

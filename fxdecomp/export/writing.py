@@ -28,7 +28,7 @@ from fxdecomp.export.metadata import describe_quantization
 from fxdecomp.export.readying import make_ready
 from fxdecomp.export.sessions import onnxruntime
 from fxdecomp.files import OutputError, beside, check_file, publish
-from fxdecomp.graphs.inputs import ExampleInputs
+from fxdecomp.graphs.inputs import ExampleInputs, require_graph
 from fxdecomp.graphs.records import Record, record_of
 from fxdecomp.graphs.untouched import one_at_a_time
 from fxdecomp.progress import Progress, silent
@@ -91,6 +91,7 @@ def to_onnx(
         >>> written.inputs, written.outputs, written.dynamic_batch
         (('input',), ('output',), True)
     """
+    require_graph(gm, "to_onnx")
     onnxruntime()
     path = Path(path)
     try:

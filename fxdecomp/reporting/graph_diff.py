@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import itertools
+from collections.abc import Iterator
 
 from torch import nn
 from torch.fx import GraphModule, Node
@@ -18,7 +20,7 @@ def graph_text(gm: GraphModule) -> list[str]:
 
 
 def graph_diff(before: GraphModule, after: GraphModule) -> str:
-    """A unified text diff of two graphs, empty where they agree.
+    """A unified text diff of two graphs, empty where they agree; what a layer became stands below the layer.
 
     Raises:
         FxdecompError: One is no GraphModule.
@@ -31,9 +33,45 @@ def graph_diff(before: GraphModule, after: GraphModule) -> str:
     """
     for graph in (before, after):
         require_graph(graph, "graph_diff")
-    return "\n".join(
-        difflib.unified_diff(graph_text(before), graph_text(after), "before", "after", lineterm="")
-    )
+    told = difflib.unified_diff(graph_text(before), graph_text(after), "before", "after", lineterm="")
+    lines = list(told)
+    return "\n".join([*lines[:2], *_by_layer(lines[2:], _called(before), _called(after))])
+
+
+def _called(gm: GraphModule) -> dict[str, str]:
+    """What each node's line is about: the module that it calls, or else the node itself."""
+    return {
+        node_text(gm, node): str(node.target) if node.op == "call_module" else node.name
+        for node in gm.graph.nodes
+    }
+
+
+def _by_layer(lines: list[str], before: dict[str, str], after: dict[str, str]) -> Iterator[str]:
+    """The lines of a diff, each layer that goes followed by what comes for it; the order of both is kept."""
+    for changed, group in itertools.groupby(lines, lambda line: line[:1] in ("-", "+")):
+        if not changed:
+            yield from group
+            continue
+        run = list(group)
+        gone = [line for line in run if line[0] == "-"]
+        come = [line for line in run if line[0] == "+"]
+        places = {before[line[1:]]: place for place, line in enumerate(gone)}
+        owned: list[list[str]] = [[] for _ in range(len(gone) + 1)]
+        place = -1
+        for line in come:
+            place = max(place, _owner(after[line[1:]], places))
+            owned[place + 1].append(line)
+        yield from owned[0]
+        for line, others in zip(gone, owned[1:], strict=True):
+            yield line
+            yield from others
+
+
+def _owner(called: str, places: dict[str, int]) -> int:
+    """The place of the layer that a node is a stage of, or is itself; -1 for neither."""
+    while called and called not in places:
+        called = called.rpartition(".")[0]
+    return places.get(called, -1)
 
 
 def node_text(gm: GraphModule, node: Node) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 
 from fxdecomp.export.benchmark_report import BenchmarkReport
 from fxdecomp.export.kernels import Kernel
@@ -21,7 +22,7 @@ def layer_times(
     tables = list(benchmark.kernels.values())
     stages = owners.keys() - {outcome.site for outcome in outcomes}
     after = next((table for table in tables[1:] if any(_base(k.name, owners) in stages for k in table)), ())
-    before_s, after_s = _by_site(tables[0] if tables else (), owners), _by_site(after, owners)
+    before_s, after_s = by_site(tables[0] if tables else (), owners), by_site(after, owners)
     return {o.site: (before_s.get(o.site), after_s.get(o.site)) for o in outcomes}
 
 
@@ -34,12 +35,13 @@ def _owners(outcomes: tuple[Outcome, ...]) -> dict[str, str]:
     return owners
 
 
-def _base(name: str, owners: dict[str, str]) -> str:
+def _base(name: str, owners: Mapping[str, str]) -> str:
     """The name without the number that a layer's further calls bear."""
     return name if name in owners else re.sub(r"_\d+$", "", name)
 
 
-def _by_site(kernels: tuple[Kernel, ...], owners: dict[str, str]) -> dict[str, float]:
+def by_site(kernels: Iterable[Kernel], owners: Mapping[str, str]) -> dict[str, float]:
+    """Seconds of each site, by the site that each kernel's name belongs to."""
     sums: dict[str, float] = {}
     for kernel in kernels:
         site = owners.get(_base(kernel.name, owners))

@@ -18,7 +18,7 @@ from fxdecomp.reporting.charts import HEIGHT, WIDTH, frontier_chart, roofline_ch
 from fxdecomp.reporting.evidence import Variant
 from fxdecomp.reporting.graph_rows import graph_rows, runs_of
 from fxdecomp.reporting.layer_times import layer_times
-from fxdecomp.reporting.text import rank_text, short
+from fxdecomp.reporting.text import error_text, rank_text, short
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -156,6 +156,7 @@ def _environment() -> Environment:
     environment.filters |= {
         "short": short,
         "breakable": _breakable,
+        "error": error_text,
         "rank": rank_text,
         "data_uri": _data_uri,
         "ms": lambda seconds: f"{seconds * 1e3:.3f}",

@@ -11,7 +11,7 @@ from torch.fx import GraphModule
 
 from fxdecomp.export.benchmark_report import BenchmarkReport
 from fxdecomp.export.kernel_map import KernelMap
-from fxdecomp.files import write_text
+from fxdecomp.files import check_file, write_text
 from fxdecomp.graphs.inputs import require_graph
 from fxdecomp.graphs.records import Record, record_of
 from fxdecomp.outcomes import Applied, Outcome, Reason, Skipped
@@ -152,7 +152,11 @@ class Report:
         Args:
             path: The file; its folder must exist.
             title: The page's heading.
+
+        Raises:
+            OutputError: The file cannot be written, or its folder does not exist.
         """
+        check_file(Path(path))
         write_text(Path(path), page_html(self, title))
 
     def plot_layers(self, axes: Axes | None = None) -> Axes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fxdecomp.outcomes import Outcome, Skipped
+from fxdecomp.outcomes import Applied, Outcome, Skipped
 
 
 def short(count: float) -> str:
@@ -31,6 +31,19 @@ def rank_text(rank: tuple[int, ...]) -> str:
     return "x".join(map(str, rank))
 
 
+def error_text(outcome: Applied) -> str:
+    """The error of a chain: what its output loses where that is known, else the weight's.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> error_text(SimpleNamespace(output_error=0.02, relative_error=0.3))
+        '2.0% output'
+    """
+    if outcome.output_error is None:
+        return f"{outcome.relative_error:.1%} weight"
+    return f"{outcome.output_error:.1%} output"
+
+
 def table_of(outcomes: tuple[Outcome, ...]) -> list[str]:
     """One line per layer under a header, in columns as wide as they need to be."""
     header = ("layer", "", "method", "rank", "error", "MACs", "params")
@@ -55,7 +68,7 @@ def _row(outcome: Outcome) -> tuple[str, ...]:
         outcome.layer,
         outcome.method,
         rank_text(outcome.rank),
-        f"{outcome.relative_error:.1%}",
+        error_text(outcome),
         change(outcome.macs_before, outcome.macs_after),
         change(outcome.params_before, outcome.params_after),
     )

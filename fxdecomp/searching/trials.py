@@ -15,6 +15,7 @@ from torch.fx import GraphModule
 
 from fxdecomp.errors import FxdecompError
 from fxdecomp.files import read_json, write_json
+from fxdecomp.notebook import html_table
 from fxdecomp.plans import Plan
 
 _EDGE = 0.25
@@ -102,6 +103,22 @@ class SearchResult:
     def save(self, path: str | Path) -> None:
         """Write `to_dict` as JSON, whole or not at all."""
         write_json(Path(path), self.to_dict())
+
+    def _repr_html_(self) -> str:
+        head = ["share", "time", "MACs", "parameters", "metric", "verdict"]
+        rows = [
+            [
+                f"{trial.share:.3f}",
+                "" if trial.time_share is None else f"{trial.time_share:.3f}",
+                f"{trial.macs:,}",
+                f"{trial.params:,}",
+                "" if math.isnan(trial.metric) else f"{trial.metric:.4f}",
+                (trial.problem or ("accepted" if trial.accepted else "rejected"))
+                + (", taken" if trial is self.best else ""),
+            ]
+            for trial in self.trials
+        ]
+        return html_table(head, rows, self.notes)
 
     def __str__(self) -> str:
         lines = [f"{'share':>6}  {'time':>6}  {'MACs':>15}  {'params':>13}  {'metric':>9}"]

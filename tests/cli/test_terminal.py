@@ -5,15 +5,27 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
+from torch import nn
 
+from fxdecomp import trace
 from fxdecomp.cli import main, terminal
-from fxdecomp.cli.tables import benchmark_table, coloured_diff, inspect_table, kernel_table, layer_tables
+from fxdecomp.cli.tables import (
+    benchmark_table,
+    coloured_diff,
+    inspect_table,
+    kernel_table,
+    layer_tables,
+    left_alone,
+)
 from fxdecomp.inspecting.layers import inspect_layers
 from tests.cli.test_cli import NET, run
+from tests.nets import drawn
 from tests.reporting.pages import HOSTILE, full_report
 
 
@@ -41,6 +53,31 @@ def test_every_table_fits_eighty_columns_and_cuts_no_name_or_reason() -> None:
     for part in (*(o.method for o in told.applied), "depthwise", "notavailable", "2.00x[2.00,2.00]"):
         assert part in text
     assert HOSTILE[:8] in text
+
+
+def test_each_layer_has_its_part_and_one_line_and_the_rest_is_summed(monkeypatch, capsys) -> None:
+    net = nn.Sequential(
+        OrderedDict(tiny=nn.Conv2d(3, 8, 3), norm=nn.BatchNorm2d(8), big=nn.Conv2d(8, 256, 3))
+    )
+    gm = trace(drawn(net), torch.randn(1, 3, 16, 16))
+    rows = {row.site: row for row in inspect_layers(gm, {"big": 0.75})}
+    assert sum(row.share for row in rows.values()) == pytest.approx(1)
+    assert sum(row.params_share for row in rows.values()) == pytest.approx(1)
+    assert rows["big"].worth.startswith("yes -")
+    assert rows["tiny"].worth.startswith(("little", "no"))
+    assert rows["norm"].worth == rows["norm"].reason
+    least = (
+        12 * 14 * 8 * 3 * 8 + 12 * 12 * 8 * 3 * 256
+    )  # spatial SVD at rank 8, half of the channels at least
+    assert rows["big"].saves == pytest.approx((rows["big"].macs - least) / sum(r.macs for r in rows.values()))
+    table = shown(inspect_table(list(rows.values())))
+    assert [line.split()[0] for line in table] == ["layer", "tiny", "big"]
+    assert "75.0%" in table[2]
+    assert "1 BatchNorm2d (norm)" in left_alone(list(rows.values()))
+    assert run("inspect", NET, "--time", monkeypatch=monkeypatch) == 0
+    out = capsys.readouterr().out
+    assert "time" in out.splitlines()[0]
+    assert "3 layers" in out
 
 
 def test_a_layer_that_no_method_can_take_says_so_before_and_after() -> None:
