@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import fxdecomp
 from fxdecomp.compressing import LoadedModel, compress_to
 from fxdecomp.export import check_parity, to_onnx
-from fxdecomp.export.exporter import _silence
+from fxdecomp.export.exporter import silence
 from fxdecomp.importing import from_onnx
 from fxdecomp.recovery import recover
 from fxdecomp.tracing.exported import load_program
@@ -153,7 +153,7 @@ def test_other_threads_may_log_while_an_export_is_silent() -> None:
     handler = logging.StreamHandler(told)
     logger.addHandler(handler)
     try:
-        with _silence():
+        with silence():
             logger.warning("of the export")
             other = threading.Thread(target=lambda: logger.warning("of another thread"))
             other.start()

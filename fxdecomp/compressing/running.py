@@ -33,6 +33,7 @@ from fxdecomp.reporting import Report, Variant, graph_diff, report
 from fxdecomp.searching import Metric, search
 from fxdecomp.searching.judgements import Judge, Judgement
 from fxdecomp.searching.trials import SearchResult
+from fxdecomp.sites.opaque import Opaque
 from fxdecomp.tracing import trace
 
 _STEPS = 5
@@ -127,8 +128,13 @@ def compress_to(
             times = benchmark(paths, providers=[provider], threads=threads, progress=progress)
         progress("compress", 4, _STEPS)
         args, kwargs = call_arguments(loaded.example_inputs)
-        program = program_of(small, args, kwargs, free_batch=exports["small"].dynamic_batch)
-        write_with_torch(draft / "small.pt2", partial(torch.export.save, program))
+        opaque = [module.told for module in small.modules() if isinstance(module, Opaque)]
+        if opaque:
+            note = f"there is no small.pt2: PyTorch cannot export {'; '.join(opaque)} of small.onnx"
+            exports["small"] = replace(exports["small"], notes=(*exports["small"].notes, note))
+        else:
+            program = program_of(small, args, kwargs, free_batch=exports["small"].dynamic_batch)
+            write_with_torch(draft / "small.pt2", partial(torch.export.save, program))
         progress("compress", _STEPS, _STEPS)
         judge = Judge(
             gm, small, loaded.example_inputs, run.inputs[1], metric if goal is None else goal.metric

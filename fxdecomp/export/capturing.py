@@ -43,7 +43,8 @@ class Captured:
     @property
     def opset(self) -> int:
         """The version of ONNX's default operator set."""
-        return next(int(v) for domain, v in self.model.opset_imports.items() if domain in ("", "ai.onnx"))
+        found = (int(v) for domain, v in self.model.opset_imports.items() if domain in ("", "ai.onnx"))
+        return next(found, 1)  # a file of other operators alone need not say it
 
     @property
     def inputs(self) -> tuple[Any, ...]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from fxdecomp.errors import ExportError
+from fxdecomp.export.agreement import Agreement
 from fxdecomp.export.capturing import (
     Captured,
     brief,
@@ -31,11 +32,14 @@ from fxdecomp.export.lowering import balance_model, fitting_batches
 from fxdecomp.export.matching import NotSpliceable
 from fxdecomp.export.metadata import metadata_props
 from fxdecomp.export.naming import name_ends
-from fxdecomp.export.parity import Agreement, check_parity, run_graph, to_numpy
+from fxdecomp.export.parity import check_parity, run_graph, to_numpy
 from fxdecomp.export.running import Feed
+from fxdecomp.export.sessions import open_session
 from fxdecomp.export.splicing import Spliced
+from fxdecomp.export.tensor_runs import run_on_tensors
 from fxdecomp.graphs.origins import origin_of
 from fxdecomp.graphs.records import Record
+from fxdecomp.sites.opaque import Opaque
 
 EXTERNAL_DATA_BYTES = 1_800_000_000
 """Models with more weights than this keep them in a second file: an ONNX file ends at 2 GiB."""
@@ -82,7 +86,15 @@ def written_draft(order: Order, draft: Path, dynamic_batch: bool | None) -> Writ
         return _compared(order, captured, draft)
     except (NotSpliceable, ExportError) as error:
         told = f"the file that the graph was read from was not used: {brief(error)}"
-    exported = _captured(order, dynamic_batch)
+        opaque = [module.told for module in order.gm.modules() if isinstance(module, Opaque)]
+        if opaque:
+            raise ExportError(
+                f"{told}; nor can PyTorch export the graph: it holds {'; '.join(opaque)} of that file"
+            ) from error
+    try:
+        exported = _captured(order, dynamic_batch)
+    except ExportError as error:
+        raise ExportError(f"{error}; {told}") from error
     return _compared(order, replace(exported, notes=(*exported.notes, told)), draft)
 
 
@@ -103,17 +115,19 @@ def _compared(order: Order, captured: Captured, draft: Path) -> Written:
     tests = check_inputs(inputs, captured.dynamic_batch, tuple(order.axes), order.seed)
     batches, skipped = fitting_batches(model, names, order.batches)
     captured = replace(captured, notes=captured.notes + skipped)
-    feeds = [
-        dict(zip(names, map(to_numpy, values[: len(names)]), strict=True)) for values in batches or tests[:3]
-    ]
+    given = batches or tests[:3] if order.precision is not None else []
+    feeds = [dict(zip(names, map(to_numpy, values[: len(names)]), strict=True)) for values in given]
     _save(captured, draft, props)
     balanced = balance_model(model, draft, feeds, order.precision)
     if balanced:
         _save(replace(captured, spliced=None), draft, props)
     check_written(draft, captured.spliced)
     try:
+        told: tuple[str, ...] = ()
+        if captured.spliced is not None:
+            tests, told = _taken(draft, tests)
         parity, notes = _agreements(gm, draft, tests)
-        captured = replace(captured, notes=captured.notes + notes)
+        captured = replace(captured, notes=captured.notes + told + notes)
         return Written(captured, feeds, balanced, parity)
     except ExportError as error:
         if not captured.dynamic_batch:
@@ -135,6 +149,35 @@ def _with_fixed_batch(order: Order, captured: Captured) -> Captured:
     if captured.spliced is None:
         return replace(_captured(order, False), notes=captured.notes)
     return replace(captured, dynamic_batch=False)
+
+
+def _taken(draft: Path, tests: Sequence[tuple[Any, ...]]) -> tuple[list[tuple[Any, ...]], tuple[str, ...]]:
+    """Those inputs that a file of others takes: what is drawn like its example need not be what it takes.
+
+    Inputs of other shapes stay: whether it takes them is what is to be found out.
+    """
+    try:
+        session = open_session(draft, threads=0)
+    except Exception as error:
+        raise ExportError(f"ONNX Runtime cannot load {draft}: {brief(error)}") from error
+    shapes = [[getattr(value, "shape", None) for value in values] for values in tests]
+    kept = [
+        values
+        for index, values in enumerate(tests)
+        if not index or shapes[index] != shapes[0] or _takes(session, values)
+    ]
+    told = (
+        f"the file refuses inputs that are drawn like the example; {len(kept)} of {len(tests)} were compared"
+    )
+    return kept, (told,) if len(kept) < len(tests) else ()
+
+
+def _takes(session: Any, values: Sequence[Any]) -> bool:
+    try:
+        run_on_tensors(session, values)
+    except Exception:  # noqa: BLE001 - whatever it raises
+        return False
+    return True
 
 
 def _agreements(

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from fxdecomp.errors import ExportError, TraceError
 from fxdecomp.graphs.inputs import ExampleInputs, placeholder_values
+from fxdecomp.graphs.origins import origin_of
 
 
 def flat_graph(gm: GraphModule) -> GraphModule:
@@ -22,6 +23,8 @@ def flat_graph(gm: GraphModule) -> GraphModule:
     of them where the outputs have names: `{"boxes": [a, b]}` gives `boxes_0` and `boxes_1`. Outputs that are
     no tensors, such as sizes, are left out, see `other_outputs`.
     """
+    if origin_of(gm) is not None:
+        return gm
     codegen = gm.graph._codegen
     nested = _outputs(gm)
     leaves = pytree.tree_leaves(nested)
@@ -43,7 +46,9 @@ def flat_graph(gm: GraphModule) -> GraphModule:
 
 
 def other_outputs(gm: GraphModule) -> tuple[str, ...]:
-    """The outputs of a graph that are no tensors, by their place in what it gives."""
+    """The outputs of a graph that are no tensors, by their place in what it gives; a file has them all."""
+    if origin_of(gm) is not None:
+        return ()
     paths = pytree.tree_flatten_with_path(_outputs(gm))[0]
     return tuple(pytree.keystr(path) for path, leaf in paths if not _is_tensor(leaf))
 
@@ -97,6 +102,8 @@ def as_inputs(gm: GraphModule, example_inputs: ExampleInputs) -> tuple[tuple[str
         values = placeholder_values(gm, example_inputs)
     except TraceError as error:
         raise ExportError(str(error)) from error
+    if origin_of(gm) is not None:  # a file takes sequences and text as well
+        return tuple(names), tuple(values)
     while values and not isinstance(values[-1], Tensor):
         values.pop()
     for name, value in zip(names, values, strict=False):
@@ -112,8 +119,11 @@ def as_inputs(gm: GraphModule, example_inputs: ExampleInputs) -> tuple[tuple[str
 
 def has_batch(inputs: Sequence[Tensor]) -> tuple[bool, ...]:
     """Which inputs carry the batch: those whose first axis is as long as the first input's."""
-    sizes = [value.shape[0] for value in inputs if value.ndim]
-    return tuple(bool(sizes) and value.ndim > 0 and value.shape[0] == sizes[0] for value in inputs)
+    sizes = [value.shape[0] for value in inputs if isinstance(value, Tensor) and value.ndim]
+    return tuple(
+        bool(sizes) and isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == sizes[0]
+        for value in inputs
+    )
 
 
 def with_batch(inputs: Sequence[Tensor], batch: int) -> tuple[Tensor, ...]:
@@ -134,7 +144,7 @@ def resized(inputs: Sequence[Tensor], axes: Mapping[int, int]) -> tuple[Tensor, 
     values = list(inputs)
     for axis, length in axes.items():
         for index, value in enumerate(values):
-            if value.ndim > axis:
+            if isinstance(value, Tensor) and value.ndim > axis:
                 positions = torch.arange(length, device=value.device) % value.shape[axis]
                 values[index] = value.index_select(axis, positions)
     return tuple(values)
@@ -155,7 +165,9 @@ def drawn_like(inputs: Sequence[Tensor], seed: int) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(seed)
     drawn = []
     for value in inputs:
-        if value.is_floating_point():
+        if not isinstance(value, Tensor) or not value.numel():
+            drawn.append(value)
+        elif value.is_floating_point():
             example = value.detach().double().cpu()
             deviation = float(example.std()) if example.numel() > 1 else 0.0
             noise = torch.randn(value.shape, generator=generator, dtype=torch.float64)
@@ -173,14 +185,14 @@ def _ascends(value: Tensor) -> bool:
     """Whether a row of integers is in order, and not one number only."""
     if value.dtype is torch.bool or value.is_complex() or value.ndim != 1 or value.numel() < 2:
         return False
-    steps = value.diff()
+    steps = value.long().diff()
     return bool((steps >= 0).all()) and bool((steps > 0).any())
 
 
 def _ascending_like(value: Tensor, generator: torch.Generator) -> Tensor:
     """Integers between the same ends in the same order; no two alike where no two are."""
     first, last, count = int(value[0]), int(value[-1]), value.numel() - 2
-    if bool((value.diff() > 0).all()):
+    if bool((value.long().diff() > 0).all()):
         between = first + 1 + torch.randperm(max(last - first - 1, 0), generator=generator)[:count]
     else:
         between = torch.randint(first, last + 1, (count,), generator=generator)

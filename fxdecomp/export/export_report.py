@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fxdecomp.export.parity import Agreement
+from fxdecomp.export.agreement import Agreement
 from fxdecomp.export.quantization import Quantization
 
 

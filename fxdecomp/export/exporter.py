@@ -72,7 +72,7 @@ def export_graph(
     if batch:
         first = next(value for value, batched in zip(inputs, has_batch(inputs), strict=True) if batched)
         inputs = with_batch(inputs, max(2, first.shape[0]))
-    with _silence(), evaluating(gm), unchanged_buffers(gm), torch.no_grad(), WholeLayers():
+    with silence(), evaluating(gm), unchanged_buffers(gm), torch.no_grad(), WholeLayers():
         try:
             program = torch.onnx.export(
                 gm,
@@ -191,7 +191,7 @@ def _cause(error: BaseException) -> str:
 
 
 @contextmanager
-def _silence() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """Keep the exporter's own deprecations and chatter from the user; real errors still come through.
 
     What other threads log at the same time is none of it, and passes.

@@ -17,6 +17,10 @@ _TYPES = {
     "tensor(float16)": np.float16,
     "tensor(int64)": np.int64,
     "tensor(int32)": np.int32,
+    "tensor(int16)": np.int16,
+    "tensor(uint16)": np.uint16,
+    "tensor(uint32)": np.uint32,
+    "tensor(uint64)": np.uint64,
     "tensor(uint8)": np.uint8,
     "tensor(int8)": np.int8,
     "tensor(bool)": np.bool_,
@@ -39,7 +43,7 @@ def make_feed(
     axes: Mapping[str, int],
     example_shapes: Mapping[str, tuple[int, ...]],
     seed: int = 0,
-    largest: int = 0,
+    largest: int | Mapping[str, int] = 0,
 ) -> dict[str, NDArray[Any]]:
     """Random inputs for a session; see `random_feed`.
 
@@ -50,7 +54,7 @@ def make_feed(
         example_shapes: Shapes of the example that the file was made with, by input; they settle free axes
             that `axes` does not.
         seed: Seed of the values.
-        largest: Integers and flags are drawn from 0 to this one.
+        largest: Integers and flags are drawn from 0 to this one, 1 where it names an input not.
 
     Raises:
         BenchmarkError: If the length of a free axis is not known, or a type cannot be made.
@@ -76,7 +80,11 @@ def make_feed(
 
 
 def random_feed(
-    declared: Any, shapes: Sequence[tuple[int, ...]], *, seed: int = 0, largest: int = 0
+    declared: Any,
+    shapes: Sequence[tuple[int, ...]],
+    *,
+    seed: int = 0,
+    largest: int | Mapping[str, int] = 0,
 ) -> dict[str, NDArray[Any]]:
     """Random inputs of given shapes: normal for floating-point types, by default zeros for the others.
 
@@ -98,6 +106,7 @@ def random_feed(
         if math.prod(shape) > _LARGEST:
             raise BenchmarkError(f"input {item.name!r} has shape {shape}, more numbers than can be drawn")
         whole = dtype.kind != "f"
-        values = generator.integers(largest + 1, size=shape) if whole else generator.standard_normal(shape)
+        end = largest if isinstance(largest, int) else largest.get(item.name, 1)
+        values = generator.integers(end + 1, size=shape) if whole else generator.standard_normal(shape)
         feed[item.name] = np.asarray(values).astype(dtype)
     return feed

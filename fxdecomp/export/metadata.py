@@ -66,7 +66,9 @@ def metadata_props(record: Record | None, inputs: Mapping[str, Tensor], opset: i
         "version": __version__,
         "torch_version": torch.__version__,
         "opset": str(opset),
-        "inputs": json.dumps({name: list(value.shape) for name, value in inputs.items()}),
+        "inputs": json.dumps(
+            {name: list(value.shape) for name, value in inputs.items() if isinstance(value, Tensor)}
+        ),
     }
     if record is not None:
         text = json.dumps(record.to_dict(), sort_keys=True)

@@ -30,7 +30,8 @@ def make_ready(path: Path) -> None:
     if len(inputs) < len(proto.graph.input):
         del proto.graph.input[:]
         proto.graph.input.extend(inputs)
-    opset = next(item.version for item in proto.opset_import if item.domain in ("", "ai.onnx"))
+    found = (item.version for item in proto.opset_import if item.domain in ("", "ai.onnx"))
+    opset = next(found, _OPSET)
     proto.ir_version = max(proto.ir_version, _IR_VERSION)
     if opset < _OPSET:
         props = list(proto.metadata_props)

@@ -97,7 +97,7 @@ def thread_count(threads: int) -> int:
 
 
 def open_session(
-    path: Path,
+    path: Path | bytes,
     *,
     provider: str = CPU,
     provider_options: Mapping[str, str] | None = None,
@@ -112,7 +112,7 @@ def open_session(
     and stop with it: sessions that are timed in turn would otherwise steal each other's cores.
 
     Args:
-        path: The ONNX file.
+        path: The ONNX file, or its bytes.
         provider: The execution provider; the CPU stands behind it for operators that it does not have.
         provider_options: Options of the provider.
         threads: Intra-op threads, 0 for every core.
@@ -142,14 +142,15 @@ def open_session(
     if optimised_path is not None:
         options.optimized_model_filepath = str(optimised_path)
     chosen = options_of(provider, provider_options)
+    source = path if isinstance(path, bytes) else str(path)
     if provider not in ort.get_available_providers():
         devices = [device for device in _plugin_devices() if device.ep_name == provider]
         if devices:
             options.add_provider_for_devices(devices, chosen)
-            return ort.InferenceSession(str(path), options)
+            return ort.InferenceSession(source, options)
     wanted: list[Any] = [(provider, chosen), CPU] if provider != CPU else [CPU]
     # onnxruntime's own fallback prints on standard output and hides the reason.
-    return ort.InferenceSession(str(path), options, providers=wanted, enable_fallback=0)
+    return ort.InferenceSession(source, options, providers=wanted, enable_fallback=0)
 
 
 def bound_run(session: Any, provider: str, feed: Mapping[str, NDArray[Any]]) -> Callable[[], object]:

@@ -103,7 +103,7 @@ class _Editor:
         self._graph = proto.graph
         self._ir_version = proto.ir_version
         self._match = match
-        opset = next(item.version for item in proto.opset_import if item.domain in ("", "ai.onnx"))
+        found = (item.version for item in proto.opset_import if item.domain in ("", "ai.onnx"))
         names = {node: name for name, node in match.stands_for.items()}
         self._writer = NodeWriter(
             gm,
@@ -111,7 +111,7 @@ class _Editor:
             names,
             taken=_all_names(self._graph),
             node_names=_node_names(self._graph),
-            opset=opset,
+            opset=next(found, 1),
         )
 
     def edit(self) -> None:

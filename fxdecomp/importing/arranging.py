@@ -269,6 +269,8 @@ def _depth_to_space(builder: Builder, op: Operands) -> Value:
 
 def _same(builder: Builder, op: Operands) -> Value:
     """Identity, and Dropout that drops nothing."""
+    if op.node.op_type == "Dropout" and op.has(2) and op.array(2).any():
+        raise Unconvertible("it is in training mode")
     return op.value(0)
 
 

@@ -8,8 +8,9 @@ apart, `Reshape(x, Concat(Gather(Shape(x), 0), [-1]))` becomes `x.reshape(x.size
 from __future__ import annotations
 
 import keyword
+import operator
 import re
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -20,6 +21,12 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
 from fxdecomp.graphs.origins import VALUE
+
+_WITHOUT_NUMPY = {
+    name: getattr(torch, name)
+    for name in ("bfloat16", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz")
+}
+"""Types of PyTorch that numpy has from another package."""
 
 Number: TypeAlias = int | Node
 
@@ -35,6 +42,17 @@ class Sizes:
 Value: TypeAlias = Node | Sizes | NDArray[Any]
 
 
+class Group:
+    """Neighbouring nodes that are carried as they are: one leaf, made when something takes what it gives.
+
+    Attributes:
+        nodes: The nodes of the file.
+    """
+
+    def __init__(self) -> None:
+        self.nodes: list[Any] = []
+
+
 class Unconvertible(Exception):  # noqa: N818 - becomes part of one error about the whole file
     """Why a node has no counterpart; the reason in words."""
 
@@ -44,12 +62,20 @@ class Builder:
 
     Attributes:
         values: What the values of the file have become, by name.
+        waiting: Values of groups that are not in the graph yet.
         zeros: Nodes that are known to be all zero.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, place: Callable[[Builder, Group], None]) -> None:
+        """Begin with an empty graph.
+
+        Args:
+            place: Puts a group into the graph and its values among `values`.
+        """
         self.values: dict[str, Value] = {}
+        self.waiting: dict[str, Group] = {}
         self.zeros: set[Node] = set()
+        self._place_group = place
         self._root = nn.Module()
         self._graph = Graph()
         self._inputs: set[str] = set()
@@ -57,6 +83,14 @@ class Builder:
         self._containers: set[str] = set()
         self._constants: dict[int, tuple[NDArray[Any], Node]] = {}  # the array is kept, so is its id
         self._modules: dict[Any, str] = {}
+
+    def value(self, name: str) -> Value:
+        """What a value of the file has become."""
+        if name in self.waiting:
+            self._place_group(self, self.waiting[name])
+        if name not in self.values:
+            raise Unconvertible(f"its input {name!r} is given nowhere")
+        return self.values[name]
 
     def placeholder(self, name: str) -> None:
         """Add an input."""
@@ -72,6 +106,10 @@ class Builder:
         """Call a method of a tensor."""
         return self._graph.call_method(name, args, kwargs)
 
+    def item(self, call: Node, index: int) -> Node:
+        """One of several values that a call gives."""
+        return self.call(operator.getitem, call, index)
+
     def module(self, name: str, key: Any, module: nn.Module, *args: Any) -> Node:
         """Call a module; one that was added under the same key is used again."""
         if key not in self._modules:
@@ -85,9 +123,9 @@ class Builder:
         if isinstance(value, Node):
             return value
         if isinstance(value, Sizes):
-            items = value.items[0] if value.scalar else list(value.items)
+            items: Any = value.items[0] if value.scalar else list(value.items)
             if any(isinstance(item, Node) for item in value.items):
-                raise Unconvertible("it computes with a shape as with data")
+                return self.call(torch.tensor, items, dtype=torch.int64)
             value = np.asarray(items, np.int64)
         if id(value) not in self._constants:
             name = self._free(f"constant_{len(self._constants)}")
@@ -102,10 +140,10 @@ class Builder:
             outputs: Names of the values that it gives.
             parts: Names of values that became a part of another: what stands for them computes more.
         """
+        nodes = {name: self.tensor(self.value(name)) for name in outputs}
         for name, value in self.values.items():
             if isinstance(value, Node) and name not in parts:
                 value.meta.setdefault(VALUE, []).append(name)
-        nodes = {name: self.tensor(self.values[name]) for name in outputs}
         self._graph.output(next(iter(nodes.values())) if len(nodes) == 1 else nodes)
         gm = GraphModule(self._root, self._graph)
         gm.graph.eliminate_dead_code()
@@ -155,8 +193,18 @@ def identifier(name: str) -> str:
 
 
 def as_tensor(array: NDArray[Any]) -> Tensor:
-    """A copy of an array, scalars included."""
-    return torch.from_numpy(np.array(array))
+    """A copy of an array, scalars included.
+
+    Raises:
+        Unconvertible: PyTorch has no tensors of its type.
+    """
+    if array.dtype.name in _WITHOUT_NUMPY:
+        bits = np.array(array).view(f"i{array.dtype.itemsize}")
+        return torch.from_numpy(bits).view(_WITHOUT_NUMPY[array.dtype.name])
+    try:
+        return torch.from_numpy(np.array(array))
+    except TypeError as error:
+        raise Unconvertible(f"PyTorch has no tensors of {array.dtype}") from error
 
 
 def numbers(value: Value) -> tuple[Number, ...]:
@@ -169,4 +217,6 @@ def numbers(value: Value) -> tuple[Number, ...]:
         return value.items
     if isinstance(value, Node):
         raise Unconvertible("a shape or an index is computed from data")
+    if value.dtype.kind not in "iub":
+        raise Unconvertible(f"a shape or an index is of {value.dtype}")
     return tuple(int(item) for item in np.atleast_1d(value))

@@ -7,25 +7,29 @@ of their weights, so that everything else of this package meets what it knows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
 from fxdecomp.errors import ExportError, FxdecompError, ParityError, first_line
+from fxdecomp.export.agreement import Agreement
 from fxdecomp.export.examples import drawn_like
-from fxdecomp.export.feeds import make_feed, random_feed
-from fxdecomp.export.metadata import read_metadata
-from fxdecomp.export.parity import Agreement, check_parity
-from fxdecomp.export.sessions import onnxruntime, open_session
+from fxdecomp.export.parity import check_parity
+from fxdecomp.export.sessions import open_session
+from fxdecomp.export.tensor_runs import run_on_tensors
 from fxdecomp.graphs.origins import attach_origin
 from fxdecomp.graphs.untouched import one_at_a_time, same_chance
+from fxdecomp.importing.carried import Carried
+from fxdecomp.importing.example_inputs import given_inputs, random_inputs
 from fxdecomp.importing.origin import OnnxOrigin
+
+_REPAIRS = 32
+"""So many nodes that are converted to something else are carried instead, before that is an error."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,57 +38,107 @@ class ImportedModel:
 
     Attributes:
         gm: The graph; one output as it is, several as a dictionary by their names in the file.
-        example_inputs: Random inputs that it was compared with, in the order of the file.
+        example_inputs: Inputs that it was compared with, in the order of the file.
         input_names: Names of the file's inputs.
         output_names: Names of its outputs.
         parity: How well graph and file agree.
+        carried: The operators that run in ONNX Runtime where they stand, leaf by leaf.
     """
 
     gm: GraphModule
-    example_inputs: tuple[Tensor, ...]
+    example_inputs: tuple[Any, ...]
     input_names: tuple[str, ...]
     output_names: tuple[str, ...]
     parity: tuple[Agreement, ...]
+    carried: tuple[str, ...] = ()
 
 
 @one_at_a_time
-def from_onnx(path: Path | str, *, shapes: Sequence[tuple[int, ...]] = (), seed: int = 0) -> ImportedModel:
+def from_onnx(
+    path: Path | str,
+    *,
+    shapes: Sequence[tuple[int, ...]] = (),
+    inputs: Mapping[str, Any] | Sequence[Any] | None = None,
+    seed: int = 0,
+) -> ImportedModel:
     """Convert an ONNX file, and compare the result with the file under ONNX Runtime.
+
+    Operators without a counterpart in PyTorch are carried: leaves of the graph run them in ONNX Runtime, and
+    `to_onnx` writes them as they are.
 
     Args:
         path: The file.
         shapes: Shapes of the example inputs, in the order of the file's inputs. By default the shapes that
             the file fixes, or was made with; 1 for a batch that it leaves open.
-        seed: Seed of the example inputs.
+        inputs: Example inputs of your own, by name or in the order of the file, instead of random ones.
+        seed: Seed of the random inputs.
 
     Raises:
-        ExportError: If the file is no model, or holds operators that cannot be converted; names them.
+        ExportError: If the file is no model, or ONNX Runtime cannot run it.
         ParityError: If the graph computes something else than the file.
         BenchmarkError: If the length of an input's axis is not known.
     """
     path = Path(path)
     session = _session(path)  # first: what ONNX Runtime refuses need not be read any further
-    with _naming_damage(path), same_chance(()):  # modules are drawn before they get their weights
+    with _naming_damage(path):
         origin = OnnxOrigin.of(path)
-        gm = origin.graph()
-    attach_origin(gm, origin)
-    inputs = _examples(session, path, shapes, seed)
-    tests = [inputs, drawn_like(inputs, seed + 1), drawn_like(inputs, seed + 2)]
-    try:
-        parity = check_parity(gm, path, tests)
-    except ParityError as error:
+        proto = origin.model()
+    declared = session.get_inputs()
+    names = tuple(item.name for item in declared)
+    if inputs is not None:
+        example = given_inputs(declared, path, inputs)
+    else:
+        example = random_inputs(session, path, proto, shapes, seed)
+    fixed = {
+        name: tuple(value.shape)
+        for name, value in zip(names, example, strict=True)
+        if (shapes or inputs is not None) and isinstance(value, Tensor)
+    }
+    with _naming_damage(path), same_chance(()):  # modules are drawn before they get their weights
+        origin, gm = origin.understood(dict(zip(names, example, strict=True)), fixed)
+    tests = [example]
+    if inputs is None:
+        tests += [drawn for i in (1, 2) if _runs(session, drawn := drawn_like(example, seed + i))]
+    gm, parity = _compared(origin, gm, path, tests)
+    outputs = tuple(item.name for item in session.get_outputs())
+    leaves = tuple(module.told for module in gm.modules() if isinstance(module, Carried))
+    return ImportedModel(gm, example, names, outputs, parity, leaves)
+
+
+def _compared(
+    origin: OnnxOrigin, gm: GraphModule, path: Path, tests: Sequence[tuple[Any, ...]]
+) -> tuple[GraphModule, tuple[Agreement, ...]]:
+    """A graph that computes what its file computes: what is converted to something else is carried."""
+    for _ in range(_REPAIRS):
+        attach_origin(gm, origin)
+        try:
+            return gm, check_parity(gm, path, tests)
+        except Exception as error:  # noqa: BLE001 - a graph that PyTorch cannot run may raise anything
+            wrong = error
+        with _naming_damage(path), same_chance(()):
+            more = (found for values in tests if (found := origin.carrying_more(values)) is not None)
+            better = next(more, None)
+            if better is None:
+                break
+            origin, gm = better, better.graph()
+    if isinstance(wrong, ParityError):
         raise ParityError(
-            f"{path} was converted to PyTorch, and computes something else there: {error}"
-        ) from error
-    except ExportError:
-        raise
-    except Exception as error:
-        raise ExportError(
-            f"{path} was converted to PyTorch, which cannot run it on {[tuple(x.shape) for x in inputs]}: "
-            f"{first_line(error)}"
-        ) from error
-    names = [tuple(item.name for item in items) for items in (session.get_inputs(), session.get_outputs())]
-    return ImportedModel(gm, inputs, names[0], names[1], parity)
+            f"{path} was converted to PyTorch, and computes something else there: {wrong}"
+        ) from wrong
+    if isinstance(wrong, ExportError):
+        raise wrong
+    shapes = [tuple(value.shape) for value in tests[0] if isinstance(value, Tensor)]
+    raise ExportError(
+        f"{path} was converted to PyTorch, which cannot run it on {shapes}: {first_line(wrong)}"
+    ) from wrong
+
+
+def _runs(session: Any, values: Sequence[Any]) -> bool:
+    try:
+        run_on_tensors(session, values)
+    except Exception:  # noqa: BLE001 - what is drawn need not be what the file takes
+        return False
+    return True
 
 
 def _session(path: Path) -> Any:
@@ -118,32 +172,3 @@ def _naming_damage(path: Path) -> Iterator[None]:
             f"{path} cannot be converted to PyTorch, it is damaged or holds what is not foreseen: "
             f"{first_line(error)}; see what onnx.checker.check_model says of it"
         ) from error
-
-
-def _examples(session: Any, path: Path, shapes: Sequence[tuple[int, ...]], seed: int) -> tuple[Tensor, ...]:
-    declared = session.get_inputs()
-    if shapes and len(shapes) != len(declared):
-        raise ExportError(f"{path} takes {len(declared)} inputs, {len(shapes)} shapes were given")
-    for item, shape in zip(declared, shapes, strict=False):
-        fixed = [a == b for a, b in zip(item.shape, shape, strict=False) if isinstance(a, int)]
-        if not all(fixed) or len(item.shape) not in (0, len(shape)):  # an open number of axes reads as none
-            raise ExportError(f"input {item.name!r} of {path} has shape {item.shape}; {shape} was given")
-    metadata = read_metadata(path)
-    known = metadata.inputs if metadata else {}
-    batch = next((shape[0] for shape in known.values() if shape), 1)
-    quiet = onnxruntime().RunOptions()
-    quiet.log_severity_level = 4
-    for largest in (1, 0):  # zeros alone would hide most that is wrong; a table of one row takes nothing else
-        if shapes:
-            feed = random_feed(declared, shapes, seed=seed, largest=largest)
-        else:
-            feed = make_feed(declared, batch=batch, axes={}, example_shapes=known, seed=seed, largest=largest)
-        try:
-            session.run(None, feed, quiet)
-            break
-        except Exception as error:  # noqa: BLE001 - whatever the file raises, it takes nothing of the kind
-            refusal = error
-    else:
-        told = {name: value.shape for name, value in feed.items()}
-        raise ExportError(f"ONNX Runtime cannot run {path} on inputs {told}: {refusal}") from refusal
-    return tuple(torch.from_numpy(feed[item.name]) for item in declared)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fxdecomp.importing.building import Unconvertible, Value
+from fxdecomp.importing.building import Builder, Unconvertible, Value
 
 
 class Operands:
@@ -19,9 +18,9 @@ class Operands:
         merged: Nodes that became part of another one: name of the node -> its other half's output.
     """
 
-    def __init__(self, node: Any, values: Mapping[str, Value], merged: dict[Any, str]) -> None:
+    def __init__(self, node: Any, builder: Builder, merged: dict[Any, str]) -> None:
         self.node = node
-        self._values = values
+        self._builder = builder
         self.merged = merged
 
     @property
@@ -41,7 +40,7 @@ class Operands:
         """What an input has become."""
         if not self.has(index):
             raise Unconvertible(f"it lacks input {index}")
-        return self._values[self.name(index)]
+        return self._builder.value(self.name(index))
 
     def array(self, index: int) -> NDArray[Any]:
         """An input that must be a constant."""
@@ -88,7 +87,7 @@ class Operands:
             return "", None
         adding, index = uses[0].node, uses[0].idx
         other = adding.inputs[1 - index]
-        bias = self._values.get(other.name)
+        bias = None if other is None else self._builder.values.get(other.name)
         if not isinstance(bias, np.ndarray) or bias.shape != (length,):
             return "", None
         self.merged[adding] = output.name

@@ -2,31 +2,43 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from torch.fx import GraphModule
 
 from fxdecomp.errors import ExportError
 from fxdecomp.graphs.origins import VALUE
+from fxdecomp.importing.carried import Carried
 from fxdecomp.importing.converting import converted
 from fxdecomp.importing.preparing import prepared
+from fxdecomp.importing.repairing import inner_values, misconverted
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OnnxOrigin:
-    """An ONNX file.
+    """An ONNX file, and how it is converted.
 
     Attributes:
         name: What it is called in messages.
         data: Its bytes.
         folder: Where data lie that it keeps in other files.
+        shapes: Lengths of the axes of inputs, None for those that are left open.
+        ranks: Numbers of axes of values inside that onnx does not find.
+        carry: Names of values whose nodes are carried, though they have a counterpart.
+        is_prepared: Whether operators are brought to a recent set and constants folded.
     """
 
     name: str
     data: bytes
     folder: str
+    shapes: Mapping[str, tuple[int | None, ...]] = field(default_factory=dict)
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    carry: frozenset[str] = frozenset()
+    is_prepared: bool = True
 
     @staticmethod
     def of(path: Path) -> OnnxOrigin:
@@ -58,12 +70,62 @@ class OnnxOrigin:
         proto = self.model()
         known = {item.name for item in proto.graph.input}
         known |= {name for node in proto.graph.node for name in node.output if name}
-        gm = converted(prepared(proto, self.name), self.name)
+        gm = converted(self._prepared(proto), self.carry)
         for node in gm.graph.nodes:
             names = [name for name in node.meta.pop(VALUE, ()) if name in known]
             if names:
                 node.meta[VALUE] = names[0]
         return gm
+
+    def understood(
+        self, inputs: Mapping[str, Any], fixed: Mapping[str, tuple[int, ...]]
+    ) -> tuple[OnnxOrigin, GraphModule]:
+        """The conversion that carries least: what is known of the inputs is used where it helps.
+
+        Args:
+            inputs: Example inputs by name; they tell how many axes there are inside.
+            fixed: Shapes that the user has given.
+
+        Returns:
+            The file with what is taken for known, and its graph.
+        """
+        best, gm = self, self.graph()
+        free = {name: (None, *shape[1:]) for name, shape in fixed.items()}
+        for shapes, is_run in (({}, True), (free, False), (free, True), (fixed, False), (fixed, True)):
+            if not carried_nodes(gm):
+                break
+            if not (shapes or is_run):
+                continue
+            tried = replace(self, shapes=shapes)
+            if is_run:
+                tried = replace(tried, ranks=tried._ranks(list(inputs.values())))
+            other = tried.graph()
+            if carried_nodes(other) < carried_nodes(gm):
+                best, gm = tried, other
+        return best, gm
+
+    def carrying_more(self, inputs: Sequence[Any]) -> OnnxOrigin | None:
+        """The same with the node carried that is converted to something else, or else with nothing prepared.
+
+        None where that is so already.
+
+        Args:
+            inputs: Inputs for which graph and file differ.
+        """
+        model = self._prepared(self.model())
+        name = misconverted(converted(model, self.carry), model, inputs)
+        if name is None or name in self.carry:
+            return replace(self, is_prepared=False, carry=frozenset()) if self.is_prepared else None
+        return replace(self, carry=self.carry | {name})
+
+    def _ranks(self, inputs: Sequence[Any]) -> dict[str, int]:
+        model = prepared(self.model(), self.shapes)
+        unknown = {str(value.name) for node in model.graph for value in node.outputs if value.shape is None}
+        found = inner_values(model, unknown, inputs) or {}
+        return {name: value.ndim for name, value in found.items() if isinstance(value, Tensor)}
+
+    def _prepared(self, proto: Any) -> Any:
+        return prepared(proto, self.shapes, self.ranks, is_changed=self.is_prepared)
 
     def _bare(self) -> Any:
         import onnx
@@ -72,6 +134,11 @@ class OnnxOrigin:
             return onnx.load_model_from_string(self.data)
         except Exception as error:
             raise ExportError(f"{self.name} cannot be read as an ONNX model: {error}") from error
+
+
+def carried_nodes(gm: GraphModule) -> int:
+    """How many nodes of its file a graph carries."""
+    return sum(module.size for module in gm.modules() if isinstance(module, Carried))
 
 
 def _is_elsewhere(tensor: Any) -> bool:

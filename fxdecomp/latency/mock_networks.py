@@ -6,6 +6,7 @@ is timed, and repaired, first.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,11 +22,16 @@ from fxdecomp.errors import PolicyError
 from fxdecomp.export.drafting import save_model
 from fxdecomp.export.examples import flat_graph
 from fxdecomp.export.exporter import export_graph
+from fxdecomp.export.matching import NotSpliceable
+from fxdecomp.export.splicing import splice
 from fxdecomp.graphs.copies import copy_sharing_tensors
+from fxdecomp.graphs.origins import origin_of
 from fxdecomp.graphs.replacing import Replacer, remove_unused
 from fxdecomp.layers import LayerSpec
 from fxdecomp.sites import Site, survey
 from fxdecomp.sites.base import shape_of
+
+_log = logging.getLogger(__name__)
 
 Picks = Mapping[str, tuple[str, Rank]]
 """Method and rank by layer."""
@@ -52,6 +58,13 @@ def write_mock(gm: GraphModule, picks: Picks, path: Path) -> None:
             replacer.replace(site, [chain.stages for chain in chains])
     remove_unused(mock)
     mock.recompile()
+    origin = origin_of(gm)
+    if origin is not None:
+        try:
+            splice(mock, origin).save(path, {})
+            return
+        except NotSpliceable as reason:
+            _log.info("the file that the graph was read from is not timed: %s", reason)
     model = export_graph(flat_graph(mock), recorded_inputs(gm), batch=False, axes={}, opset=None)
     save_model(model, path)
 

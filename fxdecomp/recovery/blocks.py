@@ -21,6 +21,7 @@ from fxdecomp.graphs.copies import copy_sharing_tensors
 from fxdecomp.graphs.records import record_of
 from fxdecomp.outcomes import Applied
 from fxdecomp.sites import survey
+from fxdecomp.sites.opaque import Opaque
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,24 @@ def block_teacher(folded: GraphModule, blocks: tuple[Block, ...]) -> GraphModule
 def stages_of(gm: GraphModule, blocks: tuple[Block, ...]) -> dict[str, tuple[nn.Module, ...]]:
     """The stages' modules of each site."""
     return {block.site: tuple(gm.get_submodule(name) for name in block.stages) for block in blocks}
+
+
+def obstacle(gm: GraphModule) -> str:
+    """The first opaque leaf that stands between trained parameters and an output; empty where none does.
+
+    Args:
+        gm: A graph whose parameters say whether they are trained.
+    """
+    behind: set[Node] = set()
+    for node in gm.graph.nodes:
+        module = gm.get_submodule(str(node.target)) if node.op == "call_module" else None
+        trains = module is not None and any(parameter.requires_grad for parameter in module.parameters())
+        if not trains and behind.isdisjoint(node.all_input_nodes):
+            continue
+        if isinstance(module, Opaque):
+            return f"{node.target} ({module.told})"
+        behind.add(node)
+    return ""
 
 
 def _nodes_of(gm: GraphModule, target: str) -> list[Node]:

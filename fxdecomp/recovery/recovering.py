@@ -26,7 +26,7 @@ from fxdecomp.progress import Progress, silent
 from fxdecomp.quality import LEAST_AGREEMENT
 from fxdecomp.recovery.balancing import balance
 from fxdecomp.recovery.batches import Batches, moved, split_batches
-from fxdecomp.recovery.blocks import blocks_of, stages_of
+from fxdecomp.recovery.blocks import blocks_of, obstacle, stages_of
 from fxdecomp.recovery.checkpoints import fingerprint, name_of
 from fxdecomp.recovery.distilling import Distillation, TaskLoss, total
 from fxdecomp.recovery.measuring import Agreement, Measure
@@ -121,6 +121,7 @@ def recover(
     )
     stages = stages_of(student, distillation.blocks)
     everything, chains = _trained(student, [stage for chain in stages.values() for stage in chain])
+    stands = obstacle(student)
     with unchanged_buffers(original), unchanged_buffers(small):
         variances = distillation.output_variances()
         start = distillation.measure(variances)
@@ -128,7 +129,7 @@ def recover(
             balance(chain)
         phases = [
             Phase("recover blocks", block_steps, block_rate, chains, distillation.begin_blocks),
-            Phase("recover outputs", steps, rate, everything, distillation.begin_outputs),
+            Phase("recover outputs", 0 if stands else steps, rate, everything, distillation.begin_outputs),
         ]
         settings = {
             "phases": [(phase.name, phase.steps, phase.rate) for phase in phases],
@@ -152,7 +153,7 @@ def recover(
         best = training.run(start, [phase for phase in phases if phase.steps and phase.parameters])
     if best is not None:
         _copy_parameters(everything, result)
-    _note(result, start, best)
+    _note(result, start, best, stands)
     _measure(result, original, batches, device)
     return result
 
@@ -251,7 +252,9 @@ def _copy_parameters(trained: dict[str, nn.Parameter], result: GraphModule) -> N
         parameters[name].copy_(parameter)
 
 
-def _note(result: GraphModule, start: Measure, best: Measure | None) -> None:
+def _note(result: GraphModule, start: Measure, best: Measure | None, stands: str) -> None:
     record = record_of(result) or Record()
     found = f"held-out {start}; no state was better" if best is None else f"held-out {start}; then {best}"
+    if stands:
+        found += f"; block by block only: {stands} stands in the way of the outputs and gives no gradients"
     attach_record(result, replace(record, notes=(*record.notes, f"recovery: {found}")))

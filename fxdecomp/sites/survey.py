@@ -21,6 +21,7 @@ from fxdecomp.sites.heads import heads_of
 from fxdecomp.sites.holders import holders, input_free, stored_tensors_of
 from fxdecomp.sites.ledger import Ledger
 from fxdecomp.sites.modules import Layer, read_module_call
+from fxdecomp.sites.opaque import Opaque
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -187,10 +188,23 @@ def _uses(gm: GraphModule, constants: Constants) -> dict[int, set[Node]]:
 def _inside_leaf(gm: GraphModule, target: str, ledger: Ledger, known: Container[str]) -> list[Skipped]:
     """The Conv and Linear layers inside a module that the graph calls; none that are known already."""
     found = []
-    for name, module in gm.get_submodule(target).named_modules(prefix=target):
+    leaf = gm.get_submodule(target)
+    if isinstance(leaf, Opaque):
+        return [
+            Skipped(
+                f"{target}.{each.name}",
+                each.layer,
+                Reason.INSIDE_LEAF,
+                f"{target} ({leaf.told})",
+                each.params,
+            )
+            for each in leaf.layers
+            if f"{target}.{each.name}" not in known
+        ]
+    for name, module in leaf.named_modules(prefix=target):
         if isinstance(module, Layer) and name not in known:
             params = ledger.take_whole(module.parameters())
-            holder = type(gm.get_submodule(target)).__name__
+            holder = type(leaf).__name__
             detail = f"{target} ({holder})" if name != target else "its forward is not torch's own"
             found.append(Skipped(name, type(module).__name__, Reason.INSIDE_LEAF, detail, params))
     return found

@@ -5,12 +5,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-import torch
 from onnx import TensorProto, helper
 
-from fxdecomp.errors import ExportError
-from fxdecomp.importing import building, converting, from_onnx
-from tests.importing.files import drawn, ints, node, write
+from fxdecomp.importing import from_onnx
+from tests.importing.files import ints, node, write
 
 TWICE = np.asarray([1, 1, 2, 2], np.float32)
 SELDOM = {
@@ -39,48 +37,6 @@ def test_old_resizing_rounds_as_it_did(op: str, opset: int, tmp_path: Path) -> N
     assert len(from_onnx(path).parity) == 6
 
 
-@pytest.mark.parametrize(
-    ("nodes", "constants", "outputs", "reason"),
-    [
-        (
-            [node("Resize", "", "s", mode="cubic", cubic_coeff_a=-0.5)],
-            {"s": TWICE},
-            ("y",),
-            "cubic interpolation is -0.75",
-        ),
-        (
-            [helper.make_node("MaxPool", ["x"], ["y", "k"], kernel_shape=[2, 2])],
-            {},
-            ("y", "k"),
-            "its output 'k' is used",
-        ),
-        (
-            [node("Relu"), helper.make_node("Shape", ["x"], ["s"])],
-            {},
-            ("y", "s"),
-            "an output cannot be converted",
-        ),
-        (
-            [node("Pad", "p", mode="reflect")],
-            {"p": ints(1, 0, 0, 0, 0, 0, 0, 0)},
-            ("y",),
-            "not along the first",
-        ),
-    ],
-    ids=["cubic", "indices", "shape", "pad"],
-)
-def test_what_has_no_counterpart_is_one_clear_error(
-    nodes: list[onnx.NodeProto],
-    constants: dict[str, np.ndarray],
-    outputs: tuple[str, ...],
-    reason: str,
-    tmp_path: Path,
-) -> None:
-    path = write(tmp_path / "a.onnx", nodes, constants, outputs=outputs, shape=("n", 4, 6, 8))
-    with pytest.raises(ExportError, match=rf"a\.onnx: .*cannot be converted to PyTorch.*{reason}|{reason}"):
-        from_onnx(path)
-
-
 @pytest.mark.parametrize("names", [("in",), ("self",), ("a.1", "a_1")])
 def test_inputs_have_names_that_python_takes(names: tuple[str, ...], tmp_path: Path) -> None:
     inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, (2, 4)) for name in names]
@@ -89,14 +45,3 @@ def test_inputs_have_names_that_python_takes(names: tuple[str, ...], tmp_path: P
     path = tmp_path / "a.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
     assert from_onnx(path).input_names == names
-
-
-def test_what_pytorch_cannot_run_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def failing(builder: building.Builder, op: object) -> object:
-        return builder.call(torch.matmul, builder.tensor(drawn(3)), builder.tensor(drawn(4)))
-
-    monkeypatch.setattr(converting, "HANDLERS", {**converting.HANDLERS, "Sigmoid": failing})
-    with pytest.raises(
-        ExportError, match=r"a\.onnx was converted to PyTorch, which cannot run it on \[\(2, 4"
-    ):
-        from_onnx(write(tmp_path / "a.onnx", [node("Sigmoid")]))

@@ -1,0 +1,97 @@
+"""Which node of a file was converted to something else: each is run on what the file itself gives it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx import GraphModule, Node
+
+from fxdecomp.export.agreement import differ
+from fxdecomp.export.sessions import open_session
+from fxdecomp.export.tensor_runs import run_on_tensors
+from fxdecomp.graphs.origins import VALUE
+from fxdecomp.graphs.untouched import copied
+
+
+def misconverted(gm: GraphModule, model: Any, inputs: Sequence[Any]) -> str | None:
+    """The name of the first value that a graph computes otherwise than the file, None where there is none.
+
+    Args:
+        gm: The graph of a prepared model; the meta of its nodes holds the names of the model's values.
+        model: The prepared model, an `onnx_ir.Model`.
+        inputs: Inputs of both.
+    """
+    names = {name for node in gm.graph.nodes for name in node.meta.get(VALUE, ())}
+    known = inner_values(model, names, inputs)
+    if known is None:
+        return None
+    walk = _Walk(gm, known)
+    try:
+        with torch.no_grad():
+            walk.run(*copied(tuple(inputs)), enable_io_processing=False)
+    except Exception:  # noqa: BLE001 - PyTorch cannot run it, whatever it raises
+        return walk.at
+    return walk.wrong
+
+
+class _Walk(fx.Interpreter):
+    """Runs a graph on the file's own values, and compares what each node makes of them."""
+
+    def __init__(self, gm: GraphModule, known: Mapping[str, Any]) -> None:
+        super().__init__(gm)
+        self._known = known
+        self.wrong: str | None = None
+        self.at: str | None = None
+
+    def run_node(self, n: Node) -> Any:
+        self.at = _name_at(n)
+        result = super().run_node(n)
+        for name in n.meta.get(VALUE, ()):
+            if name not in self._known:
+                continue
+            if self.wrong is None and differ(self._known[name], result):
+                self.wrong = name
+            return _own(self._known[name])
+        return result
+
+
+def _own(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+def _name_at(node: Node) -> str | None:
+    """The name of the file's value that a node computes, or helps to compute."""
+    front, seen = [node], {node}
+    while front:
+        each = front.pop(0)
+        if each.meta.get(VALUE):
+            return str(each.meta[VALUE][0])
+        new = [user for user in each.users if user not in seen]
+        seen.update(new)
+        front += new
+    return None
+
+
+def inner_values(model: Any, names: set[str], inputs: Sequence[Any]) -> dict[str, Any] | None:
+    """What a model computes inside, by name; None where ONNX Runtime cannot run it opened.
+
+    Args:
+        model: An `onnx_ir.Model`.
+        names: The values that are wanted.
+        inputs: One for each input.
+    """
+    import onnx
+    import onnx_ir
+
+    proto = onnx_ir.to_proto(model)
+    wanted = list(dict.fromkeys(name for node in proto.graph.node for name in node.output if name in names))
+    del proto.graph.output[:]
+    proto.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in wanted)
+    try:
+        session = open_session(proto.SerializeToString(), threads=0, optimise=False)
+        return dict(zip(wanted, run_on_tensors(session, inputs), strict=True))
+    except Exception:  # noqa: BLE001 - it only helps
+        return None
