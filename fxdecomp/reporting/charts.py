@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fxdecomp.export.kernel_map import KernelMap
 from fxdecomp.reporting.evidence import Frontier
@@ -12,16 +12,24 @@ from fxdecomp.reporting.text import short
 
 WIDTH, HEIGHT = 640, 360
 _LEFT, _RIGHT, _TOP, _BOTTOM = 72, 24, 16, 48
+_TEXT_WIDTH, _TEXT_HEIGHT = 60, 16
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """One point: where it stands, its label for the reader, and its class for the style sheet."""
+    """One point: where it stands, its label for the reader, its class for the style sheet.
+
+    Attributes:
+        text: What is written beside it, empty where another's text is too near.
+        anchor: On which side of the text it stands, as SVG calls it.
+    """
 
     x: float
     y: float
     label: str
     kind: str
+    text: str = ""
+    anchor: str = "start"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +52,8 @@ class Chart:
         x_name: What the bottom axis counts.
         y_name: What the left axis counts.
         kinds: Classes of the points that the legend names, in order.
+        limit: Height of a level line, None without one.
+        limit_text: What is written at it.
     """
 
     marks: tuple[Mark, ...]
@@ -53,12 +63,16 @@ class Chart:
     x_name: str
     y_name: str
     kinds: tuple[str, ...] = ()
+    limit: float | None = None
+    limit_text: str = ""
 
 
 def frontier_chart(frontier: Frontier) -> Chart:
-    """Cost to the right, quality upwards, a step line along the points that none beats."""
+    """Cost to the right, quality upwards, a step line along what none beats, a level at the least quality."""
+    least = frontier.least_quality
     x = _Scale([0.0, *(p.cost for p in frontier.points)], _LEFT, WIDTH - _RIGHT)
-    y = _Scale([p.quality for p in frontier.points], HEIGHT - _BOTTOM, _TOP)
+    heights = [p.quality for p in frontier.points] + ([] if least is None else [least])
+    y = _Scale(heights, HEIGHT - _BOTTOM, _TOP)
     line: list[tuple[float, float]] = []
     for point in frontier.best:
         if line:
@@ -75,7 +89,33 @@ def frontier_chart(frontier: Frontier) -> Chart:
         for p in frontier.points
     )
     kinds = tuple(kind for kind in ("chosen", "accepted", "rejected") if any(m.kind == kind for m in marks))
-    return Chart(marks, tuple(line), x.ticks(), y.ticks(), frontier.cost_name, frontier.quality_name, kinds)
+    return Chart(
+        _with_texts(marks, [p.name.partition(" of the ")[0] for p in frontier.points]),
+        tuple(line),
+        x.ticks(),
+        y.ticks(),
+        frontier.cost_name,
+        frontier.quality_name,
+        kinds,
+        None if least is None else y(least),
+        "" if least is None else f"least accepted {frontier.quality_name}: {least:.4g}",
+    )
+
+
+def _with_texts(marks: Sequence[Mark], names: Sequence[str]) -> tuple[Mark, ...]:
+    """Marks with their names beside them, as far as there is room; the chosen one has it first."""
+    order = sorted(range(len(marks)), key=lambda index: marks[index].kind != "chosen")
+    taken: list[tuple[float, float]] = []
+    texts: dict[int, str] = {}
+    for index in order:
+        mark = marks[index]
+        if all(abs(mark.x - x) > _TEXT_WIDTH or abs(mark.y - y) > _TEXT_HEIGHT for x, y in taken):
+            texts[index] = names[index][:20]
+            taken.append((mark.x, mark.y))
+    return tuple(
+        replace(mark, text=texts.get(index, ""), anchor="end" if mark.x > WIDTH * 0.75 else "start")
+        for index, mark in enumerate(marks)
+    )
 
 
 def roofline_chart(roofline: KernelMap) -> Chart:

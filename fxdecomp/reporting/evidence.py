@@ -69,6 +69,8 @@ class Frontier:
         points: The networks, in any order.
         cost_name: What the cost is, with its unit.
         quality_name: What the quality is.
+        least_quality: The least quality that is accepted, None where it is not known.
+        failed: What was tried and gave no network, with the reason.
 
     Example:
         >>> from fxdecomp.reporting import Frontier, FrontierPoint
@@ -79,6 +81,8 @@ class Frontier:
     points: tuple[FrontierPoint, ...]
     cost_name: str
     quality_name: str = "quality"
+    least_quality: float | None = None
+    failed: tuple[tuple[str, str], ...] = ()
 
     @property
     def best(self) -> tuple[FrontierPoint, ...]:
@@ -99,15 +103,20 @@ class Frontier:
 def frontier_of(search: SearchResult) -> Frontier:
     """The networks that a search judged, by their measured time, or multiply-accumulates without one."""
     timed = search.trials[0].time_share is not None
-    points = tuple(
-        FrontierPoint(
-            "dense" if index == 0 else f"{trial.share:.3g} of the {'time' if timed else 'MACs'}",
-            trial.cost,
-            trial.metric,
-            trial.accepted,
-            trial is search.best,
-        )
-        for index, trial in enumerate(search.trials)
-        if not trial.problem
+    unit = "time" if timed else "MACs"
+
+    def name(index: int) -> str:
+        return f"{search.trials[index].share:.3g} of the {unit}" if index else "dense"
+
+    tried = list(enumerate(search.trials))
+    return Frontier(
+        tuple(
+            FrontierPoint(name(index), trial.cost, trial.metric, trial.accepted, trial is search.best)
+            for index, trial in tried
+            if not trial.problem
+        ),
+        "share of the dense network's time" if timed else "multiply-accumulates",
+        search.metric_name.rpartition(":")[2] or "agreement with the original",
+        search.trials[0].metric - search.max_drop,
+        tuple((name(index), trial.problem) for index, trial in tried if trial.problem),
     )
-    return Frontier(points, "share of the dense network's time" if timed else "multiply-accumulates")

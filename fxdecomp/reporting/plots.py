@@ -81,6 +81,8 @@ def plot_frontier(report: Report, axes: Axes | None) -> Axes:
                 label=kind,
                 zorder=2,
             )
+    if frontier.least_quality is not None:
+        axes.axhline(frontier.least_quality, color="tab:red", linestyle="--", label="least accepted")
     axes.set_xlabel(frontier.cost_name)
     axes.set_ylabel(frontier.quality_name)
     axes.legend()

@@ -20,12 +20,14 @@ class Verdict:
         why: The reason, in words: so much faster, so far from the original, so much smaller.
         timed: Whether it rests on measured times.
         place: Where the times are from, in words.
+        ratio: How many times faster it is than the first, None where that was not measured.
     """
 
     ship: str
     why: str
     timed: bool
     place: str = ""
+    ratio: Ratio | None = None
 
     @property
     def sentence(self) -> str:
@@ -68,7 +70,7 @@ def verdict_of(benchmark: BenchmarkReport | None, variants: Sequence[Variant]) -
     ratio = ratios[best.name]
     told = [f"{ratio} as fast as {dense.name} {place}" if ratio else "not timed"]
     told += [] if best.distance is None else [_distance(best)]
-    return Verdict(best.name, ", ".join([*told, *_sizes(dense, best)]), timed, place)
+    return Verdict(best.name, ", ".join([*told, *_sizes(dense, best)]), timed, place, ratio)
 
 
 def _ratio(benchmark: BenchmarkReport | None, slow: str, fast: str) -> Ratio | None:

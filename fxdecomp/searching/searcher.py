@@ -32,11 +32,7 @@ from fxdecomp.policy import Budget, Latency, MACs, Policy
 from fxdecomp.progress import Progress, silent
 from fxdecomp.recovery.checkpoints import fingerprint, name_of
 from fxdecomp.reporting import report
-from fxdecomp.searching.judging import (
-    Metric,
-    default_metric,
-    judged_by,
-)
+from fxdecomp.searching.judging import Metric, default_metric, judged_by
 from fxdecomp.searching.trials import (
     SearchResult,
     Trial,
@@ -140,7 +136,8 @@ def search(
         save_state(state, settings, trials)
         progress("search", step + 1, evaluations)
     best = min((t for t in trials if t.accepted), key=lambda t: t.cost)
-    result = SearchResult(seeker.model_of(best), tuple(trials), best, max_drop, notes=judged_on)
+    name, model = str(settings["metric"]), seeker.model_of(best)
+    result = SearchResult(model, tuple(trials), best, max_drop, notes=judged_on, metric_name=name)
     if best is trials[0]:
         why = f"nothing worth changing: {_why_nothing(trials, seeker.floor)}"
         return replace(result, notes=(why, *judged_on))

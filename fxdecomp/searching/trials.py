@@ -63,6 +63,7 @@ class SearchResult:
         speedup: `(value, low, high)`: how many times faster than the dense network `model` was measured, with
             its 95 % interval; None where nothing was timed.
         notes: Sentences for the reader.
+        metric_name: `module:name` of the metric, empty for the agreement with the original's outputs.
 
     Example:
         >>> import torch, fxdecomp
@@ -78,6 +79,7 @@ class SearchResult:
     max_drop: float
     speedup: tuple[float, float, float] | None = None
     notes: tuple[str, ...] = ()
+    metric_name: str = ""
 
     @property
     def frontier(self) -> tuple[Trial, ...]:

@@ -91,10 +91,39 @@ def test_everything_opens_for_print(page: Any) -> None:
     assert page.locator("details:not([open])").count() == 0
 
 
-@pytest.mark.parametrize("width", [360, 1280])
-def test_only_tables_scroll_sideways(page: Any, width: int) -> None:
+@pytest.mark.parametrize("width", [360, 400, 1280])
+def test_nothing_is_cut_off_at_the_side(page: Any, width: int) -> None:
     page.set_viewport_size({"width": width, "height": 800})
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")  # opens what is folded
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    hidden = "[...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth).length"
+    assert page.evaluate(hidden) == 0
+
+
+def test_on_a_narrow_screen_each_number_says_what_it_is(page: Any) -> None:
+    page.set_viewport_size({"width": 400, "height": 800})
+    cell = page.locator("section[aria-labelledby=summary] tbody td").first
+    assert cell.evaluate("e => getComputedStyle(e, '::before').content") == '"accuracy"'
+    assert not page.locator("section[aria-labelledby=summary] thead").is_visible()
+
+
+def test_the_verdict_stands_first_and_the_frontier_has_its_limit(page: Any) -> None:
+    verdict = page.get_by_role("region", name="Verdict")
+    assert verdict.locator(".ship").inner_text() == "Ship small"
+    told = verdict.inner_text()
+    for part in ("2.00", "1.00 MB", "was 2.00 MB", "98.0 %", "accuracy, was 99.0 %"):
+        assert part in told
+    boxes = [place.bounding_box()["y"] for place in (verdict, page.get_by_role("navigation"))]
+    assert boxes == sorted(boxes)
+    frontier = page.locator("section[aria-labelledby=frontier]")
+    assert frontier.get_by_text("least accepted accuracy: 0.97").is_visible()
+    assert "failed: no network meets it" in frontier.locator("tbody").inner_text()
+    assert frontier.locator("text.beside").all_text_contents() == [
+        "dense",
+        "half",
+        "tenth",
+        "worse and dearer",
+    ]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

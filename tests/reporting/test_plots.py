@@ -46,7 +46,12 @@ def test_layers_are_bars_of_macs_where_they_are_not() -> None:
 
 def test_the_frontier_marks_what_was_chosen(told: Report) -> None:
     axes = told.plot_frontier()
-    assert {text.get_text() for text in axes.get_legend().get_texts()} == {"rejected", "accepted", "chosen"}
+    assert {text.get_text() for text in axes.get_legend().get_texts()} == {
+        "rejected",
+        "accepted",
+        "chosen",
+        "least accepted",
+    }
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("ms", "accuracy")
 
 

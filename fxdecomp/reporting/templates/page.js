@@ -10,6 +10,15 @@ const compare = (a, b) =>
   typeof a === "number" && typeof b === "number" ? a - b
   : String(a).localeCompare(String(b), "en", { numeric: true });
 
+// On a narrow screen a row is a card, and each of its cells says what it is.
+for (const table of document.querySelectorAll("table")) {
+  const heads = [...table.tHead.rows[0].cells].map((head) => head.textContent);
+  for (const row of table.tBodies[0].rows) {
+    [...row.cells].forEach((cell, column) => { cell.dataset.label = heads[column] ?? ""; });
+  }
+  table.classList.add("cards");
+}
+
 for (const table of document.querySelectorAll("table.tool")) {
   const body = table.tBodies[0];
   const rows = [...body.rows];
