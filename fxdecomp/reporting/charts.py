@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 
 from fxdecomp.export.kernel_map import KernelMap
 from fxdecomp.reporting.evidence import Frontier
-from fxdecomp.reporting.text import short
+from fxdecomp.reporting.rank_curves import RankCurve
+from fxdecomp.reporting.text import rank_text, short
 
 WIDTH, HEIGHT = 640, 360
 _LEFT, _RIGHT, _TOP, _BOTTOM = 72, 24, 16, 48
@@ -116,6 +117,25 @@ def _with_texts(marks: Sequence[Mark], names: Sequence[str]) -> tuple[Mark, ...]
         replace(mark, text=texts.get(index, ""), anchor="end" if mark.x > WIDTH * 0.75 else "start")
         for index, mark in enumerate(marks)
     )
+
+
+def rank_chart(curve: RankCurve) -> Chart:
+    """A layer's cost to the right, what is lost at least upwards; a point for each rank."""
+    x = _Scale([0.0, 1.0, *(p.cost for p in curve.points)], _LEFT, WIDTH - _RIGHT)
+    y = _Scale([0.0, *(p.least_error for p in curve.points)], HEIGHT - _BOTTOM, _TOP)
+    marks = tuple(
+        Mark(
+            x(p.cost),
+            y(p.least_error),
+            f"rank {rank_text(p.rank)}: {p.cost:.1%} of the layer's multiply-accumulates, "
+            f"{p.least_error:.1%} of the weight lost at least" + (", chosen" if p.chosen else ""),
+            "chosen" if p.chosen else "accepted",
+            rank_text(p.rank) if p.chosen else "",
+        )
+        for p in curve.points
+    )
+    names = ("share of the layer's multiply-accumulates", "least weight error")
+    return Chart(marks, tuple((mark.x, mark.y) for mark in marks), x.ticks(), y.ticks(), *names, ("chosen",))
 
 
 def roofline_chart(roofline: KernelMap) -> Chart:

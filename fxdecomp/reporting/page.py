@@ -14,10 +14,11 @@ from fxdecomp.export.benchmark_report import BenchmarkReport, Timing, paired_rat
 from fxdecomp.export.machine import machine
 from fxdecomp.outcomes import Applied, Outcome
 from fxdecomp.policy.text import to_toml_text
-from fxdecomp.reporting.charts import HEIGHT, WIDTH, frontier_chart, roofline_chart
+from fxdecomp.reporting.charts import HEIGHT, WIDTH, frontier_chart, rank_chart, roofline_chart
 from fxdecomp.reporting.evidence import Variant
 from fxdecomp.reporting.graph_rows import graph_rows, runs_of
 from fxdecomp.reporting.layer_times import layer_times
+from fxdecomp.reporting.rank_curves import rank_curves
 from fxdecomp.reporting.text import error_text, rank_text, short
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def page_html(report: Report, title: str) -> str:
         if report.before is not None and report.after is not None
         else ()
     )
+    curves = () if report.before is None else rank_curves(report.before, report.outcomes)
     variants = variants_of(report)
     known = {} if report.benchmark is None else dict(report.benchmark.machine)
     return printable(
@@ -71,7 +73,8 @@ def page_html(report: Report, title: str) -> str:
             applied={o.site: o for o in report.applied},
             latencies=() if report.benchmark is None else latencies_of(report.benchmark),
             qualities=dict.fromkeys(name for v in variants for name in v.quality),
-            sections=_sections(report, bool(variants), bool(graphs)),
+            curves=[(curve, rank_chart(curve)) for curve in curves],
+            sections=_sections(report, bool(variants), bool(curves), bool(graphs)),
             machine=known or machine(),
             policy=None if report.record.policy is None else to_toml_text(report.record.policy),
         )
@@ -122,13 +125,14 @@ def latencies_of(benchmark: BenchmarkReport) -> tuple[Latency, ...]:
     return tuple(Latency(label, cells) for label, cells in columns.items())
 
 
-def _sections(report: Report, summary: bool, graphs: bool) -> list[tuple[str, str]]:
+def _sections(report: Report, summary: bool, ranks: bool, graphs: bool) -> list[tuple[str, str]]:
     """Anchor and name of each section that the page has."""
     shown = {
         ("summary", "Summary"): summary,
         ("frontier", "Cost against quality"): report.frontier is not None,
         ("layers", "Layers"): bool(report.outcomes),
         ("skipped", "Left alone"): bool(report.outcomes),
+        ("ranks", "Ranks"): ranks,
         ("kernels", "Kernels"): bool(report.roofline or (report.benchmark and report.benchmark.kernels)),
         ("graph", "Graph"): graphs,
         ("made", "How this was made"): True,

@@ -86,6 +86,17 @@ def test_a_chain_opens_and_shows_its_stages(page: Any) -> None:
     assert stage.is_visible()
 
 
+def test_a_slider_tells_what_other_ranks_cost(page: Any) -> None:
+    curve = page.locator("details.curve", has_text="block3.0")
+    curve.locator("summary").click()
+    told = curve.locator("output")
+    assert told.inner_text().startswith("rank 16x16: ")
+    assert told.inner_text().endswith(", chosen")
+    curve.get_by_role("slider").press("Home")
+    assert told.inner_text().startswith("rank 2x2: ")
+    assert curve.locator("circle.shown title").text_content() == told.inner_text()
+
+
 def test_everything_opens_for_print(page: Any) -> None:
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     assert page.locator("details:not([open])").count() == 0

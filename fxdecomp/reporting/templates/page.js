@@ -58,6 +58,24 @@ for (const table of document.querySelectorAll("table.tool")) {
     told.textContent = words.length ? `${shown} of ${rows.length} rows` : "";
   });
 }
+// A slider over the points of a curve: which rank costs and loses what.
+for (const curve of document.querySelectorAll("details.curve")) {
+  const marks = [...curve.querySelectorAll("figure > svg circle")];
+  const chosen = Math.max(0, marks.findIndex((mark) => mark.classList.contains("chosen")));
+  const label = document.createElement("label");
+  const slider = document.createElement("input");
+  const told = document.createElement("output");
+  Object.assign(slider, { type: "range", min: 0, max: marks.length - 1, value: chosen });
+  label.className = "filter";
+  label.append("Rank ", slider, told);
+  const show = () => {
+    marks.forEach((mark, index) => mark.classList.toggle("shown", index === Number(slider.value)));
+    told.textContent = marks[slider.value].querySelector("title").textContent;
+  };
+  slider.addEventListener("input", show);
+  show();
+  curve.querySelector("figure").before(label);
+}
 addEventListener("beforeprint", () => {
   for (const folded of document.querySelectorAll("details")) folded.open = true;
 });

@@ -1,0 +1,103 @@
+"""What other ranks would cost and lose: for each replaced layer, from the singular values of its weight.
+
+A chain of rank R has, of every unfolding that its method looks at, at most rank R: what lies behind the R-th
+singular value is lost at least (Eckart and Young 1936, Psychometrika 1). For the methods with one matrix the
+bound is reached.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch.fx import GraphModule
+
+from fxdecomp.decompositions import Decomposition, Problem, method_for, method_named, problems_of
+from fxdecomp.errors import PolicyError
+from fxdecomp.layers import LayerSpec
+from fxdecomp.outcomes import Applied, Outcome
+from fxdecomp.passes import FoldBatchNorm
+from fxdecomp.ranks import Ratio
+from fxdecomp.sites import survey
+
+_SHARES = tuple(step / 16 for step in range(1, 17))
+_MOST_LAYERS, _MOST_NUMBERS = 24, 2_500_000
+
+
+@dataclass(frozen=True, slots=True)
+class RankPoint:
+    """One rank of a layer.
+
+    Attributes:
+        rank: The rank.
+        cost: Its multiply-accumulates, as a share of the layer's.
+        least_error: The least relative error of the weight that a chain of this rank can have.
+        chosen: Whether it is the rank that was taken.
+    """
+
+    rank: tuple[int, ...]
+    cost: float
+    least_error: float
+    chosen: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RankCurve:
+    """The ranks of one layer, the cheapest first."""
+
+    site: str
+    layer: str
+    method: str
+    points: tuple[RankPoint, ...]
+
+
+def rank_curves(before: GraphModule, outcomes: Sequence[Outcome]) -> tuple[RankCurve, ...]:
+    """The curves of the layers that took most and were replaced, in the order of the graph.
+
+    Layers beyond the 24 that took most, and weights of more than 2.5 million numbers, have none: their
+    singular values would take longer than all else of a page.
+    """
+    applied = [o for o in outcomes if isinstance(o, Applied)]
+    largest = sorted(applied, key=lambda o: -o.macs_before)[:_MOST_LAYERS]
+    wanted = {o.site: o for o in largest}
+    curves = []
+    for site in survey(FoldBatchNorm()(before)).sites:
+        outcome = wanted.get(site.name)
+        if outcome is None or site.weight.numel() > _MOST_NUMBERS:
+            continue
+        try:
+            method = method_for(method_named(outcome.method), site.spec.per_group)
+        except PolicyError:  # a method of someone's own, which is not in the registry here
+            continue
+        if method.refusal(site.spec.per_group) is None and method.name == outcome.method:
+            points = _points(method, site.spec, problems_of(site.weight, site.spec), outcome.rank)
+            curves.append(RankCurve(outcome.site, outcome.layer, outcome.method, points))
+    return tuple(curves)
+
+
+def _points(
+    method: Decomposition, spec: LayerSpec, problems: Sequence[Problem], chosen: tuple[int, ...]
+) -> tuple[RankPoint, ...]:
+    ranks = {Ratio(share).choose(method, spec, tuple(problems)) for share in _SHARES} | {chosen}
+    points = [
+        RankPoint(
+            rank,
+            method.form(spec, rank).macs / spec.macs,
+            _least_error(method, problems, rank),
+            rank == chosen,
+        )
+        for rank in ranks
+        if rank is not None and len(rank) == len(chosen)
+    ]
+    return tuple(sorted(points, key=lambda point: (point.cost, point.rank)))
+
+
+def _least_error(method: Decomposition, problems: Sequence[Problem], rank: tuple[int, ...]) -> float:
+    lost, power = 0.0, 0.0
+    for problem in problems:
+        spectra = [spectrum.singular_values.double().square() for spectrum in method.spectra(problem)]
+        kept = rank if len(rank) == len(spectra) else rank[:1] * len(spectra)
+        lost += max(float(values[r:].sum()) for values, r in zip(spectra, kept, strict=True))
+        power += problem.power
+    return math.sqrt(lost / power) if power else 0.0
