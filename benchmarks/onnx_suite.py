@@ -2,9 +2,10 @@
 
     python -m benchmarks.onnx_suite [--kind node] [--only PATTERN] [--json build/onnx_suite.json]
 
-Each case brings a model, inputs and outputs. Those that ONNX Runtime itself runs with the outputs of the case
-are counted; a case has come through where the graph gives the file's outputs, and so does the file that is
-written of it after every layer was replaced by a chain of full rank.
+Each case brings a model, inputs and outputs; `layers` are the cases of single layers again, with their
+weights as constants, as files have them. Those that ONNX Runtime itself runs are counted; a case has come
+through where the graph gives the file's outputs, and so does the file that is written of it after every layer
+was replaced by a chain of full rank.
 """
 
 from __future__ import annotations
@@ -29,12 +30,17 @@ from onnx.backend.test.case.node import collect_testcases
 from onnx.backend.test.loader import load_model_tests
 
 import fxdecomp
-from fxdecomp import FxdecompError, Policy
+from fxdecomp import FxdecompError, Policy, Rule
 from fxdecomp.export.sessions import open_session
 from fxdecomp.export.tensor_runs import as_value, run_on_tensors
 from fxdecomp.importing import from_onnx
+from fxdecomp.layers import LayerSpec
+from fxdecomp.sites import survey
 
-KINDS = ("node", "simple", "pytorch-converted", "pytorch-operator")
+KINDS = ("node", "layers", "simple", "pytorch-converted", "pytorch-operator")
+
+
+LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "LSTM", "GRU", "Einsum")
 
 
 @dataclass(frozen=True)
@@ -71,13 +77,15 @@ def main() -> None:
 
 def cases(kind: str, folder: Path) -> Iterator[tuple[str, Path, list[Any]]]:
     """The cases of a kind: name, model file, and the inputs of its first data set."""
-    if kind == "node":
+    if kind in ("node", "layers"):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the cases compute their own outputs, some of them NaN
             found = collect_testcases()
         for case in found:
             path, model = folder / f"{case.name}.onnx", case.model
             if model is None:
+                continue
+            if kind == "layers" and not _bind_weights(model, case.data_sets):
                 continue
             onnx.save(model, path)
             types = [item.type for item in model.graph.input]
@@ -89,6 +97,16 @@ def cases(kind: str, folder: Path) -> Iterator[tuple[str, Path, list[Any]]]:
         path = Path(str(test.model_dir)) / "model.onnx"
         data = sorted(path.parent.glob("test_data_set_*"))
         yield test.name, path, _inputs(path, data[0]) if data else []
+
+
+def _bind_weights(model: Any, data: Any) -> bool:
+    """Make constants of what a single layer takes beside its first input; whether there is such a layer."""
+    if len(model.graph.node) != 1 or model.graph.node[0].op_type not in LAYERS or not data:
+        return False
+    for item, value in zip(list(model.graph.input)[1:], data[0][0][1:], strict=True):
+        model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), item.name))
+        model.graph.input.remove(item)
+    return True
 
 
 def _inputs(path: Path, folder: Path) -> list[Any]:
@@ -136,9 +154,15 @@ def tried(kind: str, name: str, path: Path, feeds: Sequence[Any]) -> Row:
         step = "trace"
         gm = fxdecomp.trace(imported.gm, imported.example_inputs)
         layers = 0
-        if fxdecomp.sites.survey(gm).sites:
+        if survey(gm).sites:
             step = "transform"
-            full = Policy("svd", fxdecomp.Energy(1.0), require_saving=False)
+            full = Policy(
+                rules=[
+                    Rule(site.name, method=_method(site.spec), rank=fxdecomp.Energy(1.0))
+                    for site in survey(gm).sites
+                ],
+                require_saving=False,
+            )
             gm = fxdecomp.transform(gm, full)
             layers = len(fxdecomp.report(gm).applied)
         step = "export"
@@ -151,6 +175,11 @@ def tried(kind: str, name: str, path: Path, feeds: Sequence[Any]) -> Row:
         return Row(kind, name, step, str(error)[:300])
     except Exception as error:  # noqa: BLE001 - this is what is looked for
         return Row(kind, name, f"raw error at {step}", f"{type(error).__name__}: {error}"[:300])
+
+
+def _method(spec: LayerSpec) -> str:
+    """A method that is exact at full rank, whatever the layer."""
+    return "svd" if spec.is_linear or set(spec.kernel) == {1} else "channel_svd"
 
 
 def table(rows: Sequence[Row]) -> str:

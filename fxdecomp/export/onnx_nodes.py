@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 from torch.fx import GraphModule, Node
+from torch.fx.graph_module import _get_attr
 from torch.nn import functional as F  # noqa: N812
 
 from fxdecomp.export.matching import NotSpliceable
@@ -24,7 +25,6 @@ from fxdecomp.sites.geometry import same_padding
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_END = (1 << 63) - 1
 
 
 class NodeWriter:
@@ -72,6 +72,8 @@ class NodeWriter:
             node: The node.
             name: A name that its value is to have, perhaps besides another; by default any.
         """
+        if node.op == "get_attr" and node not in self._named:
+            self._named[node] = self._constant(str(node.target), "value", self._stored_at(node))
         if node not in self._named:
             own = str(node.target) if node.op == "call_module" else node.name
             self._named[node] = self._wanted.get(node) or self._free(own)
@@ -79,6 +81,12 @@ class NodeWriter:
         if name and name != self._named[node]:
             self._add("Identity", [self._named[node]], name, node.name)
         return name or self._named[node]
+
+    def _stored_at(self, node: Node) -> NDArray[Any]:
+        value = _get_attr(self._gm, str(node.target))
+        if not isinstance(value, torch.Tensor):
+            raise NotSpliceable(f"{node.target} is no tensor")
+        return to_numpy(value)
 
     def constant(self, name: str, array: NDArray[Any]) -> str:
         """Add a constant; its name is numbered where it is taken."""
@@ -177,6 +185,19 @@ class NodeWriter:
         inputs = [self._source(node), *self._tensors(str(node.target), module, keys)]
         self._add("BatchNormalization", inputs, name, str(node.target), epsilon=float(module.eps))
 
+    def _pad(self, node: Node, name: str) -> None:
+        """Zeros around the last axes, or what is cut off there."""
+        shape = shape_of(node)
+        pads = None if shape is None else _zero_padding(node, len(shape))
+        if pads is None:
+            raise NotSpliceable(f"{node.name!r} pads with other values, or an unknown number of axes")
+        value, widths = self._source(node), [*pads[0], *pads[1]]
+        if self._opset < 11:
+            self._add("Pad", [value], name, node.name, pads=widths)
+            return
+        told = self._constant(node.name, "pads", np.asarray(widths, np.int64))
+        self._add("Pad", [value, told], name, node.name)
+
     def _transpose(self, node: Node, name: str) -> None:
         source = node.args[0]
         shape = shape_of(source) if isinstance(source, Node) else None
@@ -186,21 +207,6 @@ class NodeWriter:
         order = list(range(len(shape)))
         order[first], order[second] = order[second], order[first]
         self._add("Transpose", [self._source(node)], name, node.name, perm=order)
-
-    def _narrow(self, node: Node, name: str) -> None:
-        axis, begin, length = (int(each) for each in node.args[1:4])  # type: ignore[arg-type]
-        self._cut(node, name, axis, begin, begin + length)
-
-    def _cut(self, node: Node, name: str, axis: int, begin: int, end: int) -> None:
-        value = self._source(node)
-        if self._opset < 10:
-            self._add("Slice", [value], name, node.name, axes=[axis], starts=[begin], ends=[end])
-            return
-        bounds = {"starts": begin, "ends": end, "axes": axis}
-        inputs = [
-            self._constant(node.name, key, np.asarray([each], np.int64)) for key, each in bounds.items()
-        ]
-        self._add("Slice", [value, *inputs], name, node.name)
 
     def _add_constant(self, node: Node, name: str) -> None:
         """A sum or a product with a value that the file has."""
@@ -221,7 +227,7 @@ _MODULES: Sequence[tuple[tuple[type[nn.Module], ...], _Write]] = (
 _CALLS: Mapping[Any, Callable[[NodeWriter, Node, str], None]] = {
     "transpose": NodeWriter._transpose,
     torch.transpose: NodeWriter._transpose,
-    torch.narrow: NodeWriter._narrow,
+    F.pad: NodeWriter._pad,
     torch.add: NodeWriter._add_constant,
     torch.mul: NodeWriter._add_constant,
 }

@@ -12,6 +12,7 @@ from torch.fx import Node
 from torch.nn import functional as F  # noqa: N812
 
 from fxdecomp.importing.building import Builder, Number, Sizes, Unconvertible, Value, numbers
+from fxdecomp.importing.functions import depth_to_space, space_to_depth
 from fxdecomp.importing.layers import Handler, pad_list, padding_of
 from fxdecomp.importing.operands import Operands
 
@@ -262,9 +263,12 @@ def _resize(builder: Builder, op: Operands) -> Value:
 
 
 def _depth_to_space(builder: Builder, op: Operands) -> Value:
-    if op.attribute("mode", "DCR") != "CRD":
-        raise Unconvertible("PyTorch has none in the order DCR")
-    return builder.call(F.pixel_shuffle, builder.tensor(op.value(0)), op.attribute("blocksize", 2))
+    function = F.pixel_shuffle if op.attribute("mode", "DCR") == "CRD" else depth_to_space
+    return builder.call(function, builder.tensor(op.value(0)), op.attribute("blocksize", 2))
+
+
+def _space_to_depth(builder: Builder, op: Operands) -> Value:
+    return builder.call(space_to_depth, builder.tensor(op.value(0)), op.attribute("blocksize", 2))
 
 
 def _same(builder: Builder, op: Operands) -> Value:
@@ -289,6 +293,7 @@ ARRANGING: Mapping[str, Handler] = {
     "Resize": _resize,
     "Shape": _shape,
     "Slice": _slice,
+    "SpaceToDepth": _space_to_depth,
     "Split": _split,
     "Squeeze": _squeeze,
     "Tile": _tile,

@@ -6,6 +6,7 @@ join it, and is then put into the graph as one leaf.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
@@ -18,8 +19,12 @@ from fxdecomp.importing.carried import Carried
 from fxdecomp.importing.elementwise import ELEMENTWISE
 from fxdecomp.importing.layers import LAYERS, Handler
 from fxdecomp.importing.operands import Operands
+from fxdecomp.importing.products import PRODUCTS
+from fxdecomp.importing.recurrent_layers import RECURRENT
 
-HANDLERS: Mapping[str, Handler] = {**LAYERS, **ELEMENTWISE, **ARRANGING}
+_log = logging.getLogger(__name__)
+
+HANDLERS: Mapping[str, Handler] = {**LAYERS, **PRODUCTS, **RECURRENT, **ELEMENTWISE, **ARRANGING}
 
 _SINCE = {
     **dict.fromkeys(("Softmax", "LogSoftmax", "Split"), 13),
@@ -102,7 +107,8 @@ class _Conversion:
         merged = dict(self._merged)
         try:
             self._convert(node)
-        except Exception:  # noqa: BLE001 - whatever a handler does not foresee is carried as it is
+        except Exception as reason:  # noqa: BLE001 - whatever a handler does not foresee is carried as it is
+            _log.info("%s (%s) is carried: %s", node.name or node.outputs[0].name, node.op_type, reason)
             self._merged = merged
             for group in groups:
                 self._reopen(group)

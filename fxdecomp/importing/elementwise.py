@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 
 from fxdecomp.importing.building import Builder, Sizes, Unconvertible, Value, numbers
+from fxdecomp.importing.functions import log_sum, norm_of, sum_of_squares
 from fxdecomp.importing.layers import Handler
 from fxdecomp.importing.operands import Operands
 
@@ -62,7 +63,11 @@ _REDUCTIONS: Mapping[str, Callable[..., Any]] = {
     "ReduceMean": torch.mean,
     "ReduceMin": torch.amin,
     "ReduceSum": torch.sum,
+    "ReduceLogSum": log_sum,
+    "ReduceLogSumExp": torch.logsumexp,
+    "ReduceSumSquare": sum_of_squares,
 }
+_NORMS = {"ReduceL1": 1, "ReduceL2": 2}
 _TYPES = {
     1: torch.float32,
     6: torch.int32,
@@ -135,6 +140,8 @@ def _reduction(builder: Builder, op: Operands) -> Value:
     x, keep, kind = builder.tensor(op.value(0)), bool(op.attribute("keepdims", 1)), op.node.inputs[0].dtype
     if op.node.op_type == "ReduceSum" and "INT" in str(kind):  # PyTorch sums whole numbers as int64
         return builder.call(torch.sum, x, axes, keepdim=keep, dtype=_type(kind))
+    if op.node.op_type in _NORMS:
+        return builder.call(norm_of, x, axes, keepdim=keep, order=_NORMS[op.node.op_type])
     return builder.call(_REDUCTIONS[op.node.op_type], x, axes, keepdim=keep)
 
 
@@ -146,21 +153,33 @@ def _arg(builder: Builder, op: Operands) -> Value:
     return builder.call(function, builder.tensor(op.value(0)), op.attribute("axis", 0), keepdim=keep)
 
 
+_ALPHAS: Mapping[str, tuple[Callable[..., Any], float]] = {
+    "Celu": (F.celu, 1.0),
+    "Elu": (F.elu, 1.0),
+    "LeakyRelu": (F.leaky_relu, 0.01),
+}
+"""Functions of one number, and what it is by default."""
+
+
 def _activation(builder: Builder, op: Operands) -> Value:
-    x, alpha = builder.tensor(op.value(0)), op.attribute("alpha", None)
-    match op.node.op_type:
-        case "LeakyRelu":
-            return builder.call(F.leaky_relu, x, 0.01 if alpha is None else alpha)
-        case "Elu":
-            return builder.call(F.elu, x, 1.0 if alpha is None else alpha)
-        case "Gelu":
-            return builder.call(F.gelu, x, approximate=op.attribute("approximate", "none"))
-        case _:  # HardSigmoid
-            slope, beta = 0.2 if alpha is None else alpha, op.attribute("beta", 0.5)
-            if abs(slope - 1 / 6) < 1e-6 and beta == 0.5:
-                return builder.call(F.hardsigmoid, x)
-            line = builder.call(torch.add, builder.call(torch.mul, x, slope), beta)
-            return builder.call(torch.clamp, line, 0.0, 1.0)
+    function, usual = _ALPHAS[op.node.op_type]
+    return builder.call(function, builder.tensor(op.value(0)), op.attribute("alpha", usual))
+
+
+def _threshold(builder: Builder, op: Operands) -> Value:
+    return builder.call(F.threshold, builder.tensor(op.value(0)), op.attribute("alpha", 1.0), 0.0)
+
+
+def _gelu(builder: Builder, op: Operands) -> Value:
+    return builder.call(F.gelu, builder.tensor(op.value(0)), approximate=op.attribute("approximate", "none"))
+
+
+def _hard_sigmoid(builder: Builder, op: Operands) -> Value:
+    x, slope, beta = builder.tensor(op.value(0)), op.attribute("alpha", 0.2), op.attribute("beta", 0.5)
+    if abs(slope - 1 / 6) < 1e-6 and beta == 0.5:
+        return builder.call(F.hardsigmoid, x)
+    line = builder.call(torch.add, builder.call(torch.mul, x, slope), beta)
+    return builder.call(torch.clamp, line, 0.0, 1.0)
 
 
 def _prelu(builder: Builder, op: Operands) -> Value:
@@ -218,11 +237,14 @@ ELEMENTWISE: Mapping[str, Handler] = {
     **dict.fromkeys(_BINARY, _binary),
     **dict.fromkeys(_ARITHMETIC, _arithmetic),
     **dict.fromkeys(_VARIADIC, _variadic),
-    **dict.fromkeys(_REDUCTIONS, _reduction),
+    **dict.fromkeys((*_REDUCTIONS, *_NORMS), _reduction),
     **dict.fromkeys(("ArgMax", "ArgMin"), _arg),
-    **dict.fromkeys(("LeakyRelu", "Elu", "Gelu", "HardSigmoid"), _activation),
+    **dict.fromkeys(_ALPHAS, _activation),
     **dict.fromkeys(("Softmax", "LogSoftmax"), _softmax),
+    "Gelu": _gelu,
+    "HardSigmoid": _hard_sigmoid,
     "PRelu": _prelu,
+    "ThresholdedRelu": _threshold,
     "Pow": _power,
     "Clip": _clip,
     "Where": _where,

@@ -7,6 +7,7 @@ of their weights, so that everything else of this package meets what it knows.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,10 +24,13 @@ from fxdecomp.export.parity import check_parity
 from fxdecomp.export.sessions import open_session
 from fxdecomp.export.tensor_runs import run_on_tensors
 from fxdecomp.graphs.origins import attach_origin
+from fxdecomp.graphs.records import Record, attach_record
 from fxdecomp.graphs.untouched import one_at_a_time, same_chance
 from fxdecomp.importing.carried import Carried
 from fxdecomp.importing.example_inputs import given_inputs, random_inputs
 from fxdecomp.importing.origin import OnnxOrigin
+
+_QUANTISED = re.compile(r"^QLinear|[Qq]uantizeLinear$|Integer$|^DynamicQuantize|^MatMulNBits$")
 
 _REPAIRS = 32
 """So many nodes that are converted to something else are carried instead, before that is an error."""
@@ -101,8 +105,26 @@ def from_onnx(
         tests += [drawn for i in (1, 2) if _runs(session, drawn := drawn_like(example, seed + i))]
     gm, parity = _compared(origin, gm, path, tests)
     outputs = tuple(item.name for item in session.get_outputs())
+    attach_record(gm, Record(notes=_notes(gm, proto)))
     leaves = tuple(module.told for module in gm.modules() if isinstance(module, Carried))
     return ImportedModel(gm, example, names, outputs, parity, leaves)
+
+
+def _notes(gm: GraphModule, proto: Any) -> tuple[str, ...]:
+    """What the reader of a report is told of a file."""
+    notes = [
+        f"{name} runs in ONNX Runtime: {module.told}"
+        for name, module in gm.named_modules()
+        if isinstance(module, Carried)
+    ]
+    quantised = [node.op_type for node in proto.graph.node if _QUANTISED.search(node.op_type)]
+    if quantised:
+        kinds = ", ".join(sorted(set(quantised)))
+        notes.append(
+            f"the file is quantised already: {len(quantised)} nodes ({kinds}); decompose the file that it "
+            "was made of, and quantise that"
+        )
+    return tuple(notes)
 
 
 def _compared(

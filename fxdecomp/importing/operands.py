@@ -79,8 +79,13 @@ class Operands:
         shape = self.node.inputs[index].shape
         return shape[axis] if shape is not None and isinstance(shape[axis], int) else None
 
-    def added_bias(self, length: int) -> tuple[str, NDArray[Any] | None]:
-        """The constant vector that is added to the only output and to nothing else; the sum is then done."""
+    def added_bias(self, length: int, behind: int = 0) -> tuple[str, NDArray[Any] | None]:
+        """The constant that is added to the only output and to nothing else; the sum is then done.
+
+        Args:
+            length: Of the axis that it stands along.
+            behind: Number of axes behind that one.
+        """
         output = self.node.outputs[0]
         uses = output.uses()
         if len(uses) != 1 or output.is_graph_output() or uses[0].node.op_type != "Add":
@@ -88,7 +93,11 @@ class Operands:
         adding, index = uses[0].node, uses[0].idx
         other = adding.inputs[1 - index]
         bias = None if other is None else self._builder.values.get(other.name)
-        if not isinstance(bias, np.ndarray) or bias.shape != (length,):
+        if not isinstance(bias, np.ndarray) or bias.dtype.kind != "f":
+            return "", None
+        place, known = bias.ndim - 1 - behind, output.shape
+        fits = bias.ndim == behind + 1 or (known is not None and bias.ndim <= len(known))
+        if not fits or bias.shape != tuple(length if axis == place else 1 for axis in range(bias.ndim)):
             return "", None
         self.merged[adding] = output.name
-        return other.name, bias
+        return other.name, bias.reshape(-1)

@@ -79,7 +79,7 @@ def test_neighbours_form_one_leaf_with_several_outputs(tmp_path: Path) -> None:
             node("Slice", "b", "e", "a", "s"),
             {"b": ints(-1), "e": ints(-9), "a": ints(3), "s": ints(-1)},
         ),
-        (node("DepthToSpace", blocksize=2), {}),
+        (node("MaxUnpool", "i", kernel_shape=[2, 2]), {"i": np.zeros((2, 4, 6, 8), np.int64)}),
         (node("Resize", "", "s", mode="nearest"), {"s": np.asarray([1, 1, 2, 2], np.float32)}),
         (
             node("Resize", "", "s", mode="cubic", cubic_coeff_a=-0.5),
@@ -88,7 +88,7 @@ def test_neighbours_form_one_leaf_with_several_outputs(tmp_path: Path) -> None:
         (node("AveragePool", kernel_shape=[2, 2], pads=[0, 0, 1, 1]), {}),
         (node("Pad", "p", mode="reflect"), {"p": ints(1, 0, 0, 0, 0, 0, 0, 0)}),
     ],
-    ids=["computed weight", "backwards", "order", "nearest", "cubic", "pool", "pad"],
+    ids=["computed weight", "backwards", "unpool", "nearest", "cubic", "pool", "pad"],
 )
 def test_a_node_without_a_counterpart_is_carried(
     only: onnx.NodeProto, constants: dict[str, np.ndarray], tmp_path: Path

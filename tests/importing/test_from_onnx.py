@@ -104,6 +104,7 @@ def test_each_operator_computes_what_onnx_runtime_computes(name: str, tmp_path: 
         write(tmp_path / "a.onnx", [only], constants, opset=21 if "group norm" in name else 20)
     )
     assert len(imported.parity) == 6  # three inputs, optimisations off and on
+    assert not imported.carried
     assert (imported.input_names, imported.output_names) == (("x",), ("y",))
 
 
