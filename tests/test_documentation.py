@@ -14,6 +14,7 @@ from torch import nn
 
 import fxdecomp
 import fxdecomp.calibration
+from benchmarks import cli_page
 from fxdecomp.cli import app
 from tests.nets import drawn, image
 
@@ -118,6 +119,11 @@ def test_the_command_lines_that_pages_show_are_those_of_the_program() -> None:
         known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
         given_options = {word.split("=")[0] for word in words if word.startswith("-")}
         assert given_options <= known, f"{page}: fxdecomp {name} {words}"
+
+
+def test_the_page_of_the_command_line_is_that_of_the_program() -> None:
+    again = "run python -m benchmarks.cli_page docs/cli.md"
+    assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == cli_page.page(), again
 
 
 def test_every_page_is_in_the_navigation() -> None:

@@ -141,7 +141,7 @@ def test_every_method_bears_int8_and_half_precision(small: GraphModule, tmp_path
 def test_linear_chains_agree_in_double_precision(tmp_path: Path) -> None:
     net = nn.Sequential(nn.Linear(24, 32), nn.ReLU(), nn.Linear(32, 24)).double()
     example = torch.randn(4, 24, dtype=torch.float64)
-    gm = fxdecomp.transform(fxdecomp.trace(net, example), Policy(method="svd", rank=4))
+    gm = fxdecomp.transform(fxdecomp.trace(net, example), Policy(rules=[Rule("*", "svd", 4)]))
     assert len(chains(gm)) == 2
     report = to_onnx(gm, example, tmp_path / "net.onnx")
     assert report.max_relative < 1e-12
