@@ -31,8 +31,8 @@ def load_calibration(reference: str | None, example: ExampleInputs) -> Calibrati
     """The inputs that a function gives, or an `.npz` or `.npy` file holds.
 
     Args:
-        reference: `module:function` or `file.py:function`, whose result is a tensor or an array (batches of
-            16 are made of it), an iterable of batches such as a DataLoader, or a `Calibration`; or a file of
+        reference: `module:function` or `file.py:function`, whose result is a tensor or an array (batches
+            are made of it), an iterable of batches such as a DataLoader, or a `Calibration`; or a file of
             arrays, each with one input of the network, by name or in order.
         example: The example inputs of the network.
 
@@ -50,7 +50,7 @@ def load_calibration(reference: str | None, example: ExampleInputs) -> Calibrati
     if isinstance(data, Calibration):
         return data
     if isinstance(data, Tensor | np.ndarray):
-        return Calibration(tuple(_fitting(part, example) for part in _parts([data])))
+        return Calibration(tuple(_fitting(part, example) for part in _parts(data)))
     if not isinstance(data, Iterable):
         raise ModelReferenceError(f"{reference} gives a {type(data).__name__}, wanted batches of inputs")
     return Calibration(tuple(_first(_fitting(batch, example) for batch in _items(data, reference))))
@@ -102,7 +102,7 @@ def load_pictures(
         numbers = np.asarray(shown, dtype=np.float32).reshape(height, width, channels) / 255
         row = (numbers - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
         rows.append(torch.from_numpy(row.transpose(2, 0, 1).copy()))
-    return Calibration(tuple(_parts([torch.stack(rows)])))
+    return Calibration(tuple(_parts(torch.stack(rows))))
 
 
 def _of_arrays(path: Path, example: ExampleInputs) -> Iterator[ExampleInputs]:
@@ -119,7 +119,7 @@ def _of_arrays(path: Path, example: ExampleInputs) -> Iterator[ExampleInputs]:
         )
     keyword = call_arguments(example)[1]
     by_name = set(named) >= set(keyword) and bool(keyword)
-    for parts in zip(*(_parts([array]) for array in named.values()), strict=True):
+    for parts in zip(*(_parts(array) for array in named.values()), strict=True):
         batch = dict(zip(named, parts, strict=True))
         yield _fitting(batch if by_name else parts[0] if len(parts) == 1 else tuple(parts), example)
 
@@ -155,11 +155,12 @@ def _first(batches: Iterator[ExampleInputs]) -> Iterator[ExampleInputs]:
             return
 
 
-def _parts(arrays: Sequence[Any]) -> Iterator[Any]:
-    """An array or tensor in batches of 16, no more than `MOST` inputs."""
-    (array,) = arrays
-    for start in range(0, min(len(array), MOST), _SIZE):
-        yield array[start : min(start + _SIZE, MOST)]
+def _parts(array: Any) -> Iterator[Any]:
+    """An array or tensor in batches, eight at least where it can be: an eighth is kept to judge by."""
+    count = min(len(array), MOST)
+    size = min(_SIZE, max(1, count // 8))
+    for start in range(0, count, size):
+        yield array[start : min(start + size, count)]
 
 
 def _leaves(example: ExampleInputs) -> list[Tensor]:
@@ -173,15 +174,24 @@ def _fitting(batch: Any, example: ExampleInputs) -> ExampleInputs:
     if isinstance(batch, Arguments):
         return batch
     if isinstance(batch, Mapping):
-        known = {name: value for name, value in batch.items() if name in kwargs} if kwargs else dict(batch)
-        return {name: _tensor(value, kwargs.get(name)) for name, value in known.items()}
+        named = {name: _tensor(batch[name], kwargs[name]) for name in kwargs if name in batch}
+        others = [value for name, value in batch.items() if name not in kwargs]
+        if not kwargs:
+            return {name: _tensor(value, None) for name, value in batch.items()}
+        return _call(tuple(_tensor(*pair) for pair in zip(others, args, strict=False)), named)
     if isinstance(batch, list | tuple):
-        count = len(args) or len(kwargs)
         values = [_tensor(value, like) for value, like in zip(batch, [*args, *kwargs.values()], strict=False)]
-        only: ExampleInputs = values[0] if count == 1 and values else tuple(values)
-        return only
+        return _call(tuple(values[: len(args)]), dict(zip(kwargs, values[len(args) :], strict=False)))
     single: ExampleInputs = _tensor(batch, args[0] if args else None)
     return single
+
+
+def _call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExampleInputs:
+    """The inputs of a call, in the plainest form."""
+    if args and kwargs:
+        return Arguments(args, kwargs)
+    plain: ExampleInputs = kwargs or (args[0] if len(args) == 1 else args)
+    return plain
 
 
 def _tensor(value: Any, like: Any) -> Any:

@@ -199,6 +199,10 @@ def _tell(result: CompressResult, out: Path) -> None:
     last += [quality.warning for quality in qualities if quality.warning]
     if verdict is not None:
         hint = "" if verdict.timed else "; --time tells whether it is faster"
-        hint = "; try --budget latency:0.5, or --max-drop" if verdict.ship == "dense" and timed else hint
+        if verdict.ship == "dense":
+            lost = any(quality.warning for quality in qualities)
+            hint = "; try " + (
+                "a larger budget, or --recover" if lost else "--budget latency:0.5, or --max-drop"
+            )
         last.append(f"Verdict: ship {verdict.ship}.onnx: {verdict.why}{hint}")
     print_blocks(*tables, "\n".join(told), *last)

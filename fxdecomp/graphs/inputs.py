@@ -25,6 +25,11 @@ class Arguments:
     keyword: Mapping[str, Any]
 
 
+pytree.register_pytree_node(
+    Arguments,
+    lambda call: ([call.positional, dict(call.keyword)], None),
+    lambda parts, _: Arguments(*parts),
+)
 ExampleInputs = Tensor | Sequence[Any] | Mapping[str, Any] | Arguments
 
 

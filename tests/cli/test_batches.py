@@ -35,7 +35,8 @@ def test_every_form_gives_the_same_batches(kind: str, monkeypatch: pytest.Monkey
     found = load_calibration("tests.cli_models:batches", EXAMPLE)
     assert found is not None
     assert all(isinstance(batch, Tensor) and batch.dtype == torch.float32 for batch in found.batches)
-    assert [len(batch) for batch in found.batches] == [16, 16, 8]  # type: ignore[arg-type]
+    sizes = [16, 16, 8] if kind in {"a loader of pairs", "pairs of arrays", "a calibration"} else [5] * 8
+    assert [len(batch) for batch in found.batches] == sizes  # type: ignore[arg-type]
     assert torch.equal(torch.cat(list(found.batches)), DATA)  # type: ignore[arg-type]
 
 
@@ -47,6 +48,14 @@ def test_a_network_of_two_inputs_keeps_both_and_their_types(monkeypatch: pytest.
     assert found is not None
     ((first, second),) = found.batches
     assert (first.dtype, second.dtype) == (torch.float32, torch.int32)
+    for batch in ((DATA, DATA > 60), {"mask": DATA > 60, "x": DATA, "labels": DATA}):
+        monkeypatch.setattr("tests.cli_models.batches", lambda given=batch: [given])
+        example = Arguments((torch.zeros(1, 3),), {"mask": torch.zeros(1, 3, dtype=torch.bool)})
+        found = load_calibration("tests.cli_models:batches", example)
+        assert found is not None
+        ((positional,), keyword), *_ = map(call_arguments, found.batches)
+        assert torch.equal(positional, DATA)
+        assert list(keyword) == ["mask"]
     named = {"ids": torch.zeros(2, 4, dtype=torch.int64), "labels": torch.zeros(2)}
     monkeypatch.setattr("tests.cli_models.batches", lambda: [named])
     found = load_calibration("tests.cli_models:batches", {"ids": torch.zeros(1, 4, dtype=torch.int64)})
@@ -117,13 +126,12 @@ def test_pictures_become_batches_as_the_network_takes_them(tmp_path: Path) -> No
     Image.new("L", (30, 30), 102).save(tmp_path / "deeper" / "b.JPG")
     (tmp_path / "notes.txt").write_text("no picture")
     found = load_pictures(tmp_path, torch.zeros(1, 3, 4, 5), mean=(0.5, 0.0, 0.0), std=(0.5,))
-    (batch,) = found.batches
-    assert isinstance(batch, Tensor)
+    batch = torch.cat(list(found.batches))  # type: ignore[arg-type]
     assert batch.shape == (2, 3, 4, 5)
     assert batch[0, :, 0, 0].tolist() == pytest.approx([1.0, 0.0, 0.4])
     assert batch[1, :, 0, 0].tolist() == pytest.approx([-0.2, 0.8, 0.8], abs=0.01)
     grey = load_pictures(tmp_path, torch.zeros(1, 1, 4, 5), size=(7, 9))
-    assert next(iter(grey.batches)).shape == (2, 1, 7, 9)  # type: ignore[union-attr]
+    assert next(iter(grey.batches)).shape == (1, 1, 7, 9)  # type: ignore[union-attr]
 
 
 def test_pictures_that_cannot_be_meant_are_told(tmp_path: Path) -> None:

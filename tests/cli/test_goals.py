@@ -117,11 +117,11 @@ def test_budgets_and_providers_in_words() -> None:
     assert provider_named(None) is None
 
 
-def test_a_tensor_becomes_batches_of_sixteen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tensor_becomes_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.cli_models.batches", lambda: torch.zeros(40, 3))
     found = load_calibration("tests.cli_models:batches", torch.zeros(1, 3))
     assert found is not None
-    assert [len(batch) for batch in found.batches] == [16, 16, 8]  # type: ignore[arg-type]
+    assert [len(batch) for batch in found.batches] == [5] * 8  # type: ignore[arg-type]
     assert load_calibration(None, torch.zeros(1)) is None
     with pytest.raises(FxdecompError, match="absent"):
         load_calibration("tests.cli_models:absent", torch.zeros(1))
