@@ -55,11 +55,16 @@ class Agreement:
 
     def lost(self, outputs: Iterable[list[Tensor]]) -> float:
         """The relative squared error of outputs, one list for each batch."""
+        return sum(
+            self.lost_in(index, got) for index, got in zip(range(len(self._wanted)), outputs, strict=True)
+        )
+
+    def lost_in(self, index: int, outputs: list[Tensor]) -> float:
+        """What one batch adds to that error."""
         lost = 0.0
-        for got, wanted in zip(outputs, self._wanted, strict=True):
-            for a, b in zip(got, wanted, strict=True):
-                finite = b.isfinite()
-                lost += float((a[finite].nan_to_num(0.0, 0.0, 0.0) - b[finite]).square().sum())
+        for a, b in zip(outputs, self._wanted[index], strict=True):
+            finite = b.isfinite()
+            lost += float((a[finite].nan_to_num(0.0, 0.0, 0.0) - b[finite]).square().sum())
         return lost / self._power if self._power else 0.0
 
     @staticmethod

@@ -13,19 +13,19 @@ compares it with gradients.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx
-from torch.fx import GraphModule, Node
+from torch import Tensor
+from torch.fx import GraphModule
 
 from fxdecomp.allocation.agreement import Agreement
 from fxdecomp.calibration import Batch, Calibration
 from fxdecomp.calibration.splitting import inputs_of
 from fxdecomp.graphs.copies import copy_sharing_tensors
 from fxdecomp.graphs.inputs import float_leaves, placeholder_values
-from fxdecomp.graphs.untouched import copied
+from fxdecomp.graphs.walking import Walk
 from fxdecomp.progress import Progress, silent
 from fxdecomp.sites import Site
 
@@ -63,29 +63,47 @@ def measure_sensitivity(
         One number for each layer, by name; 0 where its output does not reach the network's, 1 where its
         output does not vary. Empty where the network's outputs cannot be compared.
 
-    Cost: one forward pass over the batches for each layer, and two more.
+    Cost: for each layer a forward pass over the batches from that layer on, and two whole ones.
     """
     runner = copy_sharing_tensors(gm).eval()
     agreement = Agreement(runner, batches)
     if agreement.is_blind:
         return {}
-    values = [placeholder_values(runner, batch) for batch in batches]
-    found: dict[str, float] = {}
-    for index, site in enumerate(sites):
-        nodes = {call.node.name for call in site.calls}
-        spatial = site.spec.ndim
-        sums = [0.0, 0.0]
+    order = {node.name: index for index, node in enumerate(runner.graph.nodes)}
+    probes = sorted((_Probe(site, lost) for site in sites), key=lambda probe: order[probe.first])
+    for index, batch in enumerate(batches):
+        walk = Walk(runner, placeholder_values(runner, batch))
+        for number, probe in enumerate(probes):
+            walk.go_before(probe.first)
+            outputs = walk.fork().finish(probe.changed)
+            leaves = [leaf.double() for leaf in float_leaves(outputs)]
+            probe.damage += agreement.lost_in(index, leaves)
+            progress("sensitivities", index * len(probes) + number + 1, len(batches) * len(probes))
+    found = {probe.name: probe.sensitivity for probe in probes}
+    return {site.name: found[site.name] for site in sites}
 
-        def truncate(y: Tensor, spatial: int = spatial, sums: list[float] = sums) -> Tensor:
-            kept, gone, power = truncated(y, spatial, lost)
-            sums[0] += gone
-            sums[1] += power
-            return kept
 
-        damage = agreement.lost(_run(runner, each, nodes, truncate) for each in values)
-        found[site.name] = damage * sums[1] / sums[0] if sums[0] else 1.0
-        progress("sensitivities", index + 1, len(sites))
-    return found
+class _Probe:
+    """Takes variance away at one layer; adds up how much, and what that does to the outputs."""
+
+    def __init__(self, site: Site, lost: float) -> None:
+        self.name, self.first = site.name, site.calls[0].node.name
+        self._nodes = {call.node.name for call in site.calls}
+        self._spatial, self._lost = site.spec.ndim, lost
+        self._gone = self._power = self.damage = 0.0
+
+    def changed(self, name: str, value: Any) -> Any:
+        """The value of a node, without its weakest directions where it is the layer's."""
+        if name not in self._nodes:
+            return value
+        kept, gone, power = truncated(value, self._spatial, self._lost)
+        self._gone += gone
+        self._power += power
+        return kept
+
+    @property
+    def sensitivity(self) -> float:
+        return self.damage * self._power / self._gone if self._gone else 1.0
 
 
 def some_of(calibration: Calibration, examples: int = EXAMPLES) -> list[Batch]:
@@ -110,23 +128,12 @@ def truncated(y: Tensor, spatial: int, lost: float) -> tuple[Tensor, float, floa
     rows = last.reshape(-1, last.shape[-1]).double()
     mean = rows.mean(0)
     centred = rows - mean
-    values, vectors = torch.linalg.eigh(centred.T @ centred)
+    is_wide = len(centred) < centred.shape[1]  # the same directions, seen from the rows
+    values, vectors = torch.linalg.eigh(centred @ centred.T if is_wide else centred.T @ centred)
     gone = values.clamp_min(0).cumsum(0)
     still = int((values <= _STILL * values[-1]).sum())
     drop = min(max(1 + still, int((gone <= lost * gone[-1]).sum())), len(values))
-    kept = centred @ vectors[:, drop:] @ vectors[:, drop:].T + mean
+    basis = vectors[:, drop:]
+    kept = (basis @ (basis.T @ centred) if is_wide else centred @ basis @ basis.T) + mean
     result = kept.reshape(last.shape).movedim(-1, -1 - spatial).to(y.dtype)
     return result.contiguous(), float(gone[drop - 1]), float(gone[-1])
-
-
-@torch.no_grad()
-def _run(
-    gm: GraphModule, values: list[Any], nodes: set[str], change: Callable[[Tensor], Tensor]
-) -> list[Tensor]:
-    class Changed(fx.Interpreter):
-        def run_node(self, n: Node) -> Any:
-            result = super().run_node(n)
-            return change(result) if n.name in nodes else result
-
-    outputs = Changed(gm).run(*copied(values), enable_io_processing=False)
-    return [leaf.double() for leaf in float_leaves(outputs)]

@@ -11,7 +11,7 @@ from fxdecomp.calibration.splitting import inputs_of
 from fxdecomp.graphs.records import Record, attach_record, record_of
 from fxdecomp.outcomes import Applied, Skipped
 
-FEW = 64
+FEW = 32
 """Inputs below which a fit to them is doubted whatever it looks like."""
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -53,6 +55,35 @@ class Walk:
         """Run the node of a name, after those before it, and return its value."""
         self.go_before(name)
         return self._run_next()
+
+    def fork(self) -> Walk:
+        """Another walk from the present place on, whose operations in place leave this one's values."""
+        other = copy.copy(self)
+        other._interpreter = copy.copy(self._interpreter)
+        memo: dict[int, Any] = {}  # one for all: views of one tensor stay views of one tensor
+
+        def own(value: Tensor) -> Tensor:
+            return copy.deepcopy(value.detach(), memo)
+
+        other._interpreter.env = {
+            node: value if node.op == "get_attr" else pytree.tree_map_only(Tensor, own, value)
+            for node, value in self._interpreter.env.items()
+        }
+        return other
+
+    def finish(self, changed: Callable[[str, Any], Any]) -> Any:
+        """Run the other nodes and return what the graph returns.
+
+        Args:
+            changed: Gives what is to be taken for the value of a node, by the node's name.
+        """
+        value = None
+        while self._next < len(self._nodes):
+            node = self._nodes[self._next]
+            value = self._run_next()
+            if node in self._interpreter.env:
+                self._interpreter.env[node] = changed(node.name, value)
+        return value
 
     def live_bytes(self) -> int:
         """Memory of the values that are kept."""

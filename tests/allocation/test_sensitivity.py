@@ -5,7 +5,7 @@ from torch.fx import GraphModule
 
 import fxdecomp
 from fxdecomp.allocation.agreement import Agreement
-from fxdecomp.allocation.sensitivity import EXAMPLES, LOST, measure_sensitivity, some_of
+from fxdecomp.allocation.sensitivity import EXAMPLES, LOST, measure_sensitivity, some_of, truncated
 from fxdecomp.calibration import Calibration
 from fxdecomp.sites import survey
 from tests.nets import image
@@ -56,6 +56,43 @@ def test_convolutions_lose_channels_and_the_last_layer_has_sensitivity_one(build
     assert value == pytest.approx(float(ratio), rel=1e-4)
 
 
+def test_of_fewer_rows_than_channels_the_same_directions_go() -> None:
+    y = image(6, 40, seed=5).double() @ torch.diag(0.8 ** torch.arange(40)).double()
+    kept, gone, power = truncated(y, 0, 0.1)
+    more = torch.cat((y, *[y] * 9))  # the same covariance, seen from the channels
+    tall, gone_tall, power_tall = truncated(more, 0, 0.1)
+    assert torch.allclose(kept, tall[:6], atol=1e-10)
+    assert (gone, power) == (pytest.approx(gone_tall / 10), pytest.approx(power_tall / 10))
+    assert 0 < gone < 0.1 * power
+
+
+def test_operations_in_place_and_views_see_the_changed_layer_alone() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.first, self.second = nn.Linear(12, 12), nn.Linear(12, 12)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.first(x).relu_()
+            half = y[:, :6]
+            z = self.second(y)
+            half.mul_(3.0)
+            return (y + z).relu_()
+
+    class Plain(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.first(x).relu()
+            tripled = torch.cat((y[:, :6] * 3.0, y[:, 6:]), 1)
+            return (tripled + self.second(y)).relu()
+
+    found = [
+        measure_sensitivity(g, survey(g).sites, [X, X])
+        for g in (fxdecomp.trace(n(), X) for n in (Net, Plain))
+    ]
+    assert found[0] == pytest.approx(found[1])
+
+
 def test_agreement_is_one_for_the_original_and_falls_with_the_error(gm: GraphModule) -> None:
     metric = Agreement(gm, [X])
     assert metric(gm) == 1.0
@@ -72,7 +109,7 @@ def test_a_budget_spares_the_layer_that_matters(
     told = {"strong": 1e-3, "weak": 1e-3} | {matters: 1.0}
     monkeypatch.setattr("fxdecomp.allocation.planning.measure_sensitivity", lambda *_, **__: told)
     policy = fxdecomp.Policy(budget=fxdecomp.MACs(0.8), multiple_of=1, exclude=["idle"])
-    report = fxdecomp.report(fxdecomp.transform(gm, policy, calibration=[image(64, 12)]))
+    report = fxdecomp.report(fxdecomp.transform(gm, policy, calibration=[image(64, 12)], least_agreement=0.0))
     spent = {outcome.site: outcome.macs_after for outcome in report.outcomes}
     assert max(("strong", "weak"), key=spent.__getitem__) == matters
 
