@@ -34,7 +34,6 @@ from fxdecomp.graphs.copies import copy_sharing_tensors
 from fxdecomp.graphs.inputs import float_leaves
 from fxdecomp.passes import FoldBatchNorm
 from fxdecomp.plans import Choice, Plan
-from fxdecomp.progress import silent
 from fxdecomp.sites import Site, survey
 
 SHARES = (0.03, 0.1, 0.3)
@@ -51,7 +50,7 @@ def correlate(name: str, plans: int, seed: int) -> None:
         site.name: Question(site.name, tuple(c.spec for c in site.calls), site.weight, 0, "auto", 8)
         for site in sites
     }
-    menus = SiteWork(dense, sites, data, None, silent).each("candidates", candidates, questions)
+    menus = SiteWork(dense, data).each("candidates", candidates, questions)
     menus = {site: menu for site, menu in menus.items() if len(menu) > 2}
     layers = {site.name: str(site.spec) for site in sites}
     start = time.perf_counter()

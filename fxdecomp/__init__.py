@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     )
     from fxdecomp.inspecting.spectra import plot_spectra
     from fxdecomp.outcomes import Applied, Folded, Outcome, Reason, Skipped
-    from fxdecomp.pipeline import transform
+    from fxdecomp.pipeline import Study, study, transform
     from fxdecomp.plans import Plan
     from fxdecomp.policy import Latency, MACs, Params, Policy
     from fxdecomp.policy.rules import Rule
@@ -41,7 +41,7 @@ _HOMES = {
     "RecoveryError TraceError",
     "inspecting.spectra": "plot_spectra",
     "outcomes": "Applied Folded Outcome Reason Skipped",
-    "pipeline": "transform",
+    "pipeline": "Study study transform",
     "plans": "Plan",
     "policy": "Latency MACs Params Policy",
     "policy.rules": "Rule",
@@ -98,6 +98,7 @@ __all__ = [
     "Rule",
     "SearchResult",
     "Skipped",
+    "Study",
     "TraceError",
     "export",
     "graph_diff",
@@ -105,6 +106,7 @@ __all__ = [
     "recover",
     "report",
     "search",
+    "study",
     "trace",
     "transform",
 ]

@@ -1,4 +1,4 @@
-"""`transform`: the passes, in reading order."""
+"""`transform`: the passes, in reading order; `study`: what they compute, kept for another policy."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import logging
 from collections.abc import Iterable
 from concurrent.futures import Executor
 from contextlib import suppress
+from functools import cached_property
 
 import torch
 from torch.fx import GraphModule
 
+from fxdecomp.allocation.site_work import SiteWork, Workers
 from fxdecomp.calibration import Batch, Calibration
 from fxdecomp.calibration.competing import better, is_doubtful
 from fxdecomp.calibration.judging import judged_inputs, with_quality
@@ -27,12 +29,81 @@ from fxdecomp.quality import LEAST_AGREEMENT
 _log = logging.getLogger(__name__)
 
 
+class Study:
+    """A network, its calibration, and all that was found out about its layers.
+
+    `transform` and `search` take it in the place of the calibration. The moments of the
+    layers' inputs, spectra, candidates, sensitivities and chains are kept for the next call, as far as
+    `Calibration.budget_bytes` reaches.
+
+    Attributes:
+        gm: The network.
+        calibration: The user's, None where there is none.
+        folded: The same, its BatchNorms folded.
+        judged: The inputs that finished networks are compared on; None where none are known.
+        work: What is known of the layers, fitted to the calibration where there is one.
+
+    Example:
+        >>> import torch, fxdecomp
+        >>> gm = fxdecomp.trace(torch.nn.Sequential(torch.nn.Linear(64, 32)), torch.randn(1, 64))
+        >>> fxdecomp.study(gm).judged.told
+        'the example inputs of trace, 1 input'
+    """
+
+    def __init__(self, gm: GraphModule, calibration: Calibration | Iterable[Batch] | None = None) -> None:
+        self.gm = gm
+        self.folded = FoldBatchNorm()(gm)
+        self.calibration = None if calibration is None else Calibration.of(calibration)
+        data, self.judged = judged_inputs(gm, self.calibration)
+        self.work = SiteWork(self.folded, data)
+        self._versions = _versions(gm)
+
+    @cached_property
+    def weights_alone(self) -> SiteWork:
+        """What the weights alone say of the layers."""
+        return self.work if self.work.calibration is None else SiteWork(self.folded, None)
+
+    def require(self, gm: GraphModule) -> None:
+        """Raise `PolicyError` unless this is about a network, as it is now."""
+        if gm is not self.gm:
+            raise PolicyError(
+                "the study is of another network; make one with fxdecomp.study(gm, calibration)"
+            )
+        if _versions(gm) != self._versions:
+            raise PolicyError("the network has changed since it was studied; make a new study of it")
+
+
+@one_at_a_time
+def study(gm: GraphModule, calibration: Calibration | Iterable[Batch] | None = None) -> Study:
+    """Begin to keep what is computed about a network.
+
+    Args:
+        gm: A traced network, from `trace`; it must not change as long as the study is used.
+        calibration: Unlabelled inputs, as for `transform`.
+
+    Raises:
+        CalibrationError: The calibration holds NaN or does not fit the network.
+        FxdecompError: It is no GraphModule.
+
+    Example:
+        >>> import torch, fxdecomp
+        >>> gm = fxdecomp.trace(torch.nn.Sequential(torch.nn.Linear(64, 32)), torch.randn(1, 64))
+        >>> known = fxdecomp.study(gm, [torch.randn(32, 64)])
+        >>> half, third = (
+        ...     fxdecomp.transform(gm, fxdecomp.Policy(budget=fxdecomp.MACs(share)), calibration=known)
+        ...     for share in (0.7, 0.4)
+        ... )
+    """
+    require_graph(gm, "study")
+    return Study(gm, calibration)
+
+
 @one_at_a_time
 def transform(
     gm: GraphModule,
     policy: Policy,
     *,
-    calibration: Calibration | Iterable[Batch] | None = None,
+    calibration: Calibration | Iterable[Batch] | Study | None = None,
     executor: Executor | None = None,
     least_agreement: float = LEAST_AGREEMENT,
     progress: Progress = silent,
@@ -45,7 +116,8 @@ def transform(
         calibration: Unlabelled inputs, as an iterable of batches (tensors, tuples, dicts) or a `Calibration`
             with options. The decompositions are then fitted to the layers' outputs on seven eighths of them;
             where these are few or the result is poor, it competes with what the weights alone give on the
-            rest, and the better is returned. Fewer than 4 inputs are not fitted to.
+            rest, and the better is returned. Fewer than 4 inputs are not fitted to. A `study` of `gm` keeps
+            what was computed, for the next call.
         executor: Takes the numerical work at the layers: any `concurrent.futures.Executor`, such as a process
             pool or Dask's `client.get_executor()`. The result is the same, bit for bit: each worker computes
             on as many threads as torch uses here (`torch.set_num_threads(1)` before, for a worker a core).
@@ -75,21 +147,25 @@ def transform(
         raise PolicyError(
             f"transform takes a Policy, got {type(policy).__name__}; use Policy(method='tucker2')"
         )
-    folded = FoldBatchNorm()(gm)
-    data, judged = judged_inputs(gm, None if calibration is None else Calibration.of(calibration))
+    known = calibration if isinstance(calibration, Study) else Study(gm, calibration)
+    known.require(gm)
+    workers = Workers(executor, progress)
 
-    def made(wanted: Policy, fitted_to: Calibration | None) -> GraphModule:
+    def made(wanted: Policy, work: SiteWork) -> GraphModule:
+        data = work.calibration
         with unchanged_buffers(gm):
-            small = DecomposeLayers(wanted, fitted_to, executor, progress)(folded)
-            if fitted_to is not None and fitted_to.refit:
-                small = RefitChains(folded, fitted_to, progress)(small)
+            small = DecomposeLayers(wanted, work, workers)(known.folded)
+            if data is not None and data.refit:
+                small = RefitChains(known.folded, data, progress)(small)
         with torch.inference_mode(False):
-            return with_quality(copy_owning_tensors(small, gm), gm, judged, least_agreement)
+            return with_quality(copy_owning_tensors(small, gm), gm, known.judged, least_agreement)
 
-    result = made(policy, data)
+    result = made(policy, known.work)
+    data = known.work.calibration
     if data is not None and is_doubtful(result, data) and not isinstance(policy.budget, Latency):
         with suppress(BudgetError):  # which the weights alone may not meet: heads then stay
-            result = better(result, made(policy if policy.budget else _replayed(result), None))
+            replayed = policy if policy.budget else _replayed(result)
+            result = better(result, made(replayed, known.weights_alone))
     quality = (record_of(result) or Record()).quality
     if quality is not None and quality.warning:
         _log.warning("%s", quality.warning)
@@ -100,3 +176,8 @@ def _replayed(small: GraphModule) -> Policy:
     """The policy of the same layers, methods and ranks."""
     record = record_of(small) or Record()
     return Policy.from_plan(Plan.from_dict(record.plan or {}))
+
+
+def _versions(gm: GraphModule) -> list[tuple[int, int]]:
+    """What tells that a tensor of the network has been exchanged, or written to."""
+    return [(id(tensor), tensor._version) for tensor in gm.parameters() if not tensor.is_inference()]

@@ -37,6 +37,8 @@ PROMISED = {
     "Report",
     "Rule",
     "SearchResult",
+    "Study",
+    "study",
     "Skipped",
     "TraceError",
     "VBMF",

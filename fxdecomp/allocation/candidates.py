@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fxdecomp.calibration.moments import Moments
 from fxdecomp.decompositions import (
     METHODS,
     Decomposition,
+    Problem,
     RankGrid,
     method_for,
     method_named,
@@ -64,7 +64,7 @@ class Question:
             frontier of multiply-accumulates on a coarse grid, whose times are still to be measured.
         require_saving: Whether a candidate must take fewer multiply-accumulates than the layer.
         floor: Least share of the layer's own cost that a candidate may have.
-        moments: One per group, None for errors of the weight.
+        problems: One per group, with moments for errors of the output; None to make them of the weight.
     """
 
     site: str
@@ -76,7 +76,12 @@ class Question:
     cost: str = "macs"
     require_saving: bool = True
     floor: float = 0.0
-    moments: tuple[Moments, ...] | None = None
+    problems: tuple[Problem, ...] | None = None
+
+    @property
+    def key(self) -> Hashable:
+        """Questions about one layer with equal keys have one answer."""
+        return self.site, self.method, self.multiple_of, self.cost, self.require_saving, self.floor
 
 
 @torch.no_grad()
@@ -93,8 +98,9 @@ def candidates(question: Question) -> tuple[Candidate, ...]:
         sum(each.macs for each in question.specs),
         question.weight.numel() + question.bias,
     )
-    problems = problems_of(question.weight, spec, question.moments)
-    biases = question.bias if question.moments is None else spec.out_channels  # fitted chains have one
+    problems = question.problems or problems_of(question.weight, spec)
+    is_fitted = problems[0].moments is not None
+    biases = spec.out_channels if is_fitted else question.bias  # fitted chains have one
     is_timed = question.cost == Latency.name
     grid = RankGrid.coarse(question.multiple_of) if is_timed else RankGrid(question.multiple_of)
     found: list[list[Candidate]] = []
@@ -102,7 +108,7 @@ def candidates(question: Question) -> tuple[Candidate, ...]:
         large = method.is_iterative and question.weight.numel() > _MOST_ITERATED
         if refusal_of(method, question.specs) is not None or (large and question.method == AUTO):
             continue
-        gain = method.alternation_gain if question.moments else 1.0
+        gain = method.alternation_gain if is_fitted else 1.0
         of_method = []
         for rank, error in method.estimates(problems, grid).items():
             forms = forms_of(method, rank, question.specs)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch.fx import GraphModule
 
 from fxdecomp.allocation.allocate import allocate
-from fxdecomp.allocation.candidates import Candidate, Question
+from fxdecomp.allocation.candidates import Candidate, Question, candidates
 from fxdecomp.allocation.pricing import price
-from fxdecomp.allocation.sensitivity import LEAST_EXAMPLES, measure_sensitivity, some_of
+from fxdecomp.allocation.site_work import SiteWork, Workers
 from fxdecomp.allocation.timed import ABOVE, LatencyPlanner, best_attempt
-from fxdecomp.calibration import Calibration
-from fxdecomp.calibration.splitting import inputs_of
 from fxdecomp.decompositions import method_named
 from fxdecomp.decompositions.factorising import Solution, Task, forms_of, weight_refusal
 from fxdecomp.errors import BudgetError
@@ -22,14 +20,11 @@ from fxdecomp.export.machine import machine
 from fxdecomp.outcomes import UNJUDGED, Outcome, Reason, Refusal
 from fxdecomp.policy import Policy
 from fxdecomp.policy.budgets import Latency, MACs, Params
-from fxdecomp.progress import Progress
 from fxdecomp.ranks import Fixed
 from fxdecomp.sites import Site
 
 _WORTH_SAYING = 0.05
 """Share of the cost in layers that no budget reduces from which on the refusal of a budget names them."""
-
-Answers = Callable[[Mapping[str, Question]], Mapping[str, tuple[Candidate, ...]]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,9 +54,8 @@ class Situation:
         settled: What became of the layers whose rank the policy gives.
         others: All else in the network that holds weights.
         dropped: How many parameters the original had besides, in BatchNorms that were folded.
-        answer: Finds the candidates of many layers.
-        calibration: Inputs that the layers' sensitivities are measured on, None for all alike.
-        progress: Told of every timed candidate.
+        work: Knows the layers' candidates and sensitivities.
+        workers: Do what has still to be done.
     """
 
     gm: GraphModule
@@ -69,20 +63,16 @@ class Situation:
     settled: Mapping[str, Solution | Refusal]
     others: Sequence[Outcome]
     dropped: int
-    answer: Answers
-    calibration: Calibration | None
-    progress: Progress
+    work: SiteWork
+    workers: Workers
+
+    def menus(self, questions: Mapping[str, Question]) -> dict[str, tuple[Candidate, ...]]:
+        """The candidates at every layer."""
+        return self.work.each("candidates", candidates, questions, self.workers)
 
     def sensitivity(self, open_: Mapping[str, Task]) -> dict[str, float] | None:
         """Damage at the network's output per unit of error at a layer; None where nothing is known."""
-        if self.calibration is None:
-            return None
-        batches = some_of(self.calibration)
-        if sum(map(inputs_of, batches)) < LEAST_EXAMPLES:
-            return None
-        sites = [site for site in self.sites if site.name in open_]
-        found = measure_sensitivity(self.gm, sites, batches, progress=self.progress)
-        return found or None
+        return self.work.sensitivity(open_, self.workers.progress)
 
 
 def plan_budget(policy: Policy, tasks: Mapping[str, Task], situation: Situation) -> Planned:
@@ -141,7 +131,7 @@ def _counted_choice(policy: Policy, open_: Mapping[str, Task], situation: Situat
     step = policy.multiple_of or rank_step()
     sensitivity = situation.sensitivity(open_)
     while True:
-        menus = situation.answer({name: _question(task, step, cost) for name, task in open_.items()})
+        menus = situation.menus({name: _question(task, step, cost) for name, task in open_.items()})
         finest = step == 1 or policy.multiple_of is not None
         try:
             found = allocate(menus, policy.budget, fixed=fixed, dense=dense, sensitivity=sensitivity)
@@ -167,7 +157,7 @@ def _timed_choice(
     with LatencyPlanner(situation.gm, situation.sites, budget, given) as planner:
         step = policy.multiple_of or planner.times.good_block()
         questions = {name: _question(task, step, budget.name) for name, task in open_.items()}
-        menus = price(questions, situation.answer(questions), planner.times, situation.progress)
+        menus = price(questions, situation.menus(questions), planner.times, situation.workers.progress)
         fixed = planner.fixed_s({name: menu[0].time_s or 0.0 for name, menu in menus.items()})
         attempts = planner.attempts(menus, fixed, situation.sensitivity(open_))
         target = planner.target
@@ -213,7 +203,7 @@ def _question(task: Task, step: int, cost: str) -> Question:
         cost,
         require_saving=task.require_saving,
         floor=task.floor,
-        moments=task.moments,
+        problems=task.problems,
     )
 
 

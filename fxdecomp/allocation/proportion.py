@@ -7,10 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from torch.fx import GraphModule
-
-from fxdecomp.allocation.sensitivity import measure_sensitivity, some_of
-from fxdecomp.calibration import Calibration
+from fxdecomp.allocation.site_work import SiteWork
 from fxdecomp.decompositions import method_named
 from fxdecomp.decompositions.factorising import Solution, forms_of
 from fxdecomp.outcomes import Reason, Refusal
@@ -28,25 +25,21 @@ TIMES = 5
 
 
 def out_of_proportion(
-    gm: GraphModule,
-    sites: Sequence[Site],
-    solutions: Mapping[str, Solution],
-    calibration: Calibration,
-    progress: Progress,
+    sites: Sequence[Site], results: Mapping[str, Solution | Refusal], work: SiteWork, progress: Progress
 ) -> dict[str, Refusal]:
     """Why some of the layers had better stay as they are, by name.
 
     The loss of a layer is its sensitivity times its chain's error on the calibration.
 
     Args:
-        gm: The graph before any decomposition.
         sites: The layers in question.
-        solutions: Their chains, by name.
-        calibration: What these were fitted to.
+        results: Their chains, by name, and what became of others.
+        work: Knows how much errors at them matter.
         progress: Told of every layer.
     """
-    sensitivity = measure_sensitivity(gm, sites, some_of(calibration, EXAMPLES), progress=progress)
-    if not sensitivity:
+    solutions = {site.name: each for site in sites if isinstance(each := results[site.name], Solution)}
+    sensitivity = work.sensitivity(solutions.keys(), progress, EXAMPLES)
+    if sensitivity is None or len(solutions) < 2:
         return {}
     loss = {name: sensitivity[name] * (each.output_error or 0.0) for name, each in solutions.items()}
     saved = {site.name: site.macs - _macs_of(site, solutions[site.name]) for site in sites}

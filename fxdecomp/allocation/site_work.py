@@ -1,24 +1,34 @@
-"""Runs the numerical work of many layers, with their moments where there is calibration data."""
+"""The numerical work at a network's layers, each thing done once however often it is asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
-from typing import Generic, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch.fx import GraphModule
 
 from fxdecomp.allocation.candidates import Question
+from fxdecomp.allocation.sensitivity import EXAMPLES, LEAST_EXAMPLES, measure_sensitivity, some_of
 from fxdecomp.calibration import Calibration
 from fxdecomp.calibration.collecting import collect
+from fxdecomp.calibration.moments import Moments
+from fxdecomp.calibration.splitting import inputs_of
+from fxdecomp.decompositions import Problem, problems_of
 from fxdecomp.decompositions.factorising import Task
-from fxdecomp.progress import Progress
-from fxdecomp.sites import Site
+from fxdecomp.progress import Progress, silent
+from fxdecomp.sites import Site, survey
 
 Item = TypeVar("Item", Task, Question)
 Result = TypeVar("Result")
+
+_ROOM_BYTES = 2 << 30
+"""Memory for what is kept of the weights' spectra where no calibration says how much there is."""
+
+_COPIES = 4
+"""A metric, bases and spectra take up to so many times the room of the moments, or of the weight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,54 +48,118 @@ class WithThreads(Generic[Item, Result]):
             torch.set_num_threads(before)
 
 
-@dataclass(slots=True)
-class SiteWork:
-    """Where and on what the work is done.
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """Who does the work.
 
     Attributes:
-        gm: The graph, not yet changed.
-        sites: Its layers.
-        calibration: Inputs, None for the weights alone.
         executor: Takes the work; None does it here.
         progress: Told of every finished layer.
+    """
+
+    executor: Executor | None = None
+    progress: Progress = silent
+
+    def answers(self, function: Callable[[Item], Result], items: Collection[Item]) -> Iterator[Result]:
+        """What a function says of each item, in order."""
+        if self.executor is None:
+            return map(function, items)
+        return self.executor.map(WithThreads(function, torch.get_num_threads()), items)
+
+
+ALONE = Workers()
+"""This process does the work, and tells nobody."""
+
+
+@dataclass(slots=True, eq=False)
+class SiteWork:
+    """What has been computed about the layers of one graph, fitted to one calibration.
+
+    Attributes:
+        gm: The graph; it is not changed, by nobody.
+        calibration: Inputs, None for the weights alone.
         runs: Forward passes over all calibration batches so far.
     """
 
     gm: GraphModule
-    sites: Sequence[Site]
     calibration: Calibration | None
-    executor: Executor | None
-    progress: Progress
     runs: int = 0
+    _sites: dict[str, Site] = field(default_factory=dict, repr=False)
+    _problems: dict[str, tuple[Problem, ...]] = field(default_factory=dict, repr=False)
+    _answers: dict[Hashable, Any] = field(default_factory=dict, repr=False)
+    _sensitivity: dict[tuple[str, int], float] = field(default_factory=dict, repr=False)
+    _room_bytes: int = _ROOM_BYTES
+
+    def __post_init__(self) -> None:
+        self._sites = {site.name: site for site in survey(self.gm).sites}
+        if self.calibration is not None:
+            self._room_bytes = self.calibration.budget_bytes
+
+    @property
+    def tells_sensitivity(self) -> bool:
+        """Whether there is data enough to say what an error at a layer does to the outputs."""
+        if self.calibration is None:
+            return False
+        return sum(map(inputs_of, self.calibration.batches)) >= LEAST_EXAMPLES
+
+    def sensitivity(
+        self, names: Collection[str], progress: Progress, examples: int = EXAMPLES
+    ) -> dict[str, float] | None:
+        """Damage at the network's output per unit of error at some layers; None where nothing is known."""
+        if self.calibration is None or not self.tells_sensitivity:
+            return None
+        new = [site for name, site in self._sites.items() if name in names]
+        new = [site for site in new if (site.name, examples) not in self._sensitivity]
+        if new:
+            batches = some_of(self.calibration, examples)
+            found = measure_sensitivity(self.gm, new, batches, progress=progress)
+            self._sensitivity |= {(name, examples): value for name, value in found.items()}
+        known = {name: self._sensitivity.get((name, examples)) for name in names}
+        told = {name: value for name, value in known.items() if value is not None}
+        return told if len(told) == len(known) and told else None
 
     def each(
-        self, work: str, function: Callable[[Item], Result], items: Mapping[str, Item]
-    ) -> dict[str, Result]:
-        """The result at every layer; moments are collected a group of layers at a time, and dropped."""
-        results: dict[str, Result] = {}
-        if self.calibration is None:
-            self._run(work, function, items, results, len(items))
-        elif items:
-            sites = [site for site in self.sites if site.name in items]
-            for moments in collect(self.gm, sites, self.calibration):
-                self.runs += 1
-                known = {name: replace(items[name], moments=each) for name, each in moments.items()}
-                self._run(work, function, known, results, len(items))
-        return {name: results[name] for name in items}
-
-    def _run(
         self,
         work: str,
         function: Callable[[Item], Result],
         items: Mapping[str, Item],
-        results: dict[str, Result],
-        total: int,
-    ) -> None:
-        found = (
-            map(function, items.values())
-            if self.executor is None
-            else self.executor.map(WithThreads(function, torch.get_num_threads()), items.values())
-        )
-        for name, result in zip(items, found, strict=True):
-            results[name] = result
-            self.progress(work, len(results), total)
+        workers: Workers = ALONE,
+    ) -> dict[str, Result]:
+        """The result at every layer, by name.
+
+        What a layer's decompositions share is kept where there is room; else it is made again.
+        """
+        keys = {name: (work, item.key) for name, item in items.items()}
+        missing = {name: item for name, item in items.items() if keys[name] not in self._answers}
+        done = len(items) - len(missing)
+        for problems in self._known(missing):
+            known = [replace(missing[name], problems=each) for name, each in problems.items()]
+            for name, result in zip(problems, workers.answers(function, known), strict=True):
+                self._answers[keys[name]] = result
+                done += 1
+                workers.progress(work, done, len(items))
+        return {name: self._answers[keys[name]] for name in items}
+
+    def _known(self, names: Collection[str]) -> Iterator[dict[str, tuple[Problem, ...]]]:
+        """The problems of layers, a group at a time; those of a group may be dropped after it."""
+        kept = {name: self._problems[name] for name in names if name in self._problems}
+        if kept:
+            yield kept
+        sites = [site for name, site in self._sites.items() if name in names and name not in kept]
+        if not sites:
+            return
+        if self.calibration is None:
+            yield {site.name: self._made(site, None) for site in sites}
+            return
+        for moments in collect(self.gm, sites, self.calibration):
+            self.runs += 1
+            yield {name: self._made(self._sites[name], each) for name, each in moments.items()}
+
+    def _made(self, site: Site, moments: tuple[Moments, ...] | None) -> tuple[Problem, ...]:
+        """The problems of a layer; kept, where there is room."""
+        problems = problems_of(site.weight, site.spec, moments)
+        size = _COPIES * sum(problem.size_bytes for problem in problems)
+        if size <= self._room_bytes:
+            self._room_bytes -= size
+            self._problems[site.name] = problems
+        return problems

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from fxdecomp.calibration.moments import Moments
 from fxdecomp.chains import Chain, Form
 from fxdecomp.decompositions import (
     Decomposition,
@@ -53,7 +52,7 @@ class Task:
         rank: Chooses the rank; None where a budget has still to decide.
         floor: Least share of its own cost that a budget must leave to the layer.
         require_saving: Whether the chain must take fewer multiply-accumulates.
-        moments: One per group, None for a weight-only decomposition.
+        problems: One per group, with moments for a fit to data; None to make them of the weight alone.
     """
 
     site: str
@@ -64,7 +63,12 @@ class Task:
     rank: RankChooser | None
     floor: float = 0.0
     require_saving: bool = True
-    moments: tuple[Moments, ...] | None = None
+    problems: tuple[Problem, ...] | None = None
+
+    @property
+    def key(self) -> Hashable:
+        """Tasks of one layer with equal keys have one solution."""
+        return self.site, self.method, self.rank, self.require_saving
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -95,7 +99,7 @@ def factorise(task: Task) -> Solution | Refusal:
     method = method_for(method_named(task.method), spec.per_group)
     if (unsuited := refusal_of(method, task.specs)) is not None:
         return Refusal(Reason.UNSUITED, unsuited)
-    problems = problems_of(task.weight, spec, task.moments)
+    problems = task.problems or problems_of(task.weight, spec)
     rank = _chosen_rank(task, method, problems)
     if isinstance(rank, Refusal):
         return rank
@@ -104,7 +108,7 @@ def factorise(task: Task) -> Solution | Refusal:
         return Refusal(Reason.NOT_FINITE, f"{task.weight.dtype} cannot hold the factors of {method.name}")
     composed = chain.composed_weight()
     error = relative_error(task.weight, composed)
-    if task.moments is None:
+    if problems[0].moments is None:
         return Solution(chain, error)
     shifted = replace(chain, bias=_shifted_bias(task, problems, composed))
     return Solution(shifted, error, measured_error(problems, composed.chunk(len(problems))))

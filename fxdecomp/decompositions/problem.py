@@ -45,6 +45,12 @@ class Problem:
     _metric: list[Metric] = field(default_factory=list, repr=False)
 
     @property
+    def size_bytes(self) -> int:
+        """Memory of the moments, or of the weight where there are none."""
+        known = self.weight if self.moments is None else self.moments.covariance
+        return known.numel() * known.element_size()
+
+    @property
     def bare(self) -> Problem:
         """The same weight in the Frobenius metric; the problem itself where it has no moments."""
         if self.moments is None:

@@ -9,21 +9,16 @@ padding. A layer that an earlier run replaced is carried over as it is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from concurrent.futures import Executor
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, final
 
 from torch.fx import GraphModule
 
-from fxdecomp.allocation.candidates import candidates
 from fxdecomp.allocation.planning import Situation, plan_budget
 from fxdecomp.allocation.proportion import out_of_proportion
-from fxdecomp.allocation.sensitivity import LEAST_EXAMPLES
-from fxdecomp.allocation.site_work import SiteWork
+from fxdecomp.allocation.site_work import ALONE, SiteWork, Workers
 from fxdecomp.allocation.unjudged import unjudged_layers
-from fxdecomp.calibration import Calibration
-from fxdecomp.calibration.splitting import inputs_of
 from fxdecomp.decompositions import method_named
 from fxdecomp.decompositions.factorising import Solution, Task, factorise, forms_of
 from fxdecomp.errors import PolicyError
@@ -33,7 +28,6 @@ from fxdecomp.outcomes import Applied, Outcome, Reason, Refusal
 from fxdecomp.passes.base import Pass
 from fxdecomp.plans import Choice, Plan
 from fxdecomp.policy import Policy
-from fxdecomp.progress import Progress, silent
 from fxdecomp.sites import Site, survey
 
 
@@ -44,16 +38,14 @@ class DecomposeLayers(Pass):
 
     Attributes:
         policy: What to do with which layer.
-        calibration: Inputs whose moments the decompositions are fitted to, None for the weights alone.
-        executor: Takes the work at the sites; None does it here, one site after the other.
-        progress: Told of every finished site.
+        work: What has been computed about the graph's layers, None to begin anew with the weights alone.
+        workers: Do what has still to be computed.
     """
 
     name: ClassVar[str] = "decompose_layers"
     policy: Policy
-    calibration: Calibration | None = None
-    executor: Executor | None = None
-    progress: Progress = silent
+    work: SiteWork | None = None
+    workers: Workers = ALONE
 
     def call(self, gm: GraphModule, record: Record) -> Record:
         """Replace every layer that the policy selects and whose chain pays.
@@ -73,54 +65,23 @@ class DecomposeLayers(Pass):
             raise PolicyError("the graph has no Conv or Linear; there is nothing to decompose")
         outcomes |= {s.site: s for s in found.others if s.site not in outcomes}
         self.policy.check_names([*(site.name for site in sites), *outcomes, *_planned(record)])
-        tasks = {site.name: task for site in sites if (task := _task(site, self.policy)) is not None}
-        results: dict[str, Solution | Refusal] = {}
-        judge = self.calibration if _tells_sensitivity(self.calibration) else None
-        unnamed = [site for site in sites if site.name in tasks and self._may_stay(site.name)]
-        if judge is None:
-            results |= unjudged_layers(unnamed, found.heads, [*outcomes.values(), *sites])
-        work = SiteWork(gm, sites, self.calibration, self.executor, self.progress)
-        tasks = {name: task for name, task in tasks.items() if name not in results}
-        open_ = {name: task for name, task in tasks.items() if task.rank is None}
-        given = {name: task for name, task in tasks.items() if name not in open_}
-        notes: tuple[str, ...] = ()
-        latency = record.latency
-        results |= work.each("decompose", factorise, given)
-        if judge is not None:
-            unasked = {site.name for site in unnamed}
-            solved = {
-                name: each for name, each in results.items() if name in unasked and isinstance(each, Solution)
-            }
-            several = [site for site in sites if site.name in solved]
-            if len(several) > 1:
-                results |= out_of_proportion(gm, several, solved, judge, self.progress)
-        if open_ or (self.policy.budget is not None and sites):
-            situation = Situation(
-                gm,
-                sites,
-                results,
-                list(outcomes.values()),
-                record.dropped_params,
-                lambda questions: work.each("candidates", candidates, questions),
-                self.calibration,
-                self.progress,
-            )
-            planned = plan_budget(self.policy, open_, situation)
-            results |= {**planned.left, **work.each("decompose", factorise, planned.tasks)}
-            notes, latency = planned.notes, planned.latency
-        if self.calibration is not None:
-            notes += (
-                f"forward passes over the calibration batches for the activations' moments: {work.runs}",
-            )
+        work = self.work or SiteWork(gm, None)
+        runs = work.runs
+        results = self._without_budget(sites, found.heads, [*outcomes.values(), *sites], work)
+        planned = None
+        if self.policy.budget is not None and sites:
+            others = list(outcomes.values())
+            situation = Situation(gm, sites, results, others, record.dropped_params, work, self.workers)
+            planned = plan_budget(self.policy, self._tasks(sites, results, of_budget=True), situation)
+            chains = work.each("decompose", factorise, planned.tasks, self.workers)
+            results |= {**planned.left, **chains}
+        notes = () if planned is None else planned.notes
+        if work.calibration is not None:
+            made = work.runs - runs
+            notes += (f"forward passes over the calibration batches for the activations' moments: {made}",)
         replacer = Replacer(gm)
         for site in sites:
-            result = results.get(site.name)
-            if result is None:
-                outcomes[site.name] = site.skipped(Reason.NOT_SELECTED)
-            elif isinstance(result, Refusal):
-                outcomes[site.name] = site.skipped(result.reason, result.detail)
-            else:
-                outcomes[site.name] = _apply(replacer, site, result)
+            outcomes[site.name] = _settled(replacer, site, results.get(site.name))
         remove_unused(gm)
         ordered = tuple(outcomes[name] for name in _in_graph_order(outcomes, found.sites, stages))
         return replace(
@@ -129,13 +90,46 @@ class DecomposeLayers(Pass):
             policy=self.policy.to_dict(),
             plan=_plan(record, sites, results),
             notes=record.notes + notes,
-            latency=latency,
+            latency=record.latency if planned is None else planned.latency,
         )
+
+    def _without_budget(
+        self, sites: list[Site], heads: Container[str], everything: list[Outcome | Site], work: SiteWork
+    ) -> dict[str, Solution | Refusal]:
+        """Layers that are not worth it, and the chains of those whose rank the policy gives."""
+        unnamed = [site for site in sites if self._may_stay(site.name)]
+        results: dict[str, Solution | Refusal] = {}
+        if not work.tells_sensitivity:
+            results |= unjudged_layers(unnamed, heads, everything)
+        tasks = self._tasks(sites, results, of_budget=False)
+        results |= work.each("decompose", factorise, tasks, self.workers)
+        if work.tells_sensitivity:
+            in_question = [site for site in unnamed if isinstance(results.get(site.name), Solution)]
+            results |= out_of_proportion(in_question, results, work, self.workers.progress)
+        return results
+
+    def _tasks(self, sites: list[Site], settled: Container[str], *, of_budget: bool) -> dict[str, Task]:
+        """What is to be done at the layers whose rank a budget finds, or at those whose rank is given."""
+        tasks = {site.name: _task(site, self.policy) for site in sites if site.name not in settled}
+        return {
+            name: task
+            for name, task in tasks.items()
+            if task is not None and (task.rank is None) == of_budget
+        }
 
     def _may_stay(self, name: str) -> bool:
         """Whether no rule names a layer, so that it is decomposed only where that is worth it."""
         selection = self.policy.select(name)
         return self.policy.require_saving and selection is not None and not selection.is_named
+
+
+def _settled(replacer: Replacer, site: Site, result: Solution | Refusal | None) -> Outcome:
+    """Do at a layer what was found for it."""
+    if result is None:
+        return site.skipped(Reason.NOT_SELECTED)
+    if isinstance(result, Refusal):
+        return site.skipped(result.reason, result.detail)
+    return _apply(replacer, site, result)
 
 
 def _planned(record: Record) -> list[str]:
@@ -155,11 +149,6 @@ def _plan(record: Record, sites: list[Site], results: Mapping[str, Solution | Re
             choice = replace(choice, method=form.method, rank=form.rank)
         choices[site.name] = choice
     return Plan(tuple(choices.values())).to_dict()
-
-
-def _tells_sensitivity(calibration: Calibration | None) -> bool:
-    """Whether there is data enough to say what an error at a layer does to the outputs."""
-    return calibration is not None and sum(map(inputs_of, calibration.batches)) >= LEAST_EXAMPLES
 
 
 def _task(site: Site, policy: Policy) -> Task | None:

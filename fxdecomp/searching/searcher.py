@@ -26,7 +26,7 @@ from fxdecomp.files import check_file
 from fxdecomp.graphs.inputs import ExampleInputs, call_arguments, placeholder_values
 from fxdecomp.graphs.records import attach_record, record_of
 from fxdecomp.outcomes import Reason, Skipped
-from fxdecomp.pipeline import transform
+from fxdecomp.pipeline import Study, transform
 from fxdecomp.plans import Plan
 from fxdecomp.policy import Budget, Latency, MACs, Policy
 from fxdecomp.progress import Progress, silent
@@ -51,7 +51,7 @@ def search(
     gm: GraphModule,
     example_inputs: ExampleInputs,
     *,
-    calibration: Calibration | Iterable[Batch] | None = None,
+    calibration: Calibration | Iterable[Batch] | Study | None = None,
     metric: Metric | None = None,
     max_drop: float = 0.01,
     policy: Policy | None = None,
@@ -69,7 +69,7 @@ def search(
         gm: A traced network, from `trace`; it is not changed.
         example_inputs: Inputs for export and timing; they are also judged on where there is no calibration.
         calibration: Unlabelled inputs. Without a `metric` the last quarter of the batches (one at least,
-            where there are two) is kept for judging.
+            where there are two) is kept for judging. A `study` of `gm` keeps what was computed.
         metric: The user's measure of a network, higher is better; it gets a copy in eval mode, with which it
             may do what it likes. By default the agreement with the original's outputs,
             `1 - E||y - y'||^2 / E||y - mean(y)||^2`, which is 1 for the original itself.
@@ -112,7 +112,9 @@ def search(
         raise PolicyError("search needs a policy with a budget that it can replace, such as MACs(0.5)")
     if provider is None and isinstance(base.budget, Latency):
         provider, threads = base.budget.provider, base.budget.threads
-    data = None if calibration is None else Calibration.of(calibration)
+    known = calibration if isinstance(calibration, Study) else Study(gm, calibration)
+    known.require(gm)
+    data = known.calibration
     settings = {
         "max_drop": max_drop,
         "policy": replace(base, budget=_budget(0.5, provider, threads)).to_dict(),
@@ -123,10 +125,11 @@ def search(
     judged_on: tuple[str, ...] = ()
     if metric is None:
         metric, data, judged_on = default_metric(gm, data, example_inputs)
+        known = Study(gm, data)
     state = own_state(state, settings)
     trials = restored_trials(state, settings) or [_first_trial(metric, gm, timed=provider is not None)]
     floor = least_macs_share(gm, base) if provider is None else 0.0
-    seeker = _Seeker(gm, base, data, metric, trials[0].metric - max_drop, recovery, progress, floor)
+    seeker = _Seeker(gm, base, known, metric, trials[0].metric - max_drop, recovery, progress, floor)
     for step in range(len(trials) - 1, evaluations):
         least = max(least_share, seeker.floor)
         if least >= min(trial.share for trial in trials if trial.accepted):
@@ -175,7 +178,7 @@ class _Seeker:
 
     gm: GraphModule
     policy: Policy
-    data: Calibration | None
+    known: Study
     metric: Metric
     wanted: float
     recovery: Recovery | None
@@ -190,7 +193,7 @@ class _Seeker:
             small = transform(
                 self.gm,
                 replace(self.policy, budget=budget),
-                calibration=self.data,
+                calibration=self.known,
                 least_agreement=0.0,  # the user says how much may be lost, by `max_drop`
                 progress=self.progress,
             )
@@ -223,7 +226,7 @@ class _Seeker:
         if trial.plan is None:
             return _left_for(_untouched(self.gm), self.policy, Reason.NOT_KEPT)
         policy = Policy.from_plan(Plan.from_dict(trial.plan))
-        small = transform(self.gm, policy, calibration=self.data, least_agreement=0.0)
+        small = transform(self.gm, policy, calibration=self.known, least_agreement=0.0)
         return self._recovered(_left_for(small, self.policy, Reason.BUDGET))
 
     def _recovered(self, small: GraphModule) -> GraphModule:

@@ -4,6 +4,7 @@ from torch import nn
 
 import fxdecomp
 from fxdecomp import Policy
+from fxdecomp.allocation.site_work import SiteWork
 from fxdecomp.calibration import Calibration
 from fxdecomp.calibration.splitting import split
 from fxdecomp.graphs.records import record_of
@@ -52,7 +53,7 @@ def test_budget_and_input_are_respected_and_the_result_repeats():
     data = smooth(2, 0)
     gm = FoldBatchNorm()(fxdecomp.trace(Net().eval(), data[0]))
     policy = Policy(method="tucker2", rank=0.4, rules=[fxdecomp.Rule("head", "svd", 3)], require_saving=False)
-    small = DecomposeLayers(policy, calibration=Calibration(data))(gm)
+    small = DecomposeLayers(policy, SiteWork(gm, Calibration(data)))(gm)
     before = {name: tensor.clone() for name, tensor in small.state_dict().items()}
     refitted = [RefitChains(gm, Calibration(data, budget_bytes=budget))(small) for budget in (2 << 30, 1)]
     assert all(torch.equal(before[name], tensor) for name, tensor in small.state_dict().items())

@@ -1,0 +1,119 @@
+"""What is computed about a network is computed once, and a study keeps it for the next policy."""
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.fx import GraphModule
+
+import fxdecomp
+from fxdecomp import MACs, Policy, PolicyError
+from fxdecomp.allocation import site_work
+from fxdecomp.decompositions import problem
+from tests.nets import drawn, image
+
+BATCHES = list(image(40, 8, 8, 8).split(4))
+HALF = Policy(budget=MACs(0.5), multiple_of=2)
+
+
+def network() -> nn.Module:
+    layers = (nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU())
+    return drawn(nn.Sequential(*layers, nn.Conv2d(16, 16, 3, padding=1)))
+
+
+@pytest.fixture
+def gm() -> GraphModule:
+    return fxdecomp.trace(network(), BATCHES[0])
+
+
+@pytest.fixture
+def count(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often moments are collected, sensitivities measured, layers factorised, spectra computed."""
+    found: Counter[str] = Counter()
+
+    def counted(module: Any, name: str) -> None:
+        function = getattr(module, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            found[name] += 1
+            return function(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, call)
+
+    counted(site_work, "measure_sensitivity")
+    counted(problem, "whitened_svd")
+    runs = site_work.collect
+
+    def collect(*args: Any) -> Any:
+        for each in runs(*args):
+            found["collect"] += 1
+            yield each
+
+    monkeypatch.setattr(site_work, "collect", collect)
+    return found
+
+
+def assert_same(one: GraphModule, other: GraphModule) -> None:
+    state = other.state_dict()
+    assert one.state_dict().keys() == state.keys()
+    assert all(torch.equal(value, state[name]) for name, value in one.state_dict().items())
+    assert fxdecomp.report(one).outcomes == fxdecomp.report(other).outcomes
+
+
+def test_a_calibrated_budget_runs_over_the_data_once_and_whitens_each_unfolding_once(
+    gm: GraphModule, count: Counter[str]
+) -> None:
+    fxdecomp.transform(gm, HALF, calibration=BATCHES)
+    assert count["collect"] == 1
+    assert count["measure_sensitivity"] == 1
+    layers, unfoldings = 3, 6  # outputs, inputs, and each with one axis of the kernel
+    assert 0 < count["whitened_svd"] <= layers * unfoldings
+
+
+def test_without_room_the_data_are_run_again_and_the_result_is_the_same(
+    gm: GraphModule, count: Counter[str]
+) -> None:
+    wide = fxdecomp.transform(gm, HALF, calibration=fxdecomp.calibration.Calibration(BATCHES))
+    count.clear()
+    narrow = fxdecomp.calibration.Calibration(BATCHES, budget_bytes=1)
+    assert_same(wide, fxdecomp.transform(gm, HALF, calibration=narrow))
+    assert count["collect"] == 3 + len(fxdecomp.report(wide).applied)  # a layer at a time: candidates, chains
+
+
+def test_a_second_budget_takes_what_is_known(gm: GraphModule, count: Counter[str]) -> None:
+    known = fxdecomp.study(gm, BATCHES)
+    for share in (0.5, 0.4):
+        policy = Policy(budget=MACs(share), multiple_of=2)
+        fresh = fxdecomp.transform(gm, policy, calibration=BATCHES)
+        count.clear()
+        assert_same(fresh, fxdecomp.transform(gm, policy, calibration=known))
+    assert not count
+
+
+def test_a_search_studies_the_network_once(gm: GraphModule, count: Counter[str]) -> None:
+    found = fxdecomp.search(gm, BATCHES[0], calibration=BATCHES, max_drop=0.3, evaluations=3)
+    assert len(found.trials) > 2
+    assert count["collect"] == 1
+    assert count["measure_sensitivity"] == 1
+
+
+def test_a_study_of_weights_alone_and_of_few_inputs(gm: GraphModule) -> None:
+    for calibration in (None, BATCHES[:3]):
+        known = fxdecomp.study(gm, calibration)
+        policy = Policy("tucker2", 0.5)
+        assert_same(
+            fxdecomp.transform(gm, policy, calibration=known),
+            fxdecomp.transform(gm, policy, calibration=calibration),
+        )
+
+
+def test_a_study_of_another_or_a_changed_network_is_refused(gm: GraphModule) -> None:
+    known = fxdecomp.study(gm, BATCHES)
+    with pytest.raises(PolicyError, match="of another network; make one with"):
+        fxdecomp.transform(fxdecomp.trace(network(), BATCHES[0]), HALF, calibration=known)
+    with torch.no_grad():
+        next(gm.parameters()).mul_(2)
+    with pytest.raises(PolicyError, match="has changed since it was studied"):
+        fxdecomp.transform(gm, HALF, calibration=known)
