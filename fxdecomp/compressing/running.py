@@ -149,7 +149,10 @@ def compress_to(
             before=gm,
             benchmark=times,
             variants=[
-                _variant(name, known, exports.get(name), judged.get(name))
+                replace(
+                    _variant(name, known, exports.get(name), judged.get(name)),
+                    allowed=_allowed(judged.get(name), judged.get("dense"), goal),
+                )
                 for name in dict.fromkeys(["dense", *exports])
             ],
             search=found,
@@ -260,6 +263,15 @@ def _export(
         quantize=options.quantize,
         calibration=calibration,
     )
+
+
+def _allowed(judged: Judgement | None, dense: Judgement | None, goal: Goal | None) -> bool | None:
+    """Whether a network keeps the metric as a goal wants it; None where that is not known."""
+    if goal is None or judged is None or dense is None or None in (judged.metric, dense.metric):
+        return None
+    assert judged.metric is not None
+    assert dense.metric is not None
+    return judged.metric >= dense.metric - goal.max_drop
 
 
 def _variant(name: str, told: Report, written: ExportReport | None, judged: Judgement | None) -> Variant:

@@ -23,6 +23,8 @@ class Variant:
         params: Parameters, None where unknown.
         size_bytes: Size of its file, None where there is none.
         distance: How far it is from the original; None for the original, and where it was not measured.
+        allowed: Whether its quality is within what the user allows; None where that was not said, and its
+            distance decides.
 
     Example:
         >>> Variant("small", quality={"accuracy": "95.8 %"}).quality["accuracy"]
@@ -35,6 +37,7 @@ class Variant:
     params: int | None = None
     size_bytes: int | None = None
     distance: Quality | None = None
+    allowed: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

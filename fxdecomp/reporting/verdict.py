@@ -42,7 +42,8 @@ class Verdict:
 def verdict_of(benchmark: BenchmarkReport | None, variants: Sequence[Variant]) -> Verdict | None:
     """The fastest network that is shown to be faster than the first and agrees with it; else the first.
 
-    Without times it is the smallest that agrees. A network whose distance is not known is taken to agree.
+    What the user allows agrees, where that was said, or else what has a distance without a warning or none.
+    Without times it is the smallest that agrees.
 
     Args:
         benchmark: Times by the names of the variants.
@@ -56,7 +57,7 @@ def verdict_of(benchmark: BenchmarkReport | None, variants: Sequence[Variant]) -
     dense, others = variants[0], variants[1:]
     ratios = {other.name: _ratio(benchmark, dense.name, other.name) for other in others}
     timed = any(ratios.values())
-    sound = [other for other in others if other.distance is None or not other.distance.warning]
+    sound = [other for other in others if _is_sound(other)]
     place = _place(benchmark) if benchmark is not None and timed else ""
     if timed:
         shown = [other for other in sound if (ratio := ratios[other.name]) and ratio.low > 1]
@@ -70,7 +71,20 @@ def verdict_of(benchmark: BenchmarkReport | None, variants: Sequence[Variant]) -
     ratio = ratios[best.name]
     told = [f"{ratio} as fast as {dense.name} {place}" if ratio else "not timed"]
     told += [] if best.distance is None else [_distance(best)]
+    told += _metrics(dense, best)
     return Verdict(best.name, ", ".join([*told, *_sizes(dense, best)]), timed, place, ratio)
+
+
+def _is_sound(variant: Variant) -> bool:
+    if variant.allowed is not None:
+        return variant.allowed
+    return variant.distance is None or not variant.distance.warning
+
+
+def _metrics(dense: Variant, best: Variant) -> list[str]:
+    """What was measured of both in the user's own words."""
+    own = [name for name in best.quality if name in dense.quality]
+    return [f"{name} {best.quality[name]}, was {dense.quality[name]}" for name in own]
 
 
 def _ratio(benchmark: BenchmarkReport | None, slow: str, fast: str) -> Ratio | None:
@@ -103,7 +117,9 @@ def _sizes(dense: Variant, best: Variant) -> list[str]:
 
 
 def _against(other: Variant, ratio: Ratio | None, *, timed: bool) -> str:
-    if other.distance is not None and other.distance.warning:
+    if other.allowed is False:
+        return f"{other.name} loses more than is allowed"
+    if not _is_sound(other) and other.distance is not None:
         return f"{other.name} agrees with it by {other.distance.agreement:.2f} only"
     if ratio is not None:
         return f"{other.name} is not shown to be faster, {ratio}"

@@ -1,5 +1,7 @@
 """Which network is to be shipped."""
 
+from dataclasses import replace
+
 import pytest
 
 from fxdecomp.export import BenchmarkReport, Timing
@@ -56,6 +58,20 @@ def test_the_fastest_that_agrees_is_shipped_and_else_the_original(benchmark, var
     for part in parts:
         assert part in verdict.sentence
     assert verdict.to_dict()["sentence"] == verdict.sentence
+
+
+def test_what_the_user_allows_decides_before_the_distance() -> None:
+    times = timed(**{"dense": 4, "small": 2, "small.int8": 1})
+    scored = replace(DENSE, quality={"metric": "0.91"})
+    allowed = replace(WORSE, quality={"metric": "0.90"}, allowed=True)
+    verdict = verdict_of(times, [scored, SMALL, allowed])
+    assert verdict is not None
+    assert verdict.ship == "small.int8"
+    assert "metric 0.90, was 0.91" in verdict.why
+    refused = [scored, replace(SMALL, allowed=False)]
+    verdict = verdict_of(times, refused)
+    assert verdict is not None
+    assert (verdict.ship, verdict.why) == ("dense", "small loses more than is allowed")
 
 
 def test_there_is_no_verdict_of_one_network() -> None:
