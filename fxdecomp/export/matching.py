@@ -58,10 +58,11 @@ def matched(gm: GraphModule, original: GraphModule) -> Match:
         NotSpliceable: The graph's own nodes do not stand for values of the file.
     """
     match = Match()
-    before = {node.name: node for node in original.graph.nodes}
+    before = {node.name: node for node in original.graph.nodes if node.op != "output"}
+    end = next(node for node in original.graph.nodes if node.op == "output")  # a layer may be called `output`
     wanted: dict[Node, Node] = {}
     for node in gm.graph.nodes:
-        other = before.get(node.name)
+        other = end if node.op == "output" else before.get(node.name)
         if other is None or not _is_alike(gm, node, original, other, match):
             continue
         pairs = _pairs((node.args, node.kwargs), (other.args, other.kwargs))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,7 @@ def _length(builder: Builder, op: Operands, x: Node, axis: int) -> Number:
 def _reshape(builder: Builder, op: Operands) -> Value:
     source, target = op.value(0), numbers(op.value(1))
     if isinstance(source, Sizes):
-        return Sizes(source.items, scalar=not target)
+        return replace(source, scalar=not target)
     x = builder.tensor(source)
     if not op.attribute("allowzero", 0):
         target = tuple(
@@ -88,7 +89,7 @@ def _flatten(builder: Builder, op: Operands) -> Value:
 def _squeeze(builder: Builder, op: Operands) -> Value:
     value, axes = op.value(0), op.axes(1)
     if isinstance(value, Sizes):
-        return Sizes(value.items, scalar=True)
+        return replace(value, scalar=True)
     if axes is None:
         raise Unconvertible("it does not say which axes it drops")
     return builder.call(torch.squeeze, builder.tensor(value), axes)
@@ -97,7 +98,7 @@ def _squeeze(builder: Builder, op: Operands) -> Value:
 def _unsqueeze(builder: Builder, op: Operands) -> Value:
     value, axes = op.value(0), op.axes(1) or ()
     if isinstance(value, Sizes):
-        return Sizes(value.items)
+        return replace(value, scalar=False)
     x, ndim = builder.tensor(value), op.ndim(0)
     if ndim is not None:
         axes = tuple(axis % (ndim + len(axes)) for axis in axes)  # they count in the result
@@ -115,8 +116,9 @@ def _transpose(builder: Builder, op: Operands) -> Value:
 
 def _concat(builder: Builder, op: Operands) -> Value:
     values = [op.value(index) for index in range(op.count)]
-    if any(isinstance(value, Sizes) for value in values):
-        return Sizes(tuple(item for value in values for item in numbers(value)))
+    sizes = [value for value in values if isinstance(value, Sizes)]
+    if sizes:
+        return Sizes(tuple(item for value in values for item in numbers(value)), dtype=sizes[0].dtype)
     return builder.call(torch.cat, [builder.tensor(value) for value in values], op.attribute("axis", 0))
 
 
@@ -146,7 +148,7 @@ def _slice(builder: Builder, op: Operands) -> Value:
         start, end, step = starts[0], ends[0], steps[0]
         if isinstance(start, Node) or isinstance(end, Node) or isinstance(step, Node):
             raise Unconvertible("it cuts a shape at a place that depends on a shape")
-        return Sizes(value.items[slice(start, min(end, _END), step)])
+        return replace(value, items=value.items[slice(start, min(end, _END), step)])
     x = result = builder.tensor(value)
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         if not isinstance(axis, int) or not isinstance(step, int) or step < 1:
@@ -163,7 +165,7 @@ def _gather(builder: Builder, op: Operands) -> Value:
     value, index, axis = op.value(0), op.value(1), op.attribute("axis", 0)
     if isinstance(value, Sizes):
         picked = tuple(value.items[int(item)] for item in np.atleast_1d(op.array(1)))
-        return Sizes(picked, scalar=op.array(1).ndim == 0)
+        return replace(value, items=picked, scalar=op.array(1).ndim == 0)
     x = builder.tensor(value)
     if isinstance(index, np.ndarray) and index.ndim == 0:
         return builder.call(torch.select, x, axis, int(index))

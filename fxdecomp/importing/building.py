@@ -37,6 +37,7 @@ class Sizes:
 
     items: tuple[Number, ...]
     scalar: bool = False
+    dtype: torch.dtype = torch.int64
 
 
 Value: TypeAlias = Node | Sizes | NDArray[Any]
@@ -125,8 +126,8 @@ class Builder:
         if isinstance(value, Sizes):
             items: Any = value.items[0] if value.scalar else list(value.items)
             if any(isinstance(item, Node) for item in value.items):
-                return self.call(torch.tensor, items, dtype=torch.int64)
-            value = np.asarray(items, np.int64)
+                return self.call(torch.tensor, items, dtype=value.dtype)
+            value = np.asarray(items, str(value.dtype).removeprefix("torch."))
         if id(value) not in self._constants:
             name = self._free(f"constant_{len(self._constants)}")
             self._root.register_buffer(name, as_tensor(value))

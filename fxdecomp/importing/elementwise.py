@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -121,7 +122,8 @@ def _on_sizes(builder: Builder, function: Callable[..., Any], a: Value, b: Value
         function(x, y) if isinstance(x, int) and isinstance(y, int) else builder.call(function, x, y)
         for x, y in pairs
     )
-    return Sizes(items, scalar)
+    dtype = next(value.dtype for value in (a, b) if isinstance(value, Sizes))
+    return Sizes(items, scalar, dtype)
 
 
 def _variadic(builder: Builder, op: Operands) -> Value:
@@ -205,7 +207,7 @@ def _where(builder: Builder, op: Operands) -> Value:
 def _cast(builder: Builder, op: Operands) -> Value:
     value, to = op.value(0), int(op.attribute("to", 1))
     if isinstance(value, Sizes) and to in (6, 7):
-        return value
+        return replace(value, dtype=_TYPES[to])
     if to not in _TYPES:
         raise Unconvertible(f"it casts to ONNX's type {to}")
     return builder.method("to", builder.tensor(value), _TYPES[to])

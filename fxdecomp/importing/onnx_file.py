@@ -144,8 +144,9 @@ def _compared(
                 break
             origin, gm = better, better.graph()
     if isinstance(wrong, ParityError):
+        told = [note for note in _notes(gm, origin.model()) if "quantised" in note]
         raise ParityError(
-            f"{path} was converted to PyTorch, and computes something else there: {wrong}"
+            "; ".join([f"{path} was converted to PyTorch, and computes something else there: {wrong}", *told])
         ) from wrong
     if isinstance(wrong, ExportError):
         raise wrong

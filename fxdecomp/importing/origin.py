@@ -15,7 +15,7 @@ from fxdecomp.graphs.origins import VALUE
 from fxdecomp.importing.carried import Carried
 from fxdecomp.importing.converting import converted
 from fxdecomp.importing.preparing import prepared
-from fxdecomp.importing.repairing import inner_values, misconverted
+from fxdecomp.importing.repairing import has_wrong_shapes, inner_values, misconverted
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,7 +29,7 @@ class OnnxOrigin:
         shapes: Lengths of the axes of inputs, None for those that are left open.
         ranks: Numbers of axes of values inside that onnx does not find.
         carry: Names of values whose nodes are carried, though they have a counterpart.
-        is_prepared: Whether operators are brought to a recent set and constants folded.
+        is_prepared: Whether operators are brought to a recent set, constants folded and shapes inferred.
     """
 
     name: str
@@ -113,16 +113,24 @@ class OnnxOrigin:
             inputs: Inputs for which graph and file differ.
         """
         model = self._prepared(self.model())
-        name = misconverted(converted(model, self.carry), model, inputs)
-        if name is None or name in self.carry:
-            return replace(self, is_prepared=False, carry=frozenset()) if self.is_prepared else None
-        return replace(self, carry=self.carry | {name})
+        known = inner_values(model, inputs)
+        name = None
+        if not (self.is_prepared and has_wrong_shapes(model, known)):
+            name = misconverted(converted(model, self.carry), known, inputs)
+        if name is not None and name not in self.carry:
+            return replace(self, carry=self.carry | {name})
+        if not self.is_prepared:
+            return None
+        bare = replace(self, is_prepared=False, carry=frozenset(), ranks={})
+        return replace(bare, ranks=bare._ranks(inputs))
 
     def _ranks(self, inputs: Sequence[Any]) -> dict[str, int]:
-        model = prepared(self.model(), self.shapes)
+        model = self._prepared(self.model())
         unknown = {str(value.name) for node in model.graph for value in node.outputs if value.shape is None}
-        found = inner_values(model, unknown, inputs) or {}
-        return {name: value.ndim for name, value in found.items() if isinstance(value, Tensor)}
+        found = inner_values(model, inputs) if unknown else {}
+        return {
+            name: value.ndim for name, value in found.items() if name in unknown and isinstance(value, Tensor)
+        }
 
     def _prepared(self, proto: Any) -> Any:
         return prepared(proto, self.shapes, self.ranks, is_changed=self.is_prepared)

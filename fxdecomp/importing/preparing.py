@@ -42,7 +42,7 @@ def prepared(
         proto: An `onnx.ModelProto`, changed in place.
         shapes: Lengths of the axes of inputs, None for those that stay open.
         ranks: Numbers of axes of values inside, where they are known from elsewhere.
-        is_changed: Whether operators are brought to a recent set, and constants folded.
+        is_changed: Whether operators are brought to a recent set, constants folded, and shapes inferred.
     """
     import onnx_ir
     from onnx import version_converter
@@ -55,10 +55,11 @@ def prepared(
             proto = version_converter.convert_version(proto, _OPSET)
             if opset < 11:
                 _keep_old_resizing(proto.graph)
-    proto = _with_shapes(proto)
-    model = onnx_ir.from_proto(proto)
     if is_changed:
-        model = _folded(model)
+        model = _folded(onnx_ir.from_proto(_with_shapes(proto)))
+    else:
+        del proto.graph.value_info[:]
+        model = onnx_ir.from_proto(proto)
     for node in model.graph:
         for value in node.outputs:
             if value.shape is None and ranks and value.name in ranks:

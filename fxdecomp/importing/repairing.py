@@ -10,24 +10,21 @@ from torch import Tensor, fx
 from torch.fx import GraphModule, Node
 
 from fxdecomp.export.agreement import differ
+from fxdecomp.export.exporter import silence
 from fxdecomp.export.sessions import open_session
 from fxdecomp.export.tensor_runs import run_on_tensors
 from fxdecomp.graphs.origins import VALUE
 from fxdecomp.graphs.untouched import copied
 
 
-def misconverted(gm: GraphModule, model: Any, inputs: Sequence[Any]) -> str | None:
+def misconverted(gm: GraphModule, known: Mapping[str, Any], inputs: Sequence[Any]) -> str | None:
     """The name of the first value that a graph computes otherwise than the file, None where there is none.
 
     Args:
         gm: The graph of a prepared model; the meta of its nodes holds the names of the model's values.
-        model: The prepared model, an `onnx_ir.Model`.
+        known: What the model computes inside, from `inner_values`.
         inputs: Inputs of both.
     """
-    names = {name for node in gm.graph.nodes for name in node.meta.get(VALUE, ())}
-    known = inner_values(model, names, inputs)
-    if known is None:
-        return None
     walk = _Walk(gm, known)
     try:
         with torch.no_grad():
@@ -35,6 +32,26 @@ def misconverted(gm: GraphModule, model: Any, inputs: Sequence[Any]) -> str | No
     except Exception:  # noqa: BLE001 - PyTorch cannot run it, whatever it raises
         return walk.at
     return walk.wrong
+
+
+def has_wrong_shapes(model: Any, known: Mapping[str, Any]) -> bool:
+    """Whether a model states lengths that are others when it runs: onnx is wrong about some operators.
+
+    Args:
+        model: An `onnx_ir.Model`.
+        known: What it computes inside.
+    """
+    for node in model.graph:
+        for value in node.outputs:
+            found = getattr(known.get(str(value.name)), "shape", None)
+            if found is None or value.shape is None:
+                continue
+            stated = tuple(value.shape)
+            if len(stated) != len(found):
+                return True
+            if any(isinstance(a, int) and a != b for a, b in zip(stated, found, strict=True)):
+                return True
+    return False
 
 
 class _Walk(fx.Interpreter):
@@ -75,23 +92,24 @@ def _name_at(node: Node) -> str | None:
     return None
 
 
-def inner_values(model: Any, names: set[str], inputs: Sequence[Any]) -> dict[str, Any] | None:
-    """What a model computes inside, by name; None where ONNX Runtime cannot run it opened.
+def inner_values(model: Any, inputs: Sequence[Any]) -> dict[str, Any]:
+    """What a model computes inside, by name; nothing where ONNX Runtime cannot run it opened.
 
     Args:
         model: An `onnx_ir.Model`.
-        names: The values that are wanted.
         inputs: One for each input.
     """
     import onnx
     import onnx_ir
 
-    proto = onnx_ir.to_proto(model)
-    wanted = list(dict.fromkeys(name for node in proto.graph.node for name in node.output if name in names))
+    with silence():
+        proto = onnx_ir.to_proto(model)
+    names = dict.fromkeys(name for node in proto.graph.node for name in node.output if name)
+    del proto.graph.value_info[:]  # what is stated there may be wrong
     del proto.graph.output[:]
-    proto.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in wanted)
+    proto.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names)
     try:
         session = open_session(proto.SerializeToString(), threads=0, optimise=False)
-        return dict(zip(wanted, run_on_tensors(session, inputs), strict=True))
+        return dict(zip(names, run_on_tensors(session, inputs), strict=True))
     except Exception:  # noqa: BLE001 - it only helps
-        return None
+        return {}

@@ -14,7 +14,7 @@ import fxdecomp
 from fxdecomp import Policy, Ratio
 from fxdecomp.export import ExportReport, read_metadata, to_onnx
 from fxdecomp.importing import ImportedModel, from_onnx
-from tests.importing.files import drawn
+from tests.importing.files import drawn, write
 
 NODES = [
     helper.make_node("Conv", ["x", "w"], ["a"], "", pads=[0, 1, 2, 1], strides=[2, 1], doc_string="uneven"),
@@ -240,3 +240,10 @@ def test_a_wrong_file_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyP
     report = to_onnx(halved(imported), imported.example_inputs, tmp_path / "b.onnx")
     assert not uses_the_file(report)
     assert report.max_relative < 1e-4
+
+
+def test_a_layer_may_be_called_output(tmp_path: Path) -> None:
+    conv = helper.make_node("Conv", ["x", "output.weight"], ["y"], "output")
+    path = write(tmp_path / "a.onnx", [conv], {"output.weight": drawn(16, 4, 3, 3)})
+    imported = from_onnx(path)
+    assert uses_the_file(to_onnx(halved(imported), imported.example_inputs, tmp_path / "b.onnx"))
