@@ -30,8 +30,7 @@ def test_a_search_writes_what_it_judged_and_goes_on(
     result = json.loads(capsys.readouterr().out)
     assert result["search"]["trials"][:2] == told["trials"]
     assert len(result["search"]["trials"]) == 3
-    assert result["judged"]["small"]["quality"]["agreement"] < 0.9
-    assert result["verdict"]["ship"] == "small", "the metric decides, not the agreement"
+    assert result["verdict"]["ship"] == "small"
     record = read_metadata(tmp_path / "out" / "small.onnx").record  # type: ignore[union-attr]
     assert record is not None
     best = result["search"]["trials"][result["search"]["best"]]
