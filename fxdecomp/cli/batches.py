@@ -81,7 +81,7 @@ def load_pictures(
     try:
         from PIL import Image
     except ImportError as error:
-        raise CalibrationError("--images needs Pillow; install it with `pip install pillow`") from error
+        raise CalibrationError("--images needs Pillow; install `fxdecomp[images]`") from error
     first = _leaves(example)[0]
     if first.ndim != 4 or first.shape[1] not in (1, 3):
         raise CalibrationError(f"--images is for inputs [N, 1 or 3, H, W]; this one is {list(first.shape)}")

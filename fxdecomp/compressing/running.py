@@ -30,6 +30,7 @@ from fxdecomp.progress import Progress, silent
 from fxdecomp.quality import LEAST_AGREEMENT
 from fxdecomp.recovery import recover
 from fxdecomp.reporting import Report, Variant, graph_diff, report
+from fxdecomp.reporting.error_path import error_along
 from fxdecomp.searching import Metric, search
 from fxdecomp.searching.judgements import Judge, Judgement
 from fxdecomp.searching.trials import SearchResult
@@ -158,6 +159,8 @@ def compress_to(
             search=found,
             command=command,
         )
+        if run.inputs[1] is not None:
+            told = replace(told, errors=error_along(gm, small, told.outcomes, run.inputs[1].batches[0]))
         result = CompressResult(told, exports["small"], found, next(iter(lowered.values()), None), judged)
         texts = {
             "policy.toml": (policy if found is None else _policy_of(known.plan)).to_toml(),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from fxdecomp.export.kernel_map import KernelMap
+from fxdecomp.reporting.error_path import LayerError
 from fxdecomp.reporting.evidence import Frontier
 from fxdecomp.reporting.rank_curves import RankCurve
 from fxdecomp.reporting.text import rank_text, short
@@ -136,6 +137,21 @@ def rank_chart(curve: RankCurve) -> Chart:
     )
     names = ("share of the layer's multiply-accumulates", "least weight error")
     return Chart(marks, tuple((mark.x, mark.y) for mark in marks), x.ticks(), y.ticks(), *names, ("chosen",))
+
+
+def error_chart(errors: Sequence[LayerError]) -> Chart:
+    """The chains from left to right, losses upwards; the line joins what is lost behind the chains before."""
+    x = _Scale([1.0, float(max(2, len(errors)))], _LEFT, WIDTH - _RIGHT)
+    y = _Scale([0.0, *(e.own for e in errors), *(e.accumulated for e in errors)], HEIGHT - _BOTTOM, _TOP)
+    series = (("by itself", "own"), ("behind those before it", "accumulated"))
+    marks = tuple(
+        Mark(x(place), y(getattr(e, field)), f"{e.site}: {getattr(e, field):.2%} {words}", f"series-{index}")
+        for index, (words, field) in enumerate(series)
+        for place, e in enumerate(errors, start=1)
+    )
+    line = tuple((mark.x, mark.y) for mark in marks[len(errors) :])
+    names = ("chain, in the order of the graph", "lost share of the output's variance")
+    return Chart(marks, line, x.ticks(), y.ticks(), *names, tuple(words for words, _ in series))
 
 
 def roofline_chart(roofline: KernelMap) -> Chart:

@@ -14,7 +14,7 @@ from fxdecomp.export.benchmark_report import BenchmarkReport, Timing, paired_rat
 from fxdecomp.export.machine import machine
 from fxdecomp.outcomes import Applied, Outcome
 from fxdecomp.policy.text import to_toml_text
-from fxdecomp.reporting.charts import HEIGHT, WIDTH, frontier_chart, rank_chart, roofline_chart
+from fxdecomp.reporting.charts import HEIGHT, WIDTH, error_chart, frontier_chart, rank_chart, roofline_chart
 from fxdecomp.reporting.evidence import Variant
 from fxdecomp.reporting.graph_rows import graph_rows, runs_of
 from fxdecomp.reporting.layer_times import layer_times
@@ -73,6 +73,7 @@ def page_html(report: Report, title: str) -> str:
             applied={o.site: o for o in report.applied},
             latencies=() if report.benchmark is None else latencies_of(report.benchmark),
             qualities=dict.fromkeys(name for v in variants for name in v.quality),
+            errors=error_chart(report.errors) if len(report.errors) > 1 else None,
             curves=[(curve, rank_chart(curve)) for curve in curves],
             sections=_sections(report, bool(variants), bool(curves), bool(graphs)),
             machine=known or machine(),
@@ -132,6 +133,7 @@ def _sections(report: Report, summary: bool, ranks: bool, graphs: bool) -> list[
         ("frontier", "Cost against quality"): report.frontier is not None,
         ("layers", "Layers"): bool(report.outcomes),
         ("skipped", "Left alone"): bool(report.outcomes),
+        ("errors", "Errors along the network"): len(report.errors) > 1,
         ("ranks", "Ranks"): ranks,
         ("kernels", "Kernels"): bool(report.roofline or (report.benchmark and report.benchmark.kernels)),
         ("graph", "Graph"): graphs,

@@ -17,6 +17,7 @@ from fxdecomp.graphs.records import Record, record_of
 from fxdecomp.outcomes import Applied, Outcome, Reason, Skipped
 from fxdecomp.plans import Plan
 from fxdecomp.quality import Quality
+from fxdecomp.reporting.error_path import LayerError
 from fxdecomp.reporting.evidence import Frontier, Variant, frontier_of
 from fxdecomp.reporting.page import page_html
 from fxdecomp.reporting.text import change, table_of
@@ -46,6 +47,7 @@ class Report:
         frontier: What a search judged.
         variants: Quality and size of each network, for the summary.
         command: The command that made it all.
+        errors: What each chain loses by itself and behind those before it, from `error_path.error_along`.
 
     Example:
         >>> import torch, fxdecomp
@@ -64,6 +66,7 @@ class Report:
     frontier: Frontier | None = field(default=None, repr=False)
     variants: tuple[Variant, ...] = ()
     command: str = ""
+    errors: tuple[LayerError, ...] = ()
 
     @property
     def outcomes(self) -> tuple[Outcome, ...]:

@@ -10,6 +10,7 @@ from torch import nn
 import fxdecomp
 from fxdecomp.export import BenchmarkReport, Kernel, KernelMap, KernelPoint, Timing
 from fxdecomp.reporting import Frontier, FrontierPoint, Report, Variant
+from fxdecomp.reporting.error_path import LayerError
 from tests.nets import drawn, image
 
 HOSTILE = "<script>throw 'taken'</script>"
@@ -67,4 +68,5 @@ def full_report() -> Report:
             Variant("small", {"accuracy": "98.0 %"}, told.macs_after, told.params_after, 1_000_000),
         ),
         "fxdecomp compress tests.nets:it --method tucker2",
+        tuple(LayerError(f"block{index}.0", 0.01 * index, 0.02 * index) for index in range(8)),
     )

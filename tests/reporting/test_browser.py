@@ -86,6 +86,13 @@ def test_a_chain_opens_and_shows_its_stages(page: Any) -> None:
     assert stage.is_visible()
 
 
+def test_errors_along_the_network_are_a_picture_and_a_table(page: Any) -> None:
+    section = page.locator("section[aria-labelledby=errors]")
+    assert section.locator("figure > svg > circle").count() == 16
+    section.locator("summary").click()
+    assert column(page, "errors", 3) == [f"{2 * index:.2f} %" for index in range(8)]
+
+
 def test_a_slider_tells_what_other_ranks_cost(page: Any) -> None:
     curve = page.locator("details.curve", has_text="block3.0")
     curve.locator("summary").click()
