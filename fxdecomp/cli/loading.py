@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from fxdecomp.cli.references import ModelReferenceError, Reference, parse
 from fxdecomp.cli.words import InputSpec
 from fxdecomp.compressing import LoadedModel
-from fxdecomp.graphs.inputs import Arguments, ExampleInputs
+from fxdecomp.graphs.inputs import Arguments, ExampleInputs, call_arguments
 from fxdecomp.tracing.exported import load_program
 
 
@@ -60,8 +62,14 @@ def load_object(reference: str) -> object:
 def drawn(inputs: Sequence[InputSpec]) -> ExampleInputs:
     """Example inputs from a seed: normally distributed, or whole numbers of a range."""
     generator = torch.Generator().manual_seed(0)
-    args, kwargs = [], {}
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
     for item in inputs:
+        if item.file:
+            given = _arrays(Path(item.file))
+            args += [given.pop("")] if "" in given else []
+            kwargs |= given
+            continue
         kind = getattr(torch, item.kind)
         if item.is_float:
             value = torch.randn(item.shape, generator=generator).to(kind)
@@ -72,6 +80,20 @@ def drawn(inputs: Sequence[InputSpec]) -> ExampleInputs:
         else:
             args.append(value)
     return Arguments(tuple(args), kwargs) if kwargs else tuple(args)
+
+
+def _arrays(path: Path) -> dict[str, torch.Tensor]:
+    """The inputs that a file of arrays holds by name; one without a name is the only one.
+
+    Raises:
+        ModelReferenceError: It cannot be read.
+    """
+    try:
+        found = np.load(path, allow_pickle=False)
+        arrays = {"": found} if isinstance(found, np.ndarray) else {name: found[name] for name in found.files}
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelReferenceError(f"{path} cannot be read as arrays: {error}") from error
 
 
 def _made(reference: Reference) -> object:
@@ -100,9 +122,13 @@ def _load_onnx(path: Path, inputs: Sequence[InputSpec]) -> LoadedModel:
 
     if not path.exists():
         raise ModelReferenceError(f"there is no file {path}")
-    if not all(item.plain for item in inputs):
-        raise ModelReferenceError(f"{path} says names and types of its inputs; --input is their shapes only")
-    imported = from_onnx(path, shapes=tuple(item.shape for item in inputs))
+    if all(item.plain for item in inputs):
+        imported = from_onnx(path, shapes=tuple(item.shape for item in inputs))
+    else:
+        args, kwargs = call_arguments(drawn(inputs))
+        if args and kwargs:
+            raise ModelReferenceError(f"{path}: name every input, or none")
+        imported = from_onnx(path, inputs=kwargs or args)
     return LoadedModel(
         imported.gm, imported.example_inputs, path.name, imported.input_names, imported.output_names
     )

@@ -83,7 +83,7 @@ Inputs = Annotated[
     list[str] | None,
     typer.Option(
         "--input",
-        help="Example input: 1x3x224x224, 1x128:0..30521 for ids, mask=1x128:bool by name",
+        help="Example input: 1x3x224x224, 1x128:0..30521 for ids, mask=1x128:bool by name, or FILE.npz",
         callback=_inputs,
     ),
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from fxdecomp.cli.references import ModelReferenceError
 
@@ -23,6 +24,7 @@ class InputSpec:
         low: The least whole number.
         high: The greatest.
         name: The name of the argument, empty for the next one in order.
+        file: A file of arrays that holds the inputs themselves; empty for one that is drawn.
     """
 
     shape: tuple[int, ...]
@@ -30,6 +32,7 @@ class InputSpec:
     low: int = 0
     high: int = 1
     name: str = ""
+    file: str = ""
 
     @property
     def is_float(self) -> bool:
@@ -45,6 +48,8 @@ class InputSpec:
 def parse_input(text: str) -> InputSpec:
     """An example input: `1x3x224x224`, `1x128:0..30521` for whole numbers, `mask=1x128:bool` for an argument.
 
+    `inputs.npz` holds whole inputs by the names of the arguments, an `.npy` file the only one.
+
     Raises:
         ModelReferenceError: The text is something else.
 
@@ -52,6 +57,10 @@ def parse_input(text: str) -> InputSpec:
         >>> parse_input("ids=1x128:0..30521").high
         30521
     """
+    if text.endswith((".npz", ".npy")):
+        if not Path(text).is_file():
+            raise ModelReferenceError(f"there is no file {text}")
+        return InputSpec((), file=text)
     found = _INPUT.fullmatch(text)
     sizes = () if found is None else tuple(map(int, found[2].lower().split("x")))
     if found is None or not all(sizes):

@@ -203,7 +203,7 @@ def as_tensor(array: NDArray[Any]) -> Tensor:
         bits = np.array(array).view(f"i{array.dtype.itemsize}")
         return torch.from_numpy(bits).view(_WITHOUT_NUMPY[array.dtype.name])
     try:
-        return torch.from_numpy(np.array(array))
+        return torch.from_numpy(np.array(array, order="C"))
     except TypeError as error:
         raise Unconvertible(f"PyTorch has no tensors of {array.dtype}") from error
 

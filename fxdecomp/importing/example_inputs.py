@@ -14,6 +14,7 @@ from fxdecomp.errors import ExportError
 from fxdecomp.export.feeds import make_feed, random_feed
 from fxdecomp.export.metadata import read_metadata
 from fxdecomp.export.tensor_runs import as_value, run_on_tensors
+from fxdecomp.importing.building import identifier
 
 _KEEPING = ("Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 """Operators that leave whole numbers what they are."""
@@ -26,6 +27,9 @@ def given_inputs(declared: Any, path: Path, inputs: Mapping[str, Any] | Sequence
         ExportError: They are not those that the file takes.
     """
     names = [item.name for item in declared]
+    if isinstance(inputs, Mapping):
+        words = {identifier(name): name for name in names}  # as the command line and the graph spell them
+        inputs = {name if name in names else words.get(name, name): inputs[name] for name in inputs}
     if not isinstance(inputs, Mapping):
         if len(inputs) != len(names):
             raise ExportError(f"{path} takes {len(names)} inputs, {len(inputs)} were given")

@@ -91,6 +91,12 @@ def from_onnx(
     names = tuple(item.name for item in declared)
     if inputs is not None:
         example = given_inputs(declared, path, inputs)
+        try:
+            run_on_tensors(session, example)
+        except Exception as error:
+            raise ExportError(
+                f"ONNX Runtime cannot run {path} on these inputs: {first_line(error)}"
+            ) from error
     else:
         example = random_inputs(session, path, proto, shapes, seed)
     fixed = {

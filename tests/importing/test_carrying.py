@@ -256,5 +256,7 @@ def test_inputs_of_the_user(tmp_path: Path) -> None:
         assert imported.example_inputs[0].shape == mine.shape
     with pytest.raises(ExportError, match="takes 1 inputs, 2 were given"):
         from_onnx(path, inputs=[mine, mine])
+    with pytest.raises(ExportError, match=r"cannot run .* on these inputs: .*float"):
+        from_onnx(path, inputs=[mine.astype(np.int64)])
     with pytest.raises(ExportError, match="takes the inputs x; given were z"):
         from_onnx(path, inputs={"z": mine})
