@@ -48,6 +48,9 @@ _DRAWN = (
 )
 """Operators that give something else each time."""
 
+_FILLING = ("ConstantOfShape", "Expand", "Tile")
+"""Operators that make much of little, which is better made as it is needed."""
+
 
 def converted(model: Any, carry: Set[str] = frozenset()) -> GraphModule:
     """The graph of a prepared model; the meta of its nodes holds the names of the file's values.
@@ -99,6 +102,8 @@ class _Conversion:
         if node in self._merged:
             self._builder.values[node.outputs[0].name] = self._builder.values[self._merged[node]]
             return
+        if node.op_type not in _FILLING and self._is_computed_now(node):
+            return
         if not self._has_handler(node):
             self._add_to_group(node)
             return
@@ -134,9 +139,7 @@ class _Conversion:
             self._builder.values[output.name] = value
 
     def _add_to_group(self, node: Any) -> None:
-        """Let a node wait with those neighbours that wait; what it makes of constants is a constant."""
-        if self._is_computed_now(node):
-            return
+        """Let a node wait with those neighbours that wait."""
         waiting = self._builder.waiting
         groups = list(dict.fromkeys(waiting[name] for name in _read_by(node) if name in waiting))
         group = groups[0] if groups else Group()
@@ -151,7 +154,7 @@ class _Conversion:
         import onnx_ir
 
         read = list(dict.fromkeys(_read_by(node)))
-        if node.op_type in _DRAWN or any(name not in self._constants for name in read):
+        if not read or node.op_type in _DRAWN or any(name not in self._constants for name in read):
             return False
         group, made = Group(), [str(output.name) for output in node.outputs if output.name]
         group.nodes.append(node)
