@@ -17,6 +17,7 @@ from fxdecomp.errors import ExportError, FxdecompError
 from fxdecomp.export import sessions, to_onnx
 from fxdecomp.importing import building, converting, from_onnx
 from fxdecomp.importing.carried import Carried
+from fxdecomp.latency.mock_networks import write_mock
 from tests.importing.files import drawn, ints, node, write
 
 CONV = {"w": drawn(16, 4, 3, 3), "w2": drawn(16, 16, 3, 3)}
@@ -260,3 +261,49 @@ def test_inputs_of_the_user(tmp_path: Path) -> None:
         from_onnx(path, inputs=[mine.astype(np.int64)])
     with pytest.raises(ExportError, match="takes the inputs x; given were z"):
         from_onnx(path, inputs={"z": mine})
+
+
+def test_lower_precisions_and_mock_networks_of_a_file_that_carries(tmp_path: Path) -> None:
+    imported = from_onnx(with_if(tmp_path / "a.onnx"))
+    gm = fxdecomp.trace(imported.gm, imported.example_inputs)
+    batches = [torch.randn(4, 4, 6, 8) for _ in range(4)]
+    for kind in ("int8", "fp16"):
+        path = tmp_path / f"{kind}.onnx"
+        to_onnx(gm, imported.example_inputs, path, quantize=kind, calibration=batches)  # type: ignore[arg-type]
+        assert "If" in {each.op_type for each in onnx.load(path).graph.node}
+    write_mock(gm, {"conv": ("channel_svd", (4,))}, tmp_path / "mock.onnx")
+    kinds = [each.op_type for each in onnx.load(tmp_path / "mock.onnx").graph.node]
+    assert kinds == ["Conv", "Conv", "ReduceMean", "Greater", "If", "Conv"]
+
+
+def test_shapes_that_a_file_states_wrongly_are_not_believed(tmp_path: Path) -> None:
+    spectrum = helper.make_node("STFT", ["x", "hop", "window"], ["s"], onesided=1)
+    nodes = [
+        spectrum,
+        helper.make_node("Shape", ["s"], ["shape"]),
+        helper.make_node("Gather", ["shape", "two"], ["bins"]),
+        helper.make_node("Range", ["zero", "bins", "one"], ["r"]),
+        helper.make_node("Cast", ["r"], ["f"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceSum", ["s", "last"], ["t"], keepdims=0),
+        helper.make_node("Mul", ["t", "f"], ["y"]),
+    ]
+    constants = {"hop": np.asarray(4), "window": np.ones(16, np.float32), "two": np.asarray(2)}
+    constants |= {"zero": np.asarray(0), "one": np.asarray(1), "last": ints(-1)}
+    path = write(tmp_path / "a.onnx", nodes, constants, shape=(1, 64))
+    model = onnx.load(path)
+    model.graph.value_info.append(helper.make_tensor_value_info("s", TensorProto.FLOAT, (1, 13, 16, 2)))
+    onnx.save(model, path)
+    imported = from_onnx(path)
+    found = imported.gm(*imported.example_inputs)
+    assert found.shape[-1] == 9
+
+
+def test_whole_numbers_of_a_shape_keep_their_type(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Shape", ["x"], ["s"]),
+        helper.make_node("Cast", ["s"], ["i"], to=TensorProto.INT32),
+        helper.make_node("CumSum", ["i", "axis"], ["y"]),
+    ]
+    path = write(tmp_path / "a.onnx", nodes, {"axis": np.asarray(0)}, shape=("n", 4, "h"))
+    imported = from_onnx(path, shapes=[(2, 4, 3)])
+    assert imported.gm(*imported.example_inputs).dtype is torch.int32
