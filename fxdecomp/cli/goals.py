@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import cast
+import functools
+from typing import Any, cast
 
 from fxdecomp.cli.loading import load_object
 from fxdecomp.cli.policies import provider_named
-from fxdecomp.cli.references import ModelReferenceError
+from fxdecomp.cli.references import ModelReferenceError, where_raised
 from fxdecomp.compressing import Goal
+from fxdecomp.errors import first_line
 from fxdecomp.searching import Metric
 
 
@@ -31,4 +33,17 @@ def load_metric(reference: str | None) -> Metric | None:
     found = load_object(reference)
     if not callable(found):
         raise ModelReferenceError(f"{reference} is a {type(found).__name__}, wanted a function of a network")
-    return cast("Metric", found)
+    metric = cast("Metric", found)
+
+    @functools.wraps(metric)
+    def told(network: Any) -> Any:
+        try:
+            return metric(network)
+        except Exception as error:
+            raise ModelReferenceError(
+                f"{reference} raised {first_line(error)}{where_raised(error)}"
+            ) from error
+
+    kind: Any = found if hasattr(found, "__qualname__") else type(found)
+    told.__module__, told.__qualname__ = kind.__module__, kind.__qualname__  # a search goes on by its name
+    return told

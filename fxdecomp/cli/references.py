@@ -67,7 +67,7 @@ class Reference:
             return function(*(self.args or ()), **self.kwargs)
         except Exception as error:
             shown = self.text if self.args is not None else f"{self.text}()"
-            raise ModelReferenceError(f"{shown} raised {first_line(error)}{_where(error)}") from error
+            raise ModelReferenceError(f"{shown} raised {first_line(error)}{where_raised(error)}") from error
 
 
 def parse(text: str) -> Reference:
@@ -130,7 +130,7 @@ def _module(reference: Reference) -> ModuleType:
         raise ModelReferenceError(f"{reference.text}: {error}") from error
     except Exception as error:
         raise ModelReferenceError(
-            f"{reference.text}: importing {place} raised {first_line(error)}{_where(error)}"
+            f"{reference.text}: importing {place} raised {first_line(error)}{where_raised(error)}"
         ) from error
 
 
@@ -165,7 +165,7 @@ def _instead(value: object) -> str:
     return f"; it has {', '.join(own[:6])}" if own else ""
 
 
-def _where(error: Exception) -> str:
+def where_raised(error: Exception) -> str:
     """The line of the user's own that an exception comes from."""
     own = str(Path(__file__).parent)
     frames = [

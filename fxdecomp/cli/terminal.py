@@ -63,13 +63,16 @@ def spoken(text: str) -> str:
     Example:
         >>> spoken("give calibration=batches, or a metric=")
         'give --calibration, or a --metric'
+        >>> spoken("pass opset=18"), spoken("add method='svd'"), spoken("search(max_drop=...) finds it")
+        ('pass --opset 18', 'add --method svd', '--max-drop finds it')
     """
     text = re.sub(r"\bsearch\((\w+=)\.\.\.\)", r"\1", text)
 
     def option(found: re.Match[str]) -> str:
-        return f"--{found[1].replace('_', '-')}" + (f" {found[2]}" if found[2] else "")
+        value = "" if found[2] in (None, "batches") else f" {found[2]}"
+        return f"--{found[1].replace('_', '-')}{value}"
 
-    return re.sub(rf"\b({_ARGUMENTS})=(?:'(\w+)'|batches)?", option, text)
+    return re.sub(rf"\b({_ARGUMENTS})=(?:'?(\w+)'?)?", option, text)
 
 
 @contextmanager

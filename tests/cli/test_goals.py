@@ -1,6 +1,7 @@
 """A search on the command line, and what contradicts itself there."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,10 @@ import torch
 
 from fxdecomp import FxdecompError, Latency, MACs, Params, Policy, report, trace, transform
 from fxdecomp.cli.batches import load_calibration
+from fxdecomp.cli.goals import load_metric
 from fxdecomp.cli.policies import parse_budget, provider_named
 from fxdecomp.export import read_metadata, to_onnx
+from fxdecomp.recovery.checkpoints import name_of
 from tests.cli.test_cli import NET, run
 from tests.cli_models import batches, small_net
 
@@ -105,6 +108,24 @@ def test_contradictions_give_one_clear_line(
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
+
+
+def test_a_metric_that_raises_is_named_with_its_line_and_known_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "own_metrics.py").write_text(
+        "def broken(net):\n    raise KeyError('labels')\n\nclass Scored:\n    def __call__(self, net):\n"
+        "        return 1.0\n\nscored = Scored()\n"
+    )
+    monkeypatch.setattr("sys.path", [str(tmp_path), *sys.path])
+    metric = ("--metric", f"{tmp_path / 'own_metrics.py'}:broken", "--max-drop", "0.1")
+    assert run("compress", NET, "--out", str(tmp_path / "out"), *metric, monkeypatch=monkeypatch) == 2
+    assert "own_metrics.py:broken raised KeyError: 'labels' (" in (told := capsys.readouterr().err)
+    assert "own_metrics.py, line 2)" in told
+    for name, known in (("broken", "own_metrics:broken"), ("scored", "own_metrics:Scored")):
+        found = load_metric(f"own_metrics:{name}")
+        assert found is not None
+        assert name_of(found) == known
 
 
 def test_budgets_and_providers_in_words() -> None:
