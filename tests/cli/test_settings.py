@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from fxdecomp.cli.app import _with_steps
 from tests.cli.test_cli import NET, run
 
 BATCHES = "tests.cli_models:batches"
@@ -25,13 +26,24 @@ def test_a_run_writes_its_options_and_the_file_makes_the_same_run(tmp_path: Path
     policy.write_text(
         'method = "tucker2"\nrank = 0.5\n\n[[rules]]\npattern = "4"\nmethod = "svd"\nrank = 4\n'
     )
-    first = ("compress", NET, "--policy", policy, "--calibration", BATCHES, "--recover", "-o", tmp_path / "a")
+    first = (
+        "compress",
+        NET,
+        "--policy",
+        policy,
+        "--calibration",
+        BATCHES,
+        "--recover",
+        20,
+        "-o",
+        tmp_path / "a",
+    )
     out, _ = fxd(*first, "--opset", 20, "--output-names", "scores", "--exclude", "2", "--json")
     kept = tomllib.loads((tmp_path / "a" / "run.toml").read_text())
     assert kept["policy"]["rules"][0]["pattern"] == "4"
     assert {key: kept[key] for key in ("model", "recover", "opset", "output-names", "exclude")} == {
         "model": NET,
-        "recover": 400,
+        "recover": 20,
         "opset": 20,
         "output-names": "scores",
         "exclude": ["2"],
@@ -51,16 +63,26 @@ def test_a_run_writes_its_options_and_the_file_makes_the_same_run(tmp_path: Path
 
 def test_the_command_line_wins_over_the_file_and_the_file_over_the_preset(tmp_path: Path, fxd) -> None:
     config = tmp_path / "run.toml"
-    config.write_text(
-        f'model = "{NET}"\nbudget = "macs:0.9"\npreset = "balanced"\nout = "{tmp_path / "a"}"\n'
-    )
-    told = json.loads(fxd("compress", "--config", config, "--json")[0])
-    assert told["timings"] is not None, "the preset's --time"
-    kept = tomllib.loads((tmp_path / "a" / "run.toml").read_text())
-    assert kept["budget"] == "macs:0.9"
-    assert "preset" not in kept
-    fxd("compress", "--config", config, "--budget", "macs:0.7", "-o", tmp_path / "b", "-q")
-    assert tomllib.loads((tmp_path / "b" / "run.toml").read_text())["budget"] == "macs:0.7"
+    lines = [f'model = "{NET}"', 'preset = "balanced"', "time = false", "evaluations = 3", "threads = 3"]
+    config.write_text("\n".join([*lines, f'out = "{tmp_path / "out"}"']))
+    told = json.loads(fxd("compress", "--config", config, "--threads", 2, "--json")[0])
+    assert told["timings"] is None, "the file's word on time, not the preset's"
+    kept = tomllib.loads((tmp_path / "out" / "run.toml").read_text())
+    assert kept["budget"] == "macs:0.5", "the preset's"
+    assert (kept["evaluations"], kept["threads"]) == (3, 2)
+    assert not {"preset", "time"} & set(kept)
+
+
+def test_recover_has_its_steps_where_none_are_said() -> None:
+    assert _with_steps(["compress", "--recover", "-o", "out"]) == [
+        "compress",
+        "--recover",
+        "400",
+        "-o",
+        "out",
+    ]
+    assert _with_steps(["x", "--recover", "30"]) == ["x", "--recover", "30"]
+    assert _with_steps(["x", "--recover"]) == ["x", "--recover", "400"]
 
 
 @pytest.mark.parametrize(
