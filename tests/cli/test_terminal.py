@@ -108,6 +108,14 @@ def test_colours_come_and_go_with_the_environment() -> None:
     assert str(coloured_diff("+new\n-old\n kept")) == "+new\n-old\n kept\n"
 
 
+def test_text_between_colons_is_no_emoji(capsys) -> None:
+    terminal.print_text("a:x:b")
+    terminal.print_blocks("c:x:d")
+    terminal.print_error("e:x:f")
+    out, error = capsys.readouterr()
+    assert (out.split(), error.split()) == (["a:x:b", "c:x:d"], ["e:x:f"])
+
+
 def test_quiet_prints_nothing_on_standard_error(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.setattr(terminal.messages, "_force_terminal", True)
     assert run("inspect", NET, "--quiet", monkeypatch=monkeypatch) == 0
