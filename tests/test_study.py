@@ -77,9 +77,22 @@ def test_without_room_the_data_are_run_again_and_the_result_is_the_same(
 ) -> None:
     wide = fxdecomp.transform(gm, HALF, calibration=fxdecomp.calibration.Calibration(BATCHES))
     count.clear()
-    narrow = fxdecomp.calibration.Calibration(BATCHES, budget_bytes=1)
+    narrow = fxdecomp.calibration.Calibration(BATCHES, budget_bytes=4 * 8 * 160**2)  # the largest layer alone
     assert_same(wide, fxdecomp.transform(gm, HALF, calibration=narrow))
-    assert count["collect"] == 3 + len(fxdecomp.report(wide).applied)  # a layer at a time: candidates, chains
+    assert count["collect"] == 2
+
+
+def test_patches_whose_moments_have_no_room_are_decomposed_by_their_weights(gm: GraphModule) -> None:
+    narrow = fxdecomp.calibration.Calibration(BATCHES, budget_bytes=4 * 8 * 100**2)
+    policy = Policy(rules=[fxdecomp.Rule("*", "tucker2", 0.5)])
+    small = fxdecomp.transform(gm, policy, calibration=narrow, least_agreement=0.0)
+    report = fxdecomp.report(small)
+    assert {each.site: each.output_error is None for each in report.applied} == {
+        "0": False,
+        "2": True,
+        "4": True,
+    }
+    assert "moments of 2, 4 do not fit 0.000298 GiB (budget_bytes)" in " ".join(report.record.notes)
 
 
 def test_a_second_budget_takes_what_is_known(gm: GraphModule, count: Counter[str]) -> None:

@@ -35,7 +35,7 @@ LOST = 0.03
 _STILL = 1e-12
 """Share of the largest variance below which a direction does not vary."""
 
-EXAMPLES = 32
+EXAMPLES = 16
 """Examples of a calibration that sensitivities are measured on."""
 
 LEAST_EXAMPLES = 16

@@ -13,6 +13,7 @@ from torch.fx import GraphModule
 from fxdecomp.allocation.candidates import Question
 from fxdecomp.allocation.sensitivity import EXAMPLES, LEAST_EXAMPLES, measure_sensitivity, some_of
 from fxdecomp.calibration import Calibration
+from fxdecomp.calibration.batches import COPIES
 from fxdecomp.calibration.collecting import collect
 from fxdecomp.calibration.moments import Moments
 from fxdecomp.calibration.splitting import inputs_of
@@ -26,9 +27,6 @@ Result = TypeVar("Result")
 
 _ROOM_BYTES = 2 << 30
 """Memory for what is kept of the weights' spectra where no calibration says how much there is."""
-
-_COPIES = 4
-"""A metric, bases and spectra take up to so many times the room of the moments, or of the weight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +116,10 @@ class SiteWork:
         told = {name: value for name, value in known.items() if value is not None}
         return told if len(told) == len(known) and told else None
 
+    def is_fitted(self, site: Site) -> bool:
+        """Whether a layer is fitted to the calibration: there is one, and its moments have room."""
+        return self.calibration is not None and self.calibration.can_fit(site.spec)
+
     def each(
         self,
         work: str,
@@ -148,17 +150,20 @@ class SiteWork:
         sites = [site for name, site in self._sites.items() if name in names and name not in kept]
         if not sites:
             return
-        if self.calibration is None:
-            yield {site.name: self._made(site, None) for site in sites}
+        alone = [site for site in sites if not self.is_fitted(site)]
+        if alone:
+            yield {site.name: self._made(site, None) for site in alone}
+        if self.calibration is None or len(alone) == len(sites):
             return
-        for moments in collect(self.gm, sites, self.calibration):
+        fitted = [site for site in sites if self.is_fitted(site)]
+        for moments in collect(self.gm, fitted, self.calibration):
             self.runs += 1
             yield {name: self._made(self._sites[name], each) for name, each in moments.items()}
 
     def _made(self, site: Site, moments: tuple[Moments, ...] | None) -> tuple[Problem, ...]:
         """The problems of a layer; kept, where there is room."""
         problems = problems_of(site.weight, site.spec, moments)
-        size = _COPIES * sum(problem.size_bytes for problem in problems)
+        size = COPIES * sum(problem.size_bytes for problem in problems)
         if size <= self._room_bytes:
             self._room_bytes -= size
             self._problems[site.name] = problems

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +15,14 @@ from torch.fx import GraphModule
 
 from fxdecomp.errors import CalibrationError
 from fxdecomp.graphs.inputs import ExampleInputs, call_arguments, naming_batch, placeholder_values
+from fxdecomp.layers import LayerSpec
 
 Batch = ExampleInputs
 
 _LEAST_SAMPLES = 16_384
-_SAMPLES_PER_DIMENSION = 4
+_SAMPLES_PER_DIMENSION = 2
+COPIES = 4
+"""A metric, its root and temporaries take up to so many times the room of the moments, in float64."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +31,12 @@ class Calibration:
 
     Attributes:
         batches: Inputs as the network takes them: tensors, tuples or dicts; any iterable, read once.
-        samples: Patches taken of a layer, None for 16,384 or four times the patch's size, whichever is more.
+        samples: Patches taken of a layer, None for 16,384 or twice the patch's size, whichever is more.
             Layers with fewer output positions use all of them.
         seed: Of the drawing of patches.
         budget_bytes: Memory for the sums and activations that are held at one time; where it does not
-            suffice, the batches are run several times.
+            suffice, the batches are run several times, and layers whose own moments do not fit (patches of
+            more than 8,192 numbers by default) are decomposed by their weights alone, with a note.
         refit: Whether every chain is fitted once more, to the output of the original network.
 
     Raises:
@@ -80,9 +85,25 @@ class Calibration:
             raise CalibrationError(f"calibration is of {type(given).__name__}, wanted an iterable of batches")
         return given if isinstance(given, Calibration) else Calibration(given)
 
-    def samples_of(self, size: int) -> int:
-        """How many patches of `size` numbers are taken of a layer."""
-        return self.samples or max(_LEAST_SAMPLES, _SAMPLES_PER_DIMENSION * size)
+    def samples_of(self, size: int, beside: int = 0) -> int:
+        """How many patches of `size` numbers are taken of a layer, with as many numbers `beside` each.
+
+        No more than are kept as they are, where their moments have no room.
+        """
+        wanted = self.samples or max(_LEAST_SAMPLES, _SAMPLES_PER_DIMENSION * size)
+        if self.has_room_for(size + beside):
+            return wanted
+        return max(1, min(wanted, self.budget_bytes // (COPIES * 8 * (size + beside))))
+
+    def can_fit(self, spec: LayerSpec) -> bool:
+        """Whether a layer can be fitted: its moments have room, or it is a matrix and needs rows alone."""
+        return spec.is_pointwise or self.has_room_for(
+            spec.in_channels // spec.groups * math.prod(spec.kernel)
+        )
+
+    def has_room_for(self, size: int) -> bool:
+        """Whether the moments of patches of `size` numbers, and the temporaries of a fit to them, fit."""
+        return COPIES * 8 * size**2 <= self.budget_bytes
 
     def seed_of(self, *place: int) -> int:
         """The seed of one drawing, the same in every process."""

@@ -10,6 +10,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from fxdecomp.linalg.factoring import symmetric_product
+
+_WAITING = 4
+"""Rows are multiplied out a share `1 / _WAITING` of the dimensions at a time, however small the batches."""
+
 _LEAST_INPUTS = 4
 """The fewest inputs that say how uncertain their mean is; of two, centred, both are the same."""
 
@@ -119,7 +124,8 @@ class MomentsSum:
         if owners is not None:
             sizes = torch.unique_consecutive(owners, return_counts=True)[1].tolist()
             self._clusters += self._seen_from_the_mean(torch.split(centred, sizes))
-        if self._count >= rows.shape[1]:
+        d = rows.shape[1]
+        if self._count >= d and (self._square is None or sum(map(len, self._rows)) >= d / _WAITING):
             self._fold()
 
     def _seen_from_the_mean(self, inputs: Sequence[Tensor]) -> list[tuple[int, float]]:
@@ -138,8 +144,7 @@ class MomentsSum:
         d = self._rows[0].shape[1]
         if self._square is None:
             self._square = self._rows[0].new_zeros(d, d, dtype=torch.float64)
-        for rows in self._rows:
-            self._square += rows.T @ rows
+        self._square += symmetric_product(torch.cat(self._rows).T)
         self._rows.clear()
 
     def moments(self) -> Moments:
@@ -155,6 +160,8 @@ class MomentsSum:
         if self._square is None:
             centred = torch.cat(self._rows).double() - offset
             return Moments(centred / self._count**0.5, mean, self._count)
+        if self._rows:
+            self._fold()
         covariance = self._square / self._count
         return Moments(covariance.sub_(torch.outer(offset, offset)), mean, self._count)
 

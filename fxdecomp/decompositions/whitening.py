@@ -45,6 +45,12 @@ def whitened_svd(
         basis = _orthonormal(matrix @ spanned.flip(1))
     else:
         others = tuple(mode for mode in range(len(shape)) if mode not in modes)
+        if count < len(matrix):
+            image = matrix @ _symmetric_root(_covariance(moments, shape[1:], others))
+            squares, X = torch.linalg.eigh(image.T @ image)
+            basis = _orthonormal(image @ X.flip(1))
+            values = squares.flip(0).clamp_min(0).sqrt()
+            return basis.to(dtype), values.to(dtype)
         if len(others) == len(shape) - 1:
             product = moments.output_covariance(matrix)
         else:

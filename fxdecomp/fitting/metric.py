@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fxdecomp.calibration.moments import Moments
+from fxdecomp.linalg.cholesky import cholesky
 
 _FLOOR = 1e-5
 """Weight of the directions that the samples do not show, as a share of their mean variance: without any, the
@@ -22,12 +23,14 @@ class Metric:
     Attributes:
         weight: `[out, in, *kernel]`.
         covariance: Sigma over `scale` with a little on the diagonal, `[d, d]`, in the type of the weight.
+        lower: L with `L L^T` that covariance, in the same type.
         scale: The mean diagonal of Sigma.
         total: `tr W Sigma W^T` over `scale`.
     """
 
     weight: Float[Tensor, "out in *kernel"]
     covariance: Float[Tensor, "d d"]
+    lower: Float[Tensor, "d d"]
     scale: float
     total: float
 
@@ -38,19 +41,17 @@ class Metric:
         scale = dense.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
         covariance = dense / scale
         covariance.diagonal().add_(_FLOOR)
-        total = _squares(weight, covariance)
-        return Metric(weight, covariance.to(weight.dtype), float(scale), total)
+        lower = cholesky(covariance).to(weight.dtype)
+        return Metric(weight, covariance.to(weight.dtype), lower, float(scale), _squares(weight, lower))
 
     def error(self, composed: Tensor) -> float:
         """`tr (W - W') Sigma (W - W')^T` over `tr W Sigma W^T`."""
-        lost = _squares(self.weight - composed, self.covariance)
-        return max(lost, 0.0) / self.total if self.total > 0 else 0.0
+        return _squares(self.weight - composed, self.lower) / self.total if self.total > 0 else 0.0
 
 
-def _squares(kernel: Tensor, covariance: Tensor) -> float:
-    """`tr K Sigma K^T`, summed in float64: large parts may cancel each other."""
-    flat = kernel.flatten(1).double()
-    return float(((flat @ covariance.double()) * flat).sum())
+def _squares(kernel: Tensor, lower: Tensor) -> float:
+    """`tr K Sigma K^T = ||K L||^2`: a sum of squares, so that float32 products keep their digits."""
+    return float((kernel.flatten(1) @ lower).square().sum(dtype=torch.float64))
 
 
 def marginal_covariance(

@@ -12,6 +12,7 @@ Source: Zhang et al. 2015, arXiv 1505.06798, section 3.2.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -25,7 +26,7 @@ from fxdecomp.linalg.cholesky import cholesky
 
 _PENALTIES = (0.01, 0.1, 1.0)
 _ROUNDS = 10
-"""Of each penalty."""
+"""Of each penalty at most; a round that gains nothing worth having is its last."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,6 +65,7 @@ def rectify(fit: Samples, held: Samples, chain: Chain) -> Chain:
     design = torch.cat((seen, ones), dim=1).double()
     lower = cholesky(design.T @ design)
     for penalty in _PENALTIES:
+        before = math.inf
         for _ in range(_ROUNDS):
             target = _auxiliary(seen @ M.T + b, wanted, penalty)
             solution = torch.cholesky_solve(design.T @ target.double(), lower).to(last.dtype)
@@ -72,6 +74,9 @@ def rectify(fit: Samples, held: Samples, chain: Chain) -> Chain:
             if found < least:
                 weights = (*chain.weights[:-1], M.reshape(last.shape).contiguous())
                 best, least = replace(chain, weights=weights, bias=b.double()), found
+            if not found < before * (1 - GAIN):
+                break
+            before = found
     return best
 
 

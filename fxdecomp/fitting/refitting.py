@@ -16,6 +16,8 @@ the original, and fitting all stages, are our own.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -65,6 +67,13 @@ class JointMoments:
         return Metric.of(target, Moments(covariance, self.moments.mean[: self.inputs], self.moments.count))
 
     @property
+    def across(self) -> Float[Tensor, "t d"]:
+        """`Cov(y, z)`."""
+        known, d = self.moments, self.inputs
+        part = known.covariance[:, :d]
+        return known.covariance[:, d:].T @ part if known.is_root else part[d:]
+
+    @property
     def variance(self) -> float:
         """`E ||y - mean y||^2`."""
         outputs = self.moments.covariance[:, self.inputs :]
@@ -84,9 +93,12 @@ class JointMoments:
 
     def error(self, H: Float[Tensor, "t d"], bias: Float[Tensor, " t"]) -> float:
         """`E ||y - H z - b||^2`."""
-        offset = bias - self.bias_for(H)
-        rest = torch.cat((-H, torch.eye(len(H), dtype=H.dtype, device=H.device)), dim=1)
-        return self.moments.output_variance(rest) + float(offset.square().sum())
+        offset = float((bias - self.bias_for(H)).square().sum())
+        if self.moments.is_root:
+            root = self.moments.covariance
+            return offset + float((root[:, self.inputs :] - root[:, : self.inputs] @ H.T).square().sum())
+        explained = 2 * float((H * self.across).sum()) - float(((H @ self.of_inputs) * H).sum())
+        return offset + max(self.variance - explained, 0.0)
 
     def error_of(self, chain: Chain) -> float:
         """The same of a chain of one group with a bias."""
@@ -97,14 +109,16 @@ class JointMoments:
         """The bias that keeps the mean of y."""
         return self.moments.mean[self.inputs :] - H @ self.moments.mean[: self.inputs]
 
-    def regressed(self, start: Float[Tensor, "t d"], ridge: float) -> Float[Tensor, "t d"]:
-        """The layer that fits best, shrunk towards `start`."""
-        dense = self.moments.dense()
-        C, K = dense[: self.inputs, : self.inputs], dense[self.inputs :, : self.inputs]
-        shift = ridge * C.diagonal().mean()
-        lower = cholesky(C + shift * torch.eye(len(C), dtype=C.dtype, device=C.device))
-        found: Tensor = start + torch.cholesky_solve((K - start @ C).T, lower).T
-        return found
+    def regressed(
+        self, start: Float[Tensor, "t d"], ridges: Sequence[float]
+    ) -> Iterator[Float[Tensor, "t d"]]:
+        """The layer that fits best, shrunk towards `start` by each of some strengths."""
+        C = self.of_inputs
+        missing = (self.across - start @ C).T
+        for ridge in ridges:
+            shifted = C.clone()
+            shifted.diagonal().add_(ridge * C.diagonal().mean())
+            yield start + torch.cholesky_solve(missing, cholesky(shifted)).T
 
 
 def refit(
@@ -135,18 +149,30 @@ def _fitted(fit: JointMoments, held: JointMoments, chain: Chain, layer: Tensor) 
     def judged(H: Tensor) -> float:
         return held.error(H, fit.bias_for(H))
 
-    def refined(known: JointMoments, given: Chain) -> Chain:
-        target = known.regressed(start, ridge).reshape(layer.shape).to(layer.dtype)
-        return refine(known.metric(target), (given,))
+    def refined(known: JointMoments, target: Tensor, given: Chain) -> Chain:
+        return refine(known.metric(target.reshape(layer.shape).to(layer.dtype)), (given,))
 
-    ridge = min(RIDGES, key=lambda strength: judged(fit.regressed(start, strength)))
-    new = refined(fit, chain)
+    ridge, target = _best_ridge(fit, start, judged)
+    new = refined(fit, target, chain)
     kept, changed = judged(matrix_of(chain)), judged(matrix_of(new))
     if not min(kept, changed) < held.error_of(chain) * (1 - GAIN):
         return chain
     both = fit + held
-    best = refined(both, new) if changed < kept else chain
+    best = refined(both, next(both.regressed(start, (ridge,))), new) if changed < kept else chain
     return replace(best, bias=both.bias_for(matrix_of(best)))
+
+
+def _best_ridge(
+    fit: JointMoments, start: Tensor, judged: Callable[[Tensor], float]
+) -> tuple[float, Float[Tensor, "t d"]]:
+    """The strength whose layer does best on held-out samples; weaker ones are tried as long as they gain."""
+    best, least = (RIDGES[0], start), math.inf
+    for ridge, H in zip(RIDGES, fit.regressed(start, RIDGES), strict=True):
+        found = judged(H)
+        if not found < least:
+            break
+        best, least = (ridge, H), found
+    return best
 
 
 def matrix_of(chain: Chain) -> Float[Tensor, "out d"]:

@@ -53,10 +53,28 @@ def tail_equations(
     if index == 0:  # B is the identity, however large
         C, K = metric.covariance.double(), (metric.weight.flatten(1) @ metric.covariance).double()
         return cholesky(C), K
+    if index == 1 and _is_rotation(metric, chain):
+        seen = _rotated(metric.covariance, chain.weights[0])
+        C = _rotated(seen.T, chain.weights[0])
+        K = _rotated((metric.weight.flatten(1) @ metric.covariance).T, chain.weights[0]).T
+        return cholesky(C.double()), K.double()
     B = basis_of(chain.form.stages, chain.weights, index).flatten(1)
     seen = B @ metric.covariance
     C, K = (seen @ B.T).double(), (metric.weight.flatten(1) @ seen.T).double()
     return cholesky(C), K
+
+
+def _is_rotation(metric: Metric, chain: Chain) -> bool:
+    """Whether a pointwise stage comes first, then all of the kernel: B acts on the channels alone."""
+    first, second = chain.weights[:2]
+    is_pointwise = math.prod(first.shape[2:]) == 1 and first.shape[1] == metric.weight.shape[1]
+    return is_pointwise and second.shape[2:] == metric.weight.shape[2:] and second.shape[1] == first.shape[0]
+
+
+def _rotated(matrix: Float[Tensor, "d n"], weight: Float[Tensor, "q s *ones"]) -> Float[Tensor, "m n"]:
+    """`B M` for `B = V kron I` over the taps. Cost: `q d n`, where B itself would take `taps` times that."""
+    channels = weight.flatten(1)
+    return (channels @ matrix.reshape(channels.shape[1], -1)).reshape(-1, matrix.shape[1])
 
 
 def tail_spread(metric: Metric, chain: Chain, index: int) -> Float[Tensor, "rows out"]:
@@ -74,6 +92,16 @@ def tail_spread(metric: Metric, chain: Chain, index: int) -> Float[Tensor, "rows
     return spread
 
 
+def leading_outputs(spread: Float[Tensor, "out rows"], rank: int) -> Float[Tensor, "out r"]:
+    """The leading left singular vectors of a spread, `min(rank, *its shape)` of them."""
+    if spread.shape[0] <= spread.shape[1]:
+        leading: Tensor = torch.linalg.eigh(spread @ spread.T).eigenvectors.flip(1)[:, :rank]
+        return leading
+    orthonormal, triangle = torch.linalg.qr(spread)
+    basis: Tensor = orthonormal @ leading_outputs(triangle, rank)
+    return basis
+
+
 def with_tail(metric: Metric, chain: Chain, tail: int) -> Chain:
     """The chain with its last one or two stages in closed form."""
     head = chain.weights[: len(chain.weights) - tail]
@@ -84,7 +112,7 @@ def with_tail(metric: Metric, chain: Chain, tail: int) -> Chain:
         return replace(chain, weights=(*head, regression.reshape(last.shape).to(last.dtype)))
     rank = chain.form.stages[-2].spec.out_channels
     spread = regression @ lower
-    U = torch.linalg.eigh(spread @ spread.T).eigenvectors.flip(1)[:, :rank]
+    U = leading_outputs(spread, rank)
     outer, inner = evened(U, U.T @ regression, floor=1e-8)
     missing = rank - len(inner)
     inner = torch.nn.functional.pad(inner, (0, 0, 0, missing)).reshape(chain.weights[-2].shape)

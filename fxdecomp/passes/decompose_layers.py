@@ -78,6 +78,10 @@ class DecomposeLayers(Pass):
         notes = () if planned is None else planned.notes
         if work.calibration is not None:
             made = work.runs - runs
+            large = [site.name for site in sites if site.name in results and not work.is_fitted(site)]
+            if large:
+                room = f"{work.calibration.budget_bytes / 2**30:.3g} GiB (budget_bytes)"
+                notes += (f"moments of {', '.join(large)} do not fit {room}: its weights alone were used",)
             notes += (f"forward passes over the calibration batches for the activations' moments: {made}",)
         replacer = Replacer(gm)
         for site in sites:

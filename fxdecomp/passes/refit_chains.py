@@ -99,6 +99,7 @@ class RefitChains(Pass):
     def call(self, gm: GraphModule, record: Record) -> Record:
         """Replace the stages' weights and the bias where that pays on held-out samples."""
         targets, shared = _targets(gm, self.original, record)
+        targets = [target for target in targets if self.calibration.can_fit(target.layer.spec)]
         if not targets and not shared:
             return record
         runner = copy_sharing_tensors(gm).eval()
@@ -135,7 +136,7 @@ class RefitChains(Pass):
         groups = spec.groups
         batches = len(tuple(self.calibration.batches))
         size = spec.in_channels // groups * math.prod(spec.kernel)
-        most = math.ceil(self.calibration.samples_of(size) / batches)
+        most = math.ceil(self.calibration.samples_of(size, spec.out_channels // groups) / batches)
         found = [_Observed(size, keep=target.is_rectified) for _ in range(groups)]
         first = target.stages[0].calls[0]
         values = lockstep.values_at(first.node, first.source, target.layer.calls[0].node.name)
