@@ -3,9 +3,9 @@
     python -m benchmarks.few_inputs                  # the table of docs/calibration.md
     python -m benchmarks.few_inputs --counts 4 8 --seeds 0 1 2
 
-A small network learns ten numbers of pictures of 1/f noise. Printed is, by the number of calibration inputs,
-the share of the unseen outputs' variance that the compressed network explains (R2), and the least that a report
-says it agrees by, on the inputs that it held out.
+A small network learns ten numbers of pictures of 1/f noise. Printed is, by the number of calibration
+inputs, the share of the unseen outputs' variance that the compressed network explains (R2), and the least
+that a report says it agrees by, on the inputs that it held out.
 """
 
 from __future__ import annotations
