@@ -74,7 +74,7 @@ class SiteWork:
     """What has been computed about the layers of one graph, fitted to one calibration.
 
     Attributes:
-        gm: The graph; it is not changed, by nobody.
+        gm: The graph; nobody changes it.
         calibration: Inputs, None for the weights alone.
         runs: Forward passes over all calibration batches so far.
     """
