@@ -107,7 +107,7 @@ def test_a_budget_spares_the_layer_that_matters(
     gm: GraphModule, matters: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = {"strong": 1e-3, "weak": 1e-3} | {matters: 1.0}
-    monkeypatch.setattr("fxdecomp.allocation.planning.measure_sensitivity", lambda *_, **__: told)
+    monkeypatch.setattr("fxdecomp.allocation.site_work.measure_sensitivity", lambda *_, **__: told)
     policy = fxdecomp.Policy(budget=fxdecomp.MACs(0.8), multiple_of=1, exclude=["idle"])
     report = fxdecomp.report(fxdecomp.transform(gm, policy, calibration=[image(64, 12)], least_agreement=0.0))
     spent = {outcome.site: outcome.macs_after for outcome in report.outcomes}
