@@ -7,12 +7,19 @@ STAMP := $(VENV)/.installed
 # Two test processes with one thread each: more threads than cores are much slower.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: demo test lint types unit docs dist openvino clean
+# The rooms of tests/ that mirror what differs from the last commit, and tests that differ themselves.
+CHANGED = $(sort $(wildcard $(shell { git diff --name-only HEAD; git ls-files --others --exclude-standard; } \
+	| sed -nE 's,^(fxdecomp|tests)/([a-z]+)/.*\.py$$,tests/\2,p; s,^(tests/test_[a-z_]+\.py)$$,\1,p')))
+
+.PHONY: demo test quick lint types unit docs dist openvino clean
 
 demo: $(STAMP)
 	$(BIN)/fxdecomp demo --out demo-output
 
 test: lint types docs unit
+
+quick: lint types
+	$(if $(CHANGED),$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist worksteal -q $(CHANGED),@echo "no room has changed")
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
