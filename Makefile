@@ -11,7 +11,7 @@ TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 CHANGED = $(sort $(wildcard $(shell { git diff --name-only HEAD; git ls-files --others --exclude-standard; } \
 	| sed -nE 's,^(fxdecomp|tests)/([a-z]+)/.*\.py$$,tests/\2,p; s,^(tests/test_[a-z_]+\.py)$$,\1,p')))
 
-.PHONY: demo test quick lint types unit docs dist openvino clean
+.PHONY: demo test quick lint types unit coverage docs dist openvino clean
 
 demo: $(STAMP)
 	$(BIN)/fxdecomp demo --out demo-output
@@ -30,6 +30,10 @@ types: $(STAMP)
 	$(BIN)/mypy
 
 unit: $(STAMP)
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist worksteal
+
+# By itself, since it costs the tests a tenth of their time and more.
+coverage: $(STAMP)
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist worksteal --cov=fxdecomp --cov-report=term:skip-covered
 
 # The wheel is built from the source archive, so that both are known to be whole.

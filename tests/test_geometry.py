@@ -153,7 +153,7 @@ def test_depthwise_is_skipped() -> None:
         nn.Sequential(nn.Conv2d(6, 6, 3, groups=6), nn.Conv2d(6, 12, 3, groups=6), nn.Conv2d(12, 8, 3))
     )
     small = fxdecomp.transform(
-        fxdecomp.trace(model, image(1, 6, 9, 9)), fxdecomp.Policy(method="tucker2", rank=2)
+        fxdecomp.trace(model, image(1, 6, 9, 9)), fxdecomp.Policy(rules=[fxdecomp.Rule("*", "tucker2", 2)])
     )
     report = fxdecomp.report(small)
     assert [s.reason for s in report.skipped] == [fxdecomp.Reason.DEPTHWISE] * 2
