@@ -13,8 +13,7 @@ from fxdecomp.allocation.candidates import Candidate, Question, candidates
 from fxdecomp.allocation.pricing import price
 from fxdecomp.allocation.site_work import SiteWork, Workers
 from fxdecomp.allocation.timed import ABOVE, LatencyPlanner, best_attempt
-from fxdecomp.decompositions import method_named
-from fxdecomp.decompositions.factorising import Solution, Task, forms_of, weight_refusal
+from fxdecomp.decompositions.factorising import Solution, Task, weight_refusal
 from fxdecomp.errors import BudgetError
 from fxdecomp.export.machine import machine
 from fxdecomp.outcomes import UNJUDGED, Outcome, Reason, Refusal
@@ -239,5 +238,4 @@ def _settled_cost(site: Site, result: Solution | Refusal | None, cost: str) -> i
         return site.macs if cost == "macs" else site.params
     if cost != "macs":
         return result.chain.params
-    form = result.chain.form
-    return sum(each.macs for each in forms_of(method_named(form.method), form.rank, site.specs))
+    return result.macs_at(site.specs)

@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from fxdecomp.allocation.site_work import SiteWork
-from fxdecomp.decompositions import method_named
-from fxdecomp.decompositions.factorising import Solution, forms_of
+from fxdecomp.decompositions.factorising import Solution
 from fxdecomp.outcomes import Reason, Refusal
 from fxdecomp.progress import Progress
 from fxdecomp.sites import Site
@@ -42,7 +41,7 @@ def out_of_proportion(
     if sensitivity is None or len(solutions) < 2:
         return {}
     loss = {name: sensitivity[name] * (each.output_error or 0.0) for name, each in solutions.items()}
-    saved = {site.name: site.macs - _macs_of(site, solutions[site.name]) for site in sites}
+    saved = {site.name: site.macs - solutions[site.name].macs_at(site.specs) for site in sites}
     all_lost, all_saved = sum(loss.values()), max(sum(saved.values()), 1)
     found = {}
     for name, lost in loss.items():
@@ -53,8 +52,3 @@ def out_of_proportion(
             )
             found[name] = Refusal(Reason.OUT_OF_PROPORTION, detail)
     return found
-
-
-def _macs_of(site: Site, solution: Solution) -> int:
-    form = solution.chain.form
-    return sum(each.macs for each in forms_of(method_named(form.method), form.rank, site.specs))

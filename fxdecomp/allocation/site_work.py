@@ -148,14 +148,12 @@ class SiteWork:
         if kept:
             yield kept
         sites = [site for name, site in self._sites.items() if name in names and name not in kept]
-        if not sites:
-            return
-        alone = [site for site in sites if not self.is_fitted(site)]
+        alone = {site.name: site for site in sites if not self.is_fitted(site)}
         if alone:
-            yield {site.name: self._made(site, None) for site in alone}
-        if self.calibration is None or len(alone) == len(sites):
+            yield {name: self._made(site, None) for name, site in alone.items()}
+        fitted = [site for site in sites if site.name not in alone]
+        if self.calibration is None or not fitted:
             return
-        fitted = [site for site in sites if self.is_fitted(site)]
         for moments in collect(self.gm, fitted, self.calibration):
             self.runs += 1
             yield {name: self._made(self._sites[name], each) for name, each in moments.items()}

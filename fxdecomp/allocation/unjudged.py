@@ -20,7 +20,7 @@ _WORTH_NAMING = 0.1
 
 
 def unjudged_layers(
-    sites: Sequence[Site], heads: Container[str], everything: Collection[Outcome | Site]
+    sites: Sequence[Site], heads: Container[str], everything: Collection[Outcome]
 ) -> dict[str, Refusal]:
     """Why some of the layers are left alone, by name.
 

@@ -85,6 +85,15 @@ class Solution:
     relative_error: float
     output_error: float | None = None
 
+    def forms_at(self, specs: Sequence[LayerSpec]) -> tuple[Form, ...]:
+        """The form of the chain at each of its layer's calls."""
+        form = self.chain.form
+        return forms_of(method_named(form.method), form.rank, specs)
+
+    def macs_at(self, specs: Sequence[LayerSpec]) -> int:
+        """What the chain takes over all of its layer's calls."""
+        return sum(form.macs for form in self.forms_at(specs))
+
 
 @torch.no_grad()
 def factorise(task: Task) -> Solution | Refusal:

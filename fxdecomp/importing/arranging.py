@@ -1,4 +1,4 @@
-"""Operators that pool, resize, cut and rearrange; shapes are computed with numbers, not with tensors."""
+"""Operators that resize, cut and rearrange; shapes are computed with numbers, not with tensors."""
 
 from __future__ import annotations
 
@@ -14,38 +14,11 @@ from torch.nn import functional as F  # noqa: N812
 
 from fxdecomp.importing.building import Builder, Number, Sizes, Unconvertible, Value, numbers
 from fxdecomp.importing.functions import depth_to_space, space_to_depth
-from fxdecomp.importing.layers import Handler, pad_list, padding_of
+from fxdecomp.importing.layers import Handler, pad_list
 from fxdecomp.importing.operands import Operands
 
-_MAX_POOLS = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
-_AVERAGE_POOLS: Mapping[int, Any] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 _END = 1 << 60
 """Ends of slices beyond it mean the end of the axis."""
-
-
-def _pool(builder: Builder, op: Operands) -> Value:
-    kernel = tuple(op.attribute("kernel_shape", ()))
-    ndim, largest = len(kernel), op.node.op_type == "MaxPool"
-    stride, dilation = op.per_axis("strides", ndim), op.per_axis("dilations", ndim)
-    begin, end = padding_of(op, kernel, stride, dilation)
-    x, ceil = builder.tensor(op.value(0)), bool(op.attribute("ceil_mode", 0))
-    counted = bool(op.attribute("count_include_pad", 0))
-    if begin != end:
-        if not (largest or counted):
-            raise Unconvertible("its padding differs at the two ends and does not count")
-        x = builder.call(F.pad, x, pad_list(begin, end), value=float("-inf") if largest else 0.0)
-        begin = (0,) * ndim
-    if largest:
-        return builder.call(_MAX_POOLS[ndim], x, kernel, stride, begin, dilation, ceil)
-    if set(dilation) != {1}:
-        raise Unconvertible("PyTorch has no average over dilated windows")
-    return builder.call(_AVERAGE_POOLS[ndim], x, kernel, stride, begin, ceil, counted)
-
-
-def _global_pool(builder: Builder, op: Operands) -> Value:
-    axes = tuple(range(2, op.ndim(0) or 4))
-    function = torch.mean if op.node.op_type == "GlobalAveragePool" else torch.amax
-    return builder.call(function, builder.tensor(op.value(0)), axes, keepdim=True)
 
 
 def _shape(builder: Builder, op: Operands) -> Value:
@@ -281,8 +254,6 @@ def _same(builder: Builder, op: Operands) -> Value:
 
 
 ARRANGING: Mapping[str, Handler] = {
-    **dict.fromkeys(("MaxPool", "AveragePool"), _pool),
-    **dict.fromkeys(("GlobalAveragePool", "GlobalMaxPool"), _global_pool),
     **dict.fromkeys(("Identity", "Dropout"), _same),
     "Concat": _concat,
     "ConstantOfShape": _constant_of_shape,

@@ -1,10 +1,11 @@
-"""Convolutions and norms, as PyTorch's own modules under the names that their weights have in the file."""
+"""Convolutions, norms and pools; modules are PyTorch's, under the names of their weights in the file."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
@@ -18,6 +19,8 @@ Handler = Callable[[Builder, Operands], Value | tuple[Value, ...]]
 
 _CONVS: Mapping[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _TRANSPOSED: Mapping[int, Any] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+_MAX_POOLS = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
+_AVERAGE_POOLS: Mapping[int, Any] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 _NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 
 
@@ -186,7 +189,34 @@ def pad_list(begin: Sequence[int], end: Sequence[int]) -> list[int]:
     return [item for pair in reversed(list(zip(begin, end, strict=True))) for item in pair]
 
 
+def _pool(builder: Builder, op: Operands) -> Value:
+    kernel = tuple(op.attribute("kernel_shape", ()))
+    ndim, largest = len(kernel), op.node.op_type == "MaxPool"
+    stride, dilation = op.per_axis("strides", ndim), op.per_axis("dilations", ndim)
+    begin, end = padding_of(op, kernel, stride, dilation)
+    x, ceil = builder.tensor(op.value(0)), bool(op.attribute("ceil_mode", 0))
+    counted = bool(op.attribute("count_include_pad", 0))
+    if begin != end:
+        if not (largest or counted):
+            raise Unconvertible("its padding differs at the two ends and does not count")
+        x = builder.call(F.pad, x, pad_list(begin, end), value=float("-inf") if largest else 0.0)
+        begin = (0,) * ndim
+    if largest:
+        return builder.call(_MAX_POOLS[ndim], x, kernel, stride, begin, dilation, ceil)
+    if set(dilation) != {1}:
+        raise Unconvertible("PyTorch has no average over dilated windows")
+    return builder.call(_AVERAGE_POOLS[ndim], x, kernel, stride, begin, ceil, counted)
+
+
+def _global_pool(builder: Builder, op: Operands) -> Value:
+    axes = tuple(range(2, op.ndim(0) or 4))
+    function = torch.mean if op.node.op_type == "GlobalAveragePool" else torch.amax
+    return builder.call(function, builder.tensor(op.value(0)), axes, keepdim=True)
+
+
 LAYERS: Mapping[str, Handler] = {
+    **dict.fromkeys(("MaxPool", "AveragePool"), _pool),
+    **dict.fromkeys(("GlobalAveragePool", "GlobalMaxPool"), _global_pool),
     "Conv": conv,
     "ConvTranspose": conv_transpose,
     "BatchNormalization": batch_norm,

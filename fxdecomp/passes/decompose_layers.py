@@ -19,8 +19,7 @@ from fxdecomp.allocation.planning import Situation, plan_budget
 from fxdecomp.allocation.proportion import out_of_proportion
 from fxdecomp.allocation.site_work import ALONE, SiteWork, Workers
 from fxdecomp.allocation.unjudged import unjudged_layers
-from fxdecomp.decompositions import method_named
-from fxdecomp.decompositions.factorising import Solution, Task, factorise, forms_of
+from fxdecomp.decompositions.factorising import Solution, Task, factorise
 from fxdecomp.errors import PolicyError
 from fxdecomp.graphs.records import Record
 from fxdecomp.graphs.replacing import Replacer, remove_unused
@@ -67,7 +66,8 @@ class DecomposeLayers(Pass):
         self.policy.check_names([*(site.name for site in sites), *outcomes, *_planned(record)])
         work = self.work or SiteWork(gm, None)
         runs = work.runs
-        results = self._without_budget(sites, found.heads, [*outcomes.values(), *sites], work)
+        everything = [*outcomes.values(), *(site.skipped(Reason.NOT_SELECTED) for site in sites)]
+        results = self._without_budget(sites, found.heads, everything, work)
         planned = None
         if self.policy.budget is not None and sites:
             others = list(outcomes.values())
@@ -81,7 +81,7 @@ class DecomposeLayers(Pass):
             large = [site.name for site in sites if site.name in results and not work.is_fitted(site)]
             if large:
                 room = f"{work.calibration.budget_bytes / 2**30:.3g} GiB (budget_bytes)"
-                notes += (f"moments of {', '.join(large)} do not fit {room}: its weights alone were used",)
+                notes += (f"moments of {', '.join(large)} do not fit {room}: their weights alone were used",)
             notes += (f"forward passes over the calibration batches for the activations' moments: {made}",)
         replacer = Replacer(gm)
         for site in sites:
@@ -98,7 +98,7 @@ class DecomposeLayers(Pass):
         )
 
     def _without_budget(
-        self, sites: list[Site], heads: Container[str], everything: list[Outcome | Site], work: SiteWork
+        self, sites: list[Site], heads: Container[str], everything: list[Outcome], work: SiteWork
     ) -> dict[str, Solution | Refusal]:
         """Layers that are not worth it, and the chains of those whose rank the policy gives."""
         unnamed = [site for site in sites if self._may_stay(site.name)]
@@ -173,7 +173,7 @@ def _task(site: Site, policy: Policy) -> Task | None:
 
 def _apply(replacer: Replacer, site: Site, solution: Solution) -> Applied:
     chain, form = solution.chain, solution.chain.form
-    forms = forms_of(method_named(form.method), form.rank, site.specs)
+    forms = solution.forms_at(site.specs)
     name = replacer.replace(site, [replace(chain, form=each).stages for each in forms])
     return Applied(
         site=site.name,

@@ -23,19 +23,20 @@ from fxdecomp.calibration import Batch, Calibration
 from fxdecomp.errors import BudgetError, PolicyError
 from fxdecomp.export import benchmark, to_onnx
 from fxdecomp.files import check_file
-from fxdecomp.graphs.inputs import ExampleInputs, call_arguments, placeholder_values
+from fxdecomp.graphs.inputs import ExampleInputs, placeholder_values
 from fxdecomp.graphs.records import attach_record, record_of
 from fxdecomp.outcomes import Reason, Skipped
 from fxdecomp.pipeline import Study, transform
 from fxdecomp.plans import Plan
 from fxdecomp.policy import Budget, Latency, MACs, Policy
 from fxdecomp.progress import Progress, silent
-from fxdecomp.recovery.checkpoints import fingerprint, name_of
+from fxdecomp.recovery.checkpoints import name_of
 from fxdecomp.reporting import report
 from fxdecomp.searching.judging import Metric, default_metric, judged_by
 from fxdecomp.searching.trials import (
     SearchResult,
     Trial,
+    fingerprint_of,
     next_share,
     own_state,
     restored_trials,
@@ -120,7 +121,7 @@ def search(
         "policy": replace(base, budget=_budget(0.5, provider, threads)).to_dict(),
         "metric": name_of(metric),
         "recovery": name_of(recovery),
-        "fingerprint": _fingerprint(gm, data, example_inputs),
+        "fingerprint": fingerprint_of(gm, data, example_inputs),
     }
     judged_on: tuple[str, ...] = ()
     if metric is None:
@@ -247,14 +248,6 @@ def _time_share(latency: Any) -> float | None:
     if latency is None or latency["taken"] is None:
         return None
     return float(latency["attempts"][latency["taken"]]["measured_share"])
-
-
-def _fingerprint(gm: GraphModule, data: Calibration | None, example_inputs: ExampleInputs) -> str:
-    """A hash of the network, the inputs, and how they are used."""
-    if data is None:
-        return fingerprint({}, [gm], call_arguments(example_inputs))
-    options = {"samples": data.samples, "seed": data.seed, "refit": data.refit}
-    return fingerprint(options, [gm], [call_arguments(each) for each in (example_inputs, *data.batches)])
 
 
 def _untouched(gm: GraphModule) -> GraphModule:

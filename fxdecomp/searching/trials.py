@@ -13,10 +13,13 @@ from typing import Any
 
 from torch.fx import GraphModule
 
+from fxdecomp.calibration import Calibration
 from fxdecomp.errors import FxdecompError
 from fxdecomp.files import read_json, write_json
+from fxdecomp.graphs.inputs import ExampleInputs, call_arguments
 from fxdecomp.notebook import html_table
 from fxdecomp.plans import Plan
+from fxdecomp.recovery.checkpoints import fingerprint
 
 _EDGE = 0.25
 
@@ -167,6 +170,14 @@ def save_state(path: str | Path | None, settings: Mapping[str, Any], trials: lis
     """Write the trials so far, whole or not at all; nothing where there is no path."""
     if path is not None:
         write_json(Path(path), {"settings": settings, "trials": [_plain(trial) for trial in trials]})
+
+
+def fingerprint_of(gm: GraphModule, data: Calibration | None, example_inputs: ExampleInputs) -> str:
+    """A hash of the network, the inputs, and how they are used."""
+    if data is None:
+        return fingerprint({}, [gm], call_arguments(example_inputs))
+    options = {"samples": data.samples, "seed": data.seed, "refit": data.refit}
+    return fingerprint(options, [gm], [call_arguments(each) for each in (example_inputs, *data.batches)])
 
 
 def own_state(path: str | Path | None, settings: Mapping[str, Any]) -> Path | None:

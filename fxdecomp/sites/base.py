@@ -108,16 +108,6 @@ class Site:
         """Multiply-accumulates over all calls."""
         return sum(call.spec.macs for call in self.calls)
 
-    @property
-    def macs_before(self) -> int:
-        """As of an outcome."""
-        return self.macs
-
-    @property
-    def params_before(self) -> int:
-        """As of an outcome."""
-        return self.params
-
     def skipped(self, reason: Reason, detail: str = "") -> Skipped:
         """The outcome that leaves this site alone."""
         return Skipped(self.name, str(self.spec), reason, detail, self.params, self.macs)
