@@ -40,7 +40,7 @@ class Reason(StrEnum):
     UNSUPPORTED_TENSOR = "the weight is not an ordinary dense floating-point tensor"
     BUDGET = "the budget is met without this layer"
     HEAD = "its output is the network's, and no data tells what is lost there"
-    FEW_OUTPUTS = "a layer with few outputs saves little, and no data tells what is lost there"
+    FEW_OUTPUTS = "each of its few outputs matters, and no data tells what is lost there"
     OUT_OF_PROPORTION = "what is lost at the outputs is out of proportion to what it saves"
     NOT_KEPT = "no smaller network that was judged keeps the metric"
     NOT_FASTER = "no choice of chains was measured to be faster than the dense network"

@@ -1,7 +1,7 @@
 """Without data: layers that are left alone because nothing says what an error there does to the outputs.
 
 An error of a layer inside passes through others, which attenuate it; one of a head is the network's own.
-A layer of few outputs has few directions, each of which matters, and its chain saves next to nothing.
+A layer of few outputs has few directions, each of which matters.
 """
 
 from __future__ import annotations
