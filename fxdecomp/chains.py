@@ -125,7 +125,7 @@ class Chain:
     @property
     def params(self) -> int:
         """Number of weights and biases."""
-        return self.form.params + (0 if self.bias is None else self.bias.numel())
+        return self.form.params + (0 if self.bias is None else self.form.stages[-1].spec.bias_params)
 
     @property
     def macs(self) -> int:

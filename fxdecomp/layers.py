@@ -13,6 +13,58 @@ from dataclasses import dataclass, replace
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
+_GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class Recurrence:
+    """What a recurrent layer computes beside the product of its first level's weights and its input.
+
+    Attributes:
+        kind: `LSTM`, `GRU` or `RNN`.
+        hidden: Size of the state.
+        projected: Size of the output, where an LSTM projects it; else 0.
+        directions: 1, or 2 for a bidirectional layer.
+        levels: Number of layers on top of each other.
+        has_bias: Whether all levels have biases.
+        batch_first: Whether the input is `[batch, steps, features]`.
+        steps: Length of the sequence.
+    """
+
+    kind: str
+    hidden: int
+    projected: int = 0
+    directions: int = 1
+    levels: int = 1
+    has_bias: bool = True
+    batch_first: bool = False
+    steps: int = 1
+
+    @property
+    def outputs(self) -> int:
+        """Size of one direction's output."""
+        return self.projected or self.hidden
+
+    @property
+    def products(self) -> int:
+        """Size of the input product of one level: all gates of both directions."""
+        return self.directions * _GATES[self.kind] * self.hidden
+
+    @property
+    def weights(self) -> int:
+        """Number of weights, and multiply-accumulates of a step: of the states, and of the higher levels."""
+        states = self.products * self.outputs + self.directions * self.hidden * self.projected
+        return self.levels * states + (self.levels - 1) * self.products * self.directions * self.outputs
+
+    @property
+    def biases(self) -> int:
+        """Number of biases, but for those of the first level's input product, where there are any."""
+        return (2 * self.levels - 1) * self.products
+
+    def __str__(self) -> str:
+        text = f", {self.levels} layers" if self.levels > 1 else ""
+        return text + (", both directions" if self.directions == 2 else "")
+
 
 @dataclass(frozen=True, slots=True)
 class LayerSpec:
@@ -31,6 +83,8 @@ class LayerSpec:
         output_padding: One entry per spatial axis; zero unless transposed.
         input_size: Size of the input along each spatial axis.
         positions: Product of all other axes of the input (the batch, and a Linear's leading axes).
+        recurrence: What follows the product in a recurrent layer, whose weight here is that of its first
+            level's inputs: all gates of both directions read one input.
     """
 
     in_channels: int
@@ -45,6 +99,7 @@ class LayerSpec:
     output_padding: tuple[int, ...] = ()
     input_size: tuple[int, ...] = ()
     positions: int = 1
+    recurrence: Recurrence | None = None
 
     def __post_init__(self) -> None:
         ndim = len(self.kernel)
@@ -111,12 +166,24 @@ class LayerSpec:
 
     @property
     def params(self) -> int:
-        """Number of weights, without the bias."""
-        return math.prod(self.weight_shape)
+        """Number of weights, without the bias; of a recurrent layer all but the bias of its input product."""
+        own = math.prod(self.weight_shape)
+        if self.recurrence is None:
+            return own
+        return own + self.recurrence.weights + (self.recurrence.biases if self.recurrence.has_bias else 0)
+
+    @property
+    def bias_params(self) -> int:
+        """How many parameters a bias is; a recurrent layer has all of its biases or none."""
+        if self.recurrence is None or self.recurrence.has_bias:
+            return self.out_channels
+        return self.out_channels + self.recurrence.biases
 
     @property
     def macs(self) -> int:
         """Multiply-accumulates of this application, over the whole example batch; padding counts as data."""
+        if self.recurrence is not None:
+            return (math.prod(self.weight_shape) + self.recurrence.weights) * self.positions
         size = self.input_size if self.transposed else self.output_size
         return self.params * math.prod(size) * self.positions
 
@@ -168,6 +235,8 @@ class LayerSpec:
         )
 
     def __str__(self) -> str:
+        if self.recurrence is not None:
+            return f"{self.recurrence.kind} {self.in_channels}->{self.recurrence.outputs}{self.recurrence}"
         if self.is_linear:
             return f"Linear {self.in_channels}->{self.out_channels}"
         kind = f"Conv{'Transpose' if self.transposed else ''}{self.ndim}d"

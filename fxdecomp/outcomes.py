@@ -28,7 +28,7 @@ class Reason(StrEnum):
     COMPUTED_WEIGHT = "the weight is computed in the graph, not a constant"
     CONSTANT_INPUT = "the layer's input is a constant: what it gives can be computed once"
     UNKNOWN_SHAPE = "the size of the layer's input is not known"
-    RECURRENT = "recurrent layers are not decomposed"
+    RECURRENT = "of recurrent layers, only LSTM and GRU that are called as modules are decomposed"
     EMBEDDING = "a table that is looked up multiplies nothing: it is not decomposed"
     ATTENTION = "attention with packed weights inside a module is not decomposed"
     ELEMENTWISE = "its weights scale, shift or fill: there is no matrix to decompose"

@@ -96,11 +96,11 @@ def candidates(question: Question) -> tuple[Candidate, ...]:
         (),
         0.0,
         sum(each.macs for each in question.specs),
-        question.weight.numel() + question.bias,
+        spec.params + question.bias,
     )
     problems = question.problems or problems_of(question.weight, spec)
     is_fitted = problems[0].moments is not None
-    biases = spec.out_channels if is_fitted else question.bias  # fitted chains have one
+    biases = spec.bias_params if is_fitted else question.bias  # fitted chains have one
     is_timed = question.cost == Latency.name
     grid = RankGrid.coarse(question.multiple_of) if is_timed else RankGrid(question.multiple_of)
     found: list[list[Candidate]] = []

@@ -8,12 +8,13 @@ with `m` its mean and `U` the leading eigenvectors of its covariance over the ch
 hold a small share of its variance: the error of a calibrated `channel_svd`, and of the kind of that of other
 methods. With `e` the variance that is lost and `D` the damage at the network's output
 (`fxdecomp.allocation.agreement`), the sensitivity is `D / e`. `benchmarks/sensitivity.py`
-compares it with gradients.
+compares it with gradients. No node gives the input product of a recurrent layer: there the input is changed,
+so that the product becomes `y'`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -69,8 +70,10 @@ def measure_sensitivity(
     agreement = Agreement(runner, batches)
     if agreement.is_blind:
         return {}
+    own = _inputs_apart(runner, sites)
     order = {node.name: index for index, node in enumerate(runner.graph.nodes)}
-    probes = sorted((_Probe(site, lost) for site in sites), key=lambda probe: order[probe.first])
+    made = [_InputProbe(s, lost, own) if s.spec.recurrence else _Probe(s, lost) for s in sites]
+    probes = sorted(made, key=lambda probe: order[probe.first])
     for index, batch in enumerate(batches):
         walk = Walk(runner, placeholder_values(runner, batch))
         for number, probe in enumerate(probes):
@@ -104,6 +107,45 @@ class _Probe:
     @property
     def sensitivity(self) -> float:
         return self.damage * self._power / self._gone if self._gone else 1.0
+
+
+class _InputProbe(_Probe):
+    """Takes variance away from the input product of a recurrent layer, by another input."""
+
+    def __init__(self, site: Site, lost: float, own: Mapping[str, str]) -> None:
+        super().__init__(site, lost)
+        self._nodes = {own[name] for name in self._nodes}
+        self.first = own[self.first]
+        self._triangle = torch.linalg.qr(site.weight.double(), mode="r").R  # of the same singular vectors
+        self._back = torch.linalg.pinv(self._triangle)
+
+    def changed(self, name: str, value: Any) -> Any:
+        """The value of a node, the layer's input so that its product loses the weakest directions."""
+        if name not in self._nodes:
+            return value
+        product = value.double() @ self._triangle.T
+        kept = super().changed(name, product)
+        return (value + (kept - product) @ self._back.T).to(value.dtype)
+
+
+def _inputs_apart(runner: GraphModule, sites: Sequence[Site]) -> dict[str, str]:
+    """Give every call of a recurrent layer a node of its own for its input; their names, by the call's."""
+    nodes = {node.name: node for node in runner.graph.nodes}
+    own = {}
+    for call in (call for site in sites if site.spec.recurrence for call in site.calls):
+        node = nodes[call.node.name]
+        with runner.graph.inserting_before(node):
+            before = runner.graph.call_function(_same, (nodes[call.source.name],))
+        if node.args:
+            node.args = (before, *node.args[1:])
+        else:
+            node.kwargs = {**node.kwargs, "input": before}
+        own[node.name] = before.name
+    return own
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
 
 
 def some_of(calibration: Calibration, examples: int = EXAMPLES) -> list[Batch]:

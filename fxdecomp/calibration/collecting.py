@@ -17,12 +17,12 @@ from torch.fx import GraphModule, Node
 
 from fxdecomp.calibration.batches import Calibration
 from fxdecomp.calibration.moments import Moments, MomentsSum
-from fxdecomp.calibration.patches import ROWS, draw_positions, patches_at, position_count
+from fxdecomp.calibration.patches import ROWS, draw_positions, inputs_first, patches_at, position_count
 from fxdecomp.errors import CalibrationError
 from fxdecomp.graphs.copies import copy_sharing_tensors
 from fxdecomp.graphs.inputs import naming_batch
 from fxdecomp.graphs.walking import Walk
-from fxdecomp.layers import LayerSpec
+from fxdecomp.layers import LayerSpec, Recurrence
 from fxdecomp.sites import Site
 
 
@@ -73,7 +73,7 @@ def collect(
             with naming_batch(f"calibration batch {index}", CalibrationError):
                 for node, source, view in stops:
                     walk.go_before(node.name)
-                    x = walk.value_of(source)
+                    x = inputs_first(walk.value_of(source), view.spec)
                     seed = calibration.seed_of(view.seed, index)
                     most = _share(view, len(values), calibration)
                     _add(view, x, draw_positions(position_count(x, view.spec), most, seed), index)
@@ -88,6 +88,9 @@ def _views(sites: Sequence[Site], order: dict[Node, int]) -> list[_View]:
     views: dict[object, _View] = {}
     for site in sites:
         spec = replace(site.spec, out_channels=site.spec.groups, input_size=(), positions=1)
+        if spec.recurrence is not None:  # of which the order of the axes alone matters
+            order_of = Recurrence("RNN", 1, batch_first=spec.recurrence.batch_first)
+            spec = replace(spec, recurrence=order_of)
         places = tuple((call.node, call.source) for call in site.calls)
         key = (spec, tuple(source for _, source in places))
         view = views.setdefault(key, _View(spec, places, [], seed=order[places[0][0]]))

@@ -37,13 +37,16 @@ class Lockstep:
         self._budget_bytes = budget_bytes
         self._kept: dict[int, tuple[Walk, Walk]] = {}
 
-    def values_at(self, before: Node, source: Node, after: str) -> Iterator[tuple[Any, Any]]:
+    def values_at(
+        self, before: Node, source: Node, after: str, its_source: Node | None = None
+    ) -> Iterator[tuple[Any, Any]]:
         """For each batch, an input of a node of the left graph and the result of one of the right graph.
 
         Args:
             before: The left graph is run up to this node.
             source: The node whose value is wanted at that time.
             after: The right graph's node whose result is wanted.
+            its_source: An input of that node, which is wanted in the place of the result.
         """
         used_bytes = 0
         for index, (left_values, right_values) in enumerate(self._values):
@@ -53,7 +56,11 @@ class Lockstep:
             )
             walks[0].go_before(before.name)
             taken = walks[0].value_of(source)
-            result = walks[1].go_past(after)
+            if its_source is None:
+                result = walks[1].go_past(after)
+            else:
+                walks[1].go_before(after)
+                result = walks[1].value_of(its_source)
             yield taken, result
             size = sum(walk.live_bytes() for walk in walks)
             if used_bytes + size <= self._budget_bytes:

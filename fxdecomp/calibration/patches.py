@@ -31,6 +31,12 @@ def position_count(x: Tensor, spec: LayerSpec) -> int:
     return images * math.prod(replace(spec, input_size=size).output_size)
 
 
+def inputs_first(x: Tensor, spec: LayerSpec) -> Tensor:
+    """A layer's input with its batch axis first: of recurrent layers it may be the second."""
+    turned = spec.recurrence is not None and not spec.recurrence.batch_first and x.ndim == 3
+    return x.transpose(0, 1) if turned else x
+
+
 def draw_positions(count: int, most: int, seed: int) -> Int[Tensor, " n"]:
     """All of `count` positions, or `most` of them drawn without replacement, ascending."""
     if count <= most:

@@ -5,7 +5,9 @@
     x --pointwise_in: S -> R--> --pointwise_out: R -> T--> y
 
 The stages share the singular values evenly. A stride goes to the first stage (the last, when transposed),
-where it costs least. Source: Girshick 2015, Fast R-CNN, section 3.1; the optimality is Eckart and Young 1936.
+where it costs least. The input product of a recurrent layer is such a matrix, the gates of both directions
+below each other; the layer itself, with a narrower input, is then the last stage.
+Source: Girshick 2015, Fast R-CNN, section 3.1; the optimality is Eckart and Young 1936.
 """
 
 from __future__ import annotations
@@ -41,8 +43,8 @@ class SVD(Decomposition):
         return (min(spec.in_channels, spec.out_channels),)
 
     def stage_specs(self, spec: LayerSpec, rank: tuple[int, ...]) -> tuple[StageSpec, ...]:
-        """Two pointwise stages; the stride where it costs least."""
-        if spec.transposed:
+        """Two pointwise stages; the stride where it costs least, a recurrence behind both."""
+        if spec.transposed or spec.recurrence is not None:
             first = spec.pointwise(spec.in_channels, rank[0], at_output=False)
             second = replace(spec, in_channels=rank[0])
         else:

@@ -34,17 +34,19 @@ class Match:
         same: Nodes of the graph that are as they were, with the node of the original.
         stands_for: The file's values that are computed anew, with the node of the graph that does it.
         retrained: Recurrent layers with other weights: names of the file's weights, and the module.
+        narrowed: Those with a narrower input: names of the file's weights and input, with the node.
     """
 
     named: dict[Node, str] = field(default_factory=dict)
     same: dict[Node, Node] = field(default_factory=dict)
     stands_for: dict[str, Node] = field(default_factory=dict)
     retrained: dict[tuple[str, ...], nn.Module] = field(default_factory=dict)
+    narrowed: dict[tuple[tuple[str, ...], str], Node] = field(default_factory=dict)
 
     @property
     def is_whole(self) -> bool:
         """Whether nothing was changed."""
-        return not self.stands_for and not self.retrained
+        return not (self.stands_for or self.retrained or self.narrowed)
 
 
 def matched(gm: GraphModule, original: GraphModule) -> Match:
@@ -61,11 +63,13 @@ def matched(gm: GraphModule, original: GraphModule) -> Match:
     before = {node.name: node for node in original.graph.nodes if node.op != "output"}
     end = next(node for node in original.graph.nodes if node.op == "output")  # a layer may be called `output`
     wanted: dict[Node, Node] = {}
+    whole = _narrowed(gm, original)
     for node in gm.graph.nodes:
-        other = end if node.op == "output" else before.get(node.name)
-        if other is None or not _is_alike(gm, node, original, other, match):
+        other = end if node.op == "output" else whole.get(node) or before.get(node.name)
+        if other is None or not (node in whole or _is_alike(gm, node, original, other, match)):
             continue
-        pairs = _pairs((node.args, node.kwargs), (other.args, other.kwargs))
+        given = 1 if node in whole else 0  # its input stands for nothing of the file
+        pairs = _pairs((node.args[given:], node.kwargs), (other.args[given:], other.kwargs))
         if pairs is None:
             continue
         changed = [(new, old) for new, old in pairs if match.same.get(new) is not old]
@@ -75,6 +79,10 @@ def matched(gm: GraphModule, original: GraphModule) -> Match:
             if wanted.setdefault(old, new) is not new:
                 raise NotSpliceable(f"two nodes of the graph stand for {old.name!r}: {new.name!r} is one")
         match.same[node] = other
+        if node in whole:
+            source = other.args[0]
+            assert isinstance(source, Node)  # it is how such a layer is called
+            match.narrowed[tuple(other.meta[LAYER]), _name_of(source)] = node
         if VALUE in other.meta:
             match.named[node] = other.meta[VALUE]
     if not any(node.op == "output" for node in match.same):
@@ -82,6 +90,29 @@ def matched(gm: GraphModule, original: GraphModule) -> Match:
     _check_replaced(gm, match, wanted)
     match.stands_for = {_name_of(old): new for old, new in wanted.items()}
     return match
+
+
+def _narrowed(gm: GraphModule, original: GraphModule) -> dict[Node, Node]:
+    """The last stages of recurrent layers' chains, with the call of the layer in the original."""
+    found: dict[Node, Node] = {}
+    calls = [node for node in original.graph.nodes if node.op == "call_module" and node.meta.get(LAYER)]
+    for node in gm.graph.nodes:
+        module = gm.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if not isinstance(module, nn.RNNBase):
+            continue
+        layer = str(node.target).rpartition(".")[0]
+        for other in calls:
+            before = original.get_submodule(str(other.target))
+            if str(other.target) == layer and other not in found.values() and _is_narrower(module, before):
+                found[node] = other
+                break
+    return found
+
+
+def _is_narrower(module: nn.RNNBase, before: nn.Module) -> bool:
+    """Whether a layer is another one but for its weights, and the size of its input."""
+    keys = ("hidden_size", "num_layers", "batch_first", "bidirectional", "proj_size")
+    return type(module) is type(before) and all(getattr(module, k) == getattr(before, k) for k in keys)
 
 
 def _name_of(node: Node) -> str:

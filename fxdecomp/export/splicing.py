@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from fxdecomp.export.matching import Match, NotSpliceable, matched
 from fxdecomp.export.onnx_nodes import NodeWriter
@@ -101,6 +101,7 @@ class _Editor:
 
     def __init__(self, proto: Any, gm: GraphModule, match: Match) -> None:
         self._graph = proto.graph
+        self._gm = gm
         self._ir_version = proto.ir_version
         self._match = match
         found = (item.version for item in proto.opset_import if item.domain in ("", "ai.onnx"))
@@ -127,10 +128,18 @@ class _Editor:
     def _replace(self) -> set[str]:
         """Write each replaced value where it stood; the names that the replaced nodes read."""
         missing = self._match.stands_for.keys() - {name for node in self._graph.node for name in node.output}
+        missing |= {x for _, x in self._match.narrowed} - {name for n in self._graph.node for name in n.input}
         if missing:
             raise NotSpliceable(f"{sorted(missing)[0]!r} is not computed in the file itself")
         nodes, read = [], set()
         for node in self._graph.node:
+            stage = self._stage_of(node)
+            if stage is not None:
+                before = len(self._writer.nodes)
+                narrow = self._narrow(node, stage)
+                nodes += [*self._writer.nodes[before:], narrow]
+                read |= set(node.input[:4]) - {""}
+                continue
             values = [name for name in node.output if name in self._match.stands_for]
             if not values:
                 nodes.append(node)
@@ -145,6 +154,24 @@ class _Editor:
         del self._graph.node[:]
         self._graph.node.extend(new)
         return read
+
+    def _stage_of(self, node: Any) -> Node | None:
+        """The stage that a recurrent layer's node has become, None where it stays or is no such node."""
+        found = self._match.narrowed.items()
+        calls = (stage for (names, x), stage in found if [*node.input[: len(names) + 1]] == [x, *names])
+        return next(calls, None)
+
+    def _narrow(self, node: Any, stage: Node) -> Any:
+        """A recurrent layer's node with weights of its own, behind the stage before it, which is written."""
+        source, path = stage.args[0], str(stage.target)
+        assert isinstance(source, Node)  # a chain's stage reads the one before it
+        arrays = onnx_weights(self._gm.get_submodule(path))
+        weights = [self._writer.constant(f"{path}.{key}", a) for key, a in zip("WRB", arrays, strict=False)]
+        narrow = _copied(node)
+        del narrow.input[:]
+        inputs = [self._writer.value(source), *weights, *[""] * (3 - len(weights)), *node.input[4:]]
+        narrow.input.extend(inputs)
+        return narrow
 
     def _retrain(self, names: tuple[str, ...], module: Any) -> None:
         """Give a recurrent layer's nodes new weights."""

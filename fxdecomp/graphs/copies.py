@@ -19,6 +19,7 @@ from fxdecomp.graphs.records import attach_record, examples_of, record_of
 from fxdecomp.layers import LayerSpec
 from fxdecomp.sites.geometry import same_padding
 from fxdecomp.sites.modules import swapped_channels
+from fxdecomp.sites.recurrent import with_inputs
 
 _CONV: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -101,11 +102,31 @@ def _restore_attributes(copied: GraphModule, gm: GraphModule) -> None:
             vars(copied)[name] = value
 
 
-def stage_module(stage: Stage, *, like: Tensor, trains: bool, bias_trains: bool, training: bool) -> nn.Module:
-    """The torch layer of a stage, with the stage's tensors as its parameters, laid out as `like` is."""
+def stage_module(
+    stage: Stage,
+    *,
+    like: Tensor,
+    trains: bool,
+    bias_trains: bool,
+    training: bool,
+    before: nn.Module | None = None,
+) -> nn.Module:
+    """The torch layer of a stage, with the stage's tensors as its parameters, laid out as `like` is.
+
+    Args:
+        stage: The stage.
+        like: The weight of the layer that is replaced.
+        trains: Whether gradients are wanted for the stage's weight.
+        bias_trains: Whether they are for its bias.
+        training: Whether the module is in training mode.
+        before: The module of the layer, of which a recurrent stage keeps all but the input product.
+    """
     spec = stage.spec
     has_bias = stage.bias is not None
     module: nn.Module
+    if spec.recurrence is not None:
+        assert isinstance(before, nn.RNNBase)  # only modules are read as recurrent layers
+        return with_inputs(before, stage.weight, stage.bias, trains=trains, bias_trains=bias_trains)
     if spec.is_linear:
         module = nn.Linear(spec.in_channels, spec.out_channels, bias=has_bias, device="meta")
     else:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.fx.graph_module import _get_attr
+from torch.fx.node import Argument
 
 from fxdecomp.chains import Stage
 from fxdecomp.graphs.copies import stage_module
@@ -52,7 +53,8 @@ class Replacer:
         """
         calls = {call.node for call in site.calls}
         own = {str(node.target) for node in calls if node.op == "call_module"}
-        training = self._gm.get_submodule(site.name).training if own else self._gm.training
+        before = self._gm.get_submodule(site.name) if own else None
+        training = self._gm.training if before is None else before.training
         prefix = site.name
         while not self._is_free(prefix, chains[0], own, calls):
             prefix += "_chain"
@@ -67,6 +69,7 @@ class Replacer:
                 trains=site.trains,
                 bias_trains=site.bias_trains,
                 training=training,
+                before=before,
             )
             self._gm.add_submodule(_join(prefix, stage.name), module)
         return prefix
@@ -132,18 +135,28 @@ def _insert(gm: GraphModule, call: Call, stages: list[tuple[str, LayerSpec]]) ->
     value = call.source
     with gm.graph.inserting_before(call.node):
         for target, spec in stages:
-            node = gm.graph.create_node("call_module", target, (value,), name=target.replace(".", "_"))
+            args = (value,) if spec.recurrence is None else (value, *_states(call.node))
+            node = gm.graph.create_node("call_module", target, args, name=target.replace(".", "_"))
             node.meta = _meta(call, spec)
             value = node
     value.meta = dict(call.node.meta)
+    if call.spec.recurrence is not None and "nn_module_stack" in value.meta:  # by which its file names it
+        *above, (_, (_, kind)) = value.meta["nn_module_stack"].items()
+        value.meta["nn_module_stack"] = dict([*above, (value.target, (value.target, kind))])
     call.node.replace_all_uses_with(value)
     gm.graph.erase_node(call.node)
+
+
+def _states(node: Node) -> tuple[Argument, ...]:
+    """What a recurrent layer is called with besides its input."""
+    return (*node.args[1:], *(value for name, value in node.kwargs.items() if name != "input"))
 
 
 def _meta(call: Call, spec: LayerSpec) -> dict[str, object]:
     keys = ("stack_trace", "nn_module_stack")
     meta = {key: value for key, value in call.node.meta.items() if key in keys}
-    recorded = call.node.meta.get("tensor_meta")
+    recurs = call.spec.recurrence is not None  # and gives several values, none of them of the product's shape
+    recorded = (call.source if recurs else call.node).meta.get("tensor_meta")
     if recorded is None:
         return meta
     shape = list(recorded.shape)

@@ -4,6 +4,7 @@ ONNX Runtime's CPU provider keeps the values between 2-D convolutions in blocks 
 nodes where a value enters or leaves that layout. Alone, every chain would pay for two of them which it does
 not cost in a network. So it stands between two poolings over single positions, which take the layout that a
 neighbour has: what runs between the two poolings is the chain, with the reorders that it really needs.
+Chains of recurrent layers take sequences `[steps, batch, features]`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from fxdecomp.layers import LayerSpec
+from fxdecomp.layers import LayerSpec, Recurrence
 
 BEFORE, AFTER = "before", "after"
 """Names of the two neighbours."""
@@ -29,17 +30,26 @@ def chain_graph(specs: Sequence[LayerSpec], *, empty: bool = False) -> tuple[Any
         specs: The stages, in order.
         empty: Leave the stages out: an input and what surrounds a chain.
     """
-    from onnx import TensorProto, helper, numpy_helper
+    from onnx import TensorProto, helper
 
     nodes: list[Any] = []
     weights: list[Any] = []
     value = "x"
     if specs[0].ndim == 2:
         value = _neighbour(nodes, BEFORE, value)
+    recurs = specs[-1].recurrence
     for index, spec in enumerate(() if empty else specs):
         name = f"stage.{index}"
+        if spec.recurrence is not None:
+            value = _recurrent(nodes, weights, (name, value), spec.in_channels, spec.recurrence)
+            continue
+        if recurs is not None:
+            weights.append(_alike(f"{name}.weight", (spec.in_channels, spec.out_channels)))
+            nodes.append(helper.make_node("MatMul", [value, f"{name}.weight"], [f"{name}.value"], name))
+            value = f"{name}.value"
+            continue
         stored = _stored_shape(spec)
-        weights.append(numpy_helper.from_array(np.full(stored, 0.01, np.float32), f"{name}.weight"))
+        weights.append(_alike(f"{name}.weight", stored))
         op, attributes = _operator(spec)
         nodes.append(helper.make_node(op, [value, f"{name}.weight"], [f"{name}.value"], name, **attributes))
         value = f"{name}.value"
@@ -49,6 +59,8 @@ def chain_graph(specs: Sequence[LayerSpec], *, empty: bool = False) -> tuple[Any
         nodes.append(helper.make_node("Identity", [value], ["nothing"]))
         value = "nothing"
     shape = _input_shape(specs[0])
+    if recurs is not None:
+        shape = (recurs.steps, specs[0].positions // recurs.steps, specs[0].in_channels)
     graph = helper.make_graph(
         nodes,
         "chain",
@@ -57,6 +69,47 @@ def chain_graph(specs: Sequence[LayerSpec], *, empty: bool = False) -> tuple[Any
         weights,
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), shape
+
+
+def _alike(name: str, shape: tuple[int, ...]) -> Any:
+    from onnx import numpy_helper
+
+    return numpy_helper.from_array(np.full(shape, 0.01, np.float32), name)
+
+
+def _recurrent(
+    nodes: list[Any], weights: list[Any], names: tuple[str, str], inputs: int, recurrence: Recurrence
+) -> str:
+    """The levels of a recurrent layer; the name of its output.
+
+    Args:
+        nodes: The graph's nodes so far.
+        weights: Its constants so far.
+        names: The layer's, and that of its input.
+        inputs: Features of the input `[steps, batch, inputs]`.
+        recurrence: The layer.
+    """
+    from onnx import helper, numpy_helper
+
+    name, value = names
+    ways, hidden = recurrence.directions, recurrence.hidden
+    gates = recurrence.products // ways
+    direction = "bidirectional" if ways == 2 else "forward"
+    options = {"linear_before_reset": 1} if recurrence.kind == "GRU" else {}
+    for level in range(recurrence.levels):
+        own = f"{name}.{level}"
+        shapes = {"W": (ways, gates, inputs), "R": (ways, gates, hidden), "B": (ways, 2 * gates)}
+        weights += [_alike(f"{own}.{key}", shape) for key, shape in shapes.items()]
+        read = [value, *(f"{own}.{key}" for key in shapes)]
+        attributes: dict[str, Any] = {"hidden_size": hidden, "direction": direction, **options}
+        nodes.append(helper.make_node(recurrence.kind, read, [f"{own}.all"], own, **attributes))
+        value, inputs = f"{own}.all", ways * hidden
+        if level + 1 < recurrence.levels:
+            weights.append(numpy_helper.from_array(np.array([0, 0, inputs], np.int64), f"{own}.shape"))
+            nodes.append(helper.make_node("Transpose", [value], [f"{own}.turned"], perm=[0, 2, 1, 3]))
+            nodes.append(helper.make_node("Reshape", [f"{own}.turned", f"{own}.shape"], [f"{own}.flat"]))
+            value = f"{own}.flat"
+    return value
 
 
 def _neighbour(nodes: list[Any], name: str, value: str) -> str:

@@ -145,12 +145,13 @@ class ChainTimes:
 
 
 def _plain(spec: LayerSpec) -> dict[str, Any]:
-    """The spec as JSON data, equal to what comes back from a file."""
+    """The spec as JSON data, equal to what comes back from a file; recurrence only where there is one."""
     return {
         key: [list(item) if isinstance(item, tuple) else item for item in value]
         if isinstance(value, tuple)
         else value
         for key, value in asdict(spec).items()
+        if key != "recurrence" or value is not None
     }
 
 

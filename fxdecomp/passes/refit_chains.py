@@ -22,7 +22,7 @@ from torch.fx import GraphModule, Node
 from fxdecomp.calibration import Calibration
 from fxdecomp.calibration.lockstep import Lockstep
 from fxdecomp.calibration.moments import MomentsSum
-from fxdecomp.calibration.patches import ROWS, draw_positions, patches_at
+from fxdecomp.calibration.patches import ROWS, draw_positions, inputs_first, patches_at
 from fxdecomp.chains import Chain
 from fxdecomp.decompositions import method_named
 from fxdecomp.decompositions.factorising import relative_error
@@ -34,6 +34,7 @@ from fxdecomp.outcomes import Applied, Outcome
 from fxdecomp.passes.base import Pass
 from fxdecomp.progress import Progress, silent
 from fxdecomp.sites import Site, survey
+from fxdecomp.sites.recurrent import with_inputs
 
 _HELD_EVERY = 4
 _LEAST_ROWS = 16
@@ -139,13 +140,19 @@ class RefitChains(Pass):
         most = math.ceil(self.calibration.samples_of(size, spec.out_channels // groups) / batches)
         found = [_Observed(size, keep=target.is_rectified) for _ in range(groups)]
         first = target.stages[0].calls[0]
-        values = lockstep.values_at(first.node, first.source, target.layer.calls[0].node.name)
-        for index, (x, y) in enumerate(values):
-            wanted = _rows(y, spec.ndim)
+        layer = target.layer.calls[0]
+        product = None if spec.recurrence is None else _Product(target.layer)
+        its_source = None if product is None else layer.source
+        values = lockstep.values_at(first.node, first.source, layer.node.name, its_source)
+        for index, (given, y) in enumerate(values):
+            x = inputs_first(given, spec)
+            wanted = _rows(inputs_first(y, spec), spec.ndim)
             positions = draw_positions(len(wanted), most, self.calibration.seed_of(number, index))
             for held, part in _split(positions, index, batches).items():
                 for z, where in zip(patches_at(x, spec, part), torch.split(part, ROWS), strict=True):
-                    outputs = wanted[where.to(wanted.device)].reshape(len(z), groups, -1).to(z.dtype)
+                    outputs = wanted[where.to(wanted.device)]
+                    outputs = outputs if product is None else product(outputs)
+                    outputs = outputs.reshape(len(z), groups, -1).to(z.dtype)
                     rows = torch.cat((z.reshape(len(z), groups, -1), outputs), dim=2)
                     for group, each in enumerate(found):
                         each.add(rows[:, group], held=held)
@@ -178,6 +185,17 @@ class _Observed:
 
     def _halves(self, rows: Tensor) -> Samples:
         return Samples(rows[:, : self._inputs], rows[:, self._inputs :])
+
+
+class _Product:
+    """The input product of a recurrent layer, which no node of a graph computes by itself."""
+
+    def __init__(self, layer: Site) -> None:
+        self._weight, self._bias = _wide(layer.weight), layer.bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y = x.to(self._weight.dtype) @ self._weight.T
+        return y if self._bias is None else y + self._bias
 
 
 def _is_relu(node: Node) -> bool:
@@ -244,7 +262,14 @@ def _store(gm: GraphModule, target: _Target, chains: Sequence[Chain]) -> None:
     """Give the stages new tensors; the old ones belong to the pass's input."""
     whole = Chain.joined(target.chain.form, chains)
     for stage, new in zip(target.stages, whole.stages, strict=True):
-        module = gm.get_submodule(str(stage.calls[0].node.target))
+        path = str(stage.calls[0].node.target)
+        module = gm.get_submodule(path)
+        if isinstance(module, nn.RNNBase):
+            dtype, trains = stage.weight.dtype, target.layer.bias_trains
+            bias = None if new.bias is None else new.bias.to(dtype)
+            again = with_inputs(module, new.weight.to(dtype), bias, trains=stage.trains, bias_trains=trains)
+            gm.set_submodule(path, again)
+            continue
         old = module.weight
         assert isinstance(old, nn.Parameter)  # made by `stage_module`; narrows the type
         weight = stored_layout(new.weight.to(old.dtype), stage.spec, old)

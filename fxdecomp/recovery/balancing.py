@@ -27,7 +27,8 @@ def balance(stages: Sequence[nn.Module]) -> None:
     Args:
         stages: `nn.Linear` or convolutions in order, each the only reader of the one before.
     """
-    for _ in range(_SWEEPS if len(stages) > 1 else 0):
+    recurs = any(isinstance(stage, nn.RNNBase) for stage in stages)  # behind one stage, even as factorised
+    for _ in range(_SWEEPS if len(stages) > 1 and not recurs else 0):
         for first, second in itertools.pairwise(stages):
             out, into = _channels(first), _channels(second)
             have, want = _norms(out, 0), _norms(into, 1)

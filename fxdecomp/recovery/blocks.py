@@ -10,6 +10,7 @@ no gradient to the blocks before it: all blocks are trained at once, in one pass
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 
 from torch import nn
@@ -20,7 +21,7 @@ from fxdecomp.errors import RecoveryError
 from fxdecomp.graphs.copies import copy_sharing_tensors
 from fxdecomp.graphs.records import record_of
 from fxdecomp.outcomes import Applied
-from fxdecomp.sites import survey
+from fxdecomp.sites import Site, survey
 from fxdecomp.sites.opaque import Opaque
 
 
@@ -32,8 +33,8 @@ class Block:
         site: Name of the layer.
         stages: Qualified names of the stages' modules, in order.
         first: Name of the node of the first stage in the compressed graph.
-        last: Name of the node of the last stage.
-        target: Name of the node of the layer in the original, with its BatchNorms folded.
+        last: Name of the node of the last stage's output.
+        target: Name of that of the layer in the original, with its BatchNorms folded.
     """
 
     site: str
@@ -69,8 +70,18 @@ def blocks_of(small: GraphModule, folded: GraphModule) -> tuple[Block, ...]:
                 f"(it has {', '.join(list(sites)[:5])}, ...); give the graph that small was made from"
             )
         for a, b, call in zip(first, last, layer.calls, strict=True):
-            blocks.append(Block(outcome.site, stages, a.name, b.name, call.node.name))
+            end, target = _tensor_of(b, layer), _tensor_of(call.node, layer)
+            if end is not None and target is not None:
+                blocks.append(Block(outcome.site, stages, a.name, end.name, target.name))
     return tuple(blocks)
+
+
+def _tensor_of(node: Node, layer: Site) -> Node | None:
+    """The node of a layer's output: a recurrent layer's first value, None where nothing takes that."""
+    if layer.spec.recurrence is None:
+        return node
+    found = (user for user in node.users if user.target is operator.getitem and user.args[1] == 0)
+    return next(found, None)
 
 
 def block_student(small: GraphModule, blocks: tuple[Block, ...]) -> GraphModule:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from fxdecomp.calibration import Batch
@@ -37,7 +37,7 @@ def error_along(
 ) -> tuple[LayerError, ...]:
     """The errors of the chains, in the order of the graph, on one batch that nothing was fitted to.
 
-    Layers that are applied once, as modules, are measured; others are left out.
+    Layers that are applied once, as modules that give one tensor, are measured; others are left out.
 
     Args:
         before: The original network.
@@ -54,6 +54,8 @@ def error_along(
         outcome = chains.get(str(node.target)) if node.op == "call_module" else None
         end = None if outcome is None else ends.get(outcome.stage_names[-1])
         if outcome is None or end is None or not isinstance(node.args[0], Node):
+            continue
+        if isinstance(left.get_submodule(str(node.target)), nn.RNNBase):
             continue
         walks[0].go_before(node.name)
         value = walks[0].value_of(node.args[0]).clone()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -26,6 +27,7 @@ class Reading:
         key: Two nodes with equal keys apply the same layer.
         trains: Whether gradients are wanted for the weight.
         bias_trains: Whether they are for the bias.
+        besides: What else the layer stores: a recurrent layer's other weights and biases.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Reading:
     key: tuple[object, ...]
     trains: bool
     bias_trains: bool
+    besides: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,7 @@ class Site:
         calls: The places, in the order of the graph.
         weight: `[out_channels, in_channels // groups, *kernel]`.
         bias: `[out_channels]` or None.
-        params: Number of weights and biases, a bias that an earlier layer shares left out.
+        params: Number of weights and biases, what an earlier layer shares left out.
         trains: Whether gradients are wanted for the weight, and so for the stages'.
         bias_trains: Whether they are for the bias; a bias that a chain adds trains as the weight does.
     """
@@ -119,16 +122,19 @@ def sized(geometry: LayerSpec, shape: tuple[int, ...] | None) -> LayerSpec | Non
     Args:
         geometry: The layer without its input size.
         shape: Shape of the layer's input: `[..., features]` for a Linear, `[batch, channels, *size]` or
-            `[channels, *size]` for a convolution.
+            `[channels, *size]` for a convolution, `[steps, features]` or with a batch for a recurrent layer.
     """
     if shape is None:
         return None
     axis = -1 if geometry.is_linear else -1 - geometry.ndim
     if len(shape) < -axis or shape[axis] != geometry.in_channels:
         return None
-    positions = 1
-    for size in shape[:axis]:
-        positions *= size
+    positions = math.prod(shape[:axis])
+    if geometry.recurrence is not None:
+        if len(shape) not in (2, 3):
+            return None
+        steps = shape[1 if geometry.recurrence.batch_first and len(shape) == 3 else 0]
+        return replace(geometry, positions=positions, recurrence=replace(geometry.recurrence, steps=steps))
     return replace(geometry, input_size=() if geometry.is_linear else shape[axis + 1 :], positions=positions)
 
 

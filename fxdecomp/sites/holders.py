@@ -1,9 +1,8 @@
 """What holds weights and is neither Conv nor Linear: recurrent layers, embeddings, norms, single parameters.
 
 They are never decomposed, but they are part of what a network costs. Multiply-accumulates are those of
-products with weights: of an LSTM `4 H (I + H)` a step, direction and layer (GRU 3, RNN 1, with projection
-`4 H (I + P) + H P`), of attention with packed weights `E E` a position of query, key and value. Embeddings,
-norms and element-wise weights take none.
+products with weights: of recurrent layers as `layers.Recurrence` counts them, of attention with packed
+weights `E E` a position of query, key and value. Embeddings, norms and element-wise weights take none.
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ from fxdecomp.sites.base import shape_of
 from fxdecomp.sites.ledger import Ledger
 from fxdecomp.sites.modules import Layer
 from fxdecomp.sites.products import product_macs
+from fxdecomp.sites.recurrent import recurrent_geometry
 
 _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase, nn.GroupNorm)
-_GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 _RECURRENT = re.compile(r"^_?(thnn_)?(fused_)?(lstm|gru|rnn_tanh|rnn_relu)(_cell)?$")
 _LOOKUP = re.compile(r"embedding|^(index_select|gather|take|index)$")
 _PRODUCT = re.compile(r"^(matmul|mm|bmm|addmm|baddbmm|einsum|bilinear|linear|mv|dot)$")
@@ -134,9 +133,7 @@ def _reason_of(module: nn.Module, own: list[nn.Parameter]) -> Reason:
 def _module_words(module: nn.Module) -> str:
     name = type(module).__name__
     if isinstance(module, nn.RNNBase):
-        text = f"{name} {module.input_size}->{module.proj_size or module.hidden_size}"
-        text += f", {module.num_layers} layers" if module.num_layers > 1 else ""
-        return text + (", both directions" if module.bidirectional else "")
+        return str(recurrent_geometry(module))
     if isinstance(module, nn.RNNCellBase):
         return f"{name} {module.input_size}->{module.hidden_size}"
     if isinstance(module, nn.Embedding | nn.EmbeddingBag):
@@ -150,7 +147,7 @@ def _module_macs(module: nn.Module, node: Node) -> int:
     if not sizes:
         return 0
     if isinstance(module, nn.RNNBase):
-        return _recurrent_macs(module) * (sizes[0] // module.input_size)
+        return recurrent_geometry(module).macs * (sizes[0] // module.input_size)
     if isinstance(module, nn.RNNCellBase):
         steps = sizes[0] // int(module.input_size)
         return int(module.weight_ih.shape[0] * (module.input_size + module.hidden_size)) * steps
@@ -159,18 +156,6 @@ def _module_macs(module: nn.Module, node: Node) -> int:
     if isinstance(module, nn.MultiheadAttention) and len(sizes) >= 3:
         return int(module.embed_dim) * sum(sizes[:3])
     return 0
-
-
-def _recurrent_macs(module: nn.RNNBase) -> int:
-    """Multiply-accumulates of one step, over all layers and directions."""
-    directions = 2 if module.bidirectional else 1
-    gates = _GATES[module.mode.partition("_")[0]]
-    hidden, given = module.hidden_size, module.proj_size or module.hidden_size
-    total, inputs = 0, module.input_size
-    for _ in range(module.num_layers):
-        total += directions * (gates * hidden * (inputs + given) + hidden * module.proj_size)
-        inputs = directions * given
-    return total
 
 
 def _arguments(node: Node) -> list[Node]:

@@ -22,6 +22,7 @@ from fxdecomp.sites.holders import holders, input_free, stored_tensors_of
 from fxdecomp.sites.ledger import Ledger
 from fxdecomp.sites.modules import Layer, read_module_call
 from fxdecomp.sites.opaque import Opaque
+from fxdecomp.sites.recurrent import read_recurrent_call
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -105,7 +106,7 @@ def survey(gm: GraphModule) -> Survey:
 def read_node(gm: GraphModule, node: Node, constants: Constants) -> Reading | Refusal | None:
     """What one node says of the layer that it applies, None where it applies none."""
     if node.op == "call_module":
-        return read_module_call(gm, node)
+        return read_module_call(gm, node) or read_recurrent_call(gm, node)
     if node.op == "call_function":
         return read_function_call(node, constants)
     return None
@@ -137,6 +138,7 @@ def _site(
 
     params = ledger.take(first.roots, weight.numel())
     params += 0 if bias is None else ledger.take(first.bias_roots, bias.numel())
+    params += ledger.take_whole(first.besides)
 
     def skip(reason: Reason, detail: str = "", macs: int = 0) -> Skipped:
         return Skipped(name, str(geometry), reason, detail, params, macs)
@@ -149,7 +151,8 @@ def _site(
     if len(known) < len(specs):
         return skip(Reason.UNKNOWN_SHAPE)
     macs = sum(spec.macs for spec in known)
-    others = set().union(*(uses[root] for root in first.roots)) - nodes
+    parts = {*first.roots, *map(id, first.besides)}
+    others = set().union(*(uses[part] for part in parts)) - nodes
     if others:
         names = ", ".join(sorted(other.name for other in others)[:3])
         return skip(Reason.TIED_WEIGHT, f"it is used by {names}", macs)

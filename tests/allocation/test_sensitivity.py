@@ -5,7 +5,14 @@ from torch.fx import GraphModule
 
 import fxdecomp
 from fxdecomp.allocation.agreement import Agreement
-from fxdecomp.allocation.sensitivity import EXAMPLES, LOST, measure_sensitivity, some_of, truncated
+from fxdecomp.allocation.sensitivity import (
+    EXAMPLES,
+    LOST,
+    _InputProbe,
+    measure_sensitivity,
+    some_of,
+    truncated,
+)
 from fxdecomp.calibration import Calibration
 from fxdecomp.sites import survey
 from tests.nets import image
@@ -119,3 +126,42 @@ def test_a_few_dozen_examples_are_taken() -> None:
     assert len(some_of(Calibration(batches))) * len(X) == EXAMPLES
     assert len(some_of(Calibration([X]))) == 1
     assert 0 < LOST < 0.1
+
+
+class Reader(nn.Module):
+    """A recurrent layer of a known strength, whose input goes elsewhere as well."""
+
+    def __init__(self, strength: float) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.fc, self.rnn = nn.Linear(12, 10), nn.LSTM(10, 8, batch_first=True)
+        self.strength = strength
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.fc(x)
+        return y.sum(-1, keepdim=True) + self.strength * self.rnn(input=y)[0]
+
+
+def test_a_recurrent_layer_alone_sees_what_is_taken_from_its_input() -> None:
+    x = image(16, 6, 12)
+    found = []
+    for strength in (0.0, 1.0):
+        gm = fxdecomp.trace(Reader(strength).eval(), x)
+        before = str(gm.graph)
+        found.append(measure_sensitivity(gm, survey(gm).sites, [x]))
+        assert str(gm.graph) == before
+    assert found[0]["rnn"] == 0
+    assert found[0]["fc"] > 0
+    assert found[1]["rnn"] > 0
+
+
+def test_its_product_loses_the_weakest_directions() -> None:
+    gm = fxdecomp.trace(Reader(1.0).eval(), image(16, 6, 12))
+    (site,) = (site for site in survey(gm).sites if site.name == "rnn")
+    probe = _InputProbe(site, LOST, {site.calls[0].node.name: "own"})
+    x = image(16, 6, 10, seed=5) @ torch.diag(0.7 ** torch.arange(10))
+    product = (x @ site.weight.T).double()
+    wanted, gone, power = truncated(product, 0, LOST)
+    assert torch.allclose(probe.changed("own", x).double() @ site.weight.double().T, wanted, atol=1e-5)
+    assert gone > 1e-3 * power
+    assert probe.changed("another", x) is x

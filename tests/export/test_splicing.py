@@ -167,6 +167,46 @@ def test_trained_weights_are_written(tmp_path: Path) -> None:
     assert len(after.initializer) == len(constants)
 
 
+RECURRENT = {
+    "lstm": ("LSTM", {"b": drawn(2, 40)}, []),
+    "without biases": ("LSTM", {}, []),
+    "with states": ("GRU", {"b": drawn(2, 30), "h": drawn(2, 2, 5)}, ["", "h"]),
+}
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+@pytest.mark.parametrize("fitted", [False, True])
+def test_a_recurrent_layer_stays_one_node_with_a_narrower_input(
+    name: str, fitted: bool, tmp_path: Path
+) -> None:
+    op, more, tail = RECURRENT[name]
+    gates = 4 if op == "LSTM" else 3
+    options = {"hidden_size": 5, "direction": "bidirectional"}
+    if op == "GRU":
+        options["linear_before_reset"] = 1
+    read = ["t", "w", "r", "b" if "b" in more else "", *tail]
+    nodes = [
+        helper.make_node("Tanh", ["x"], ["t"]),
+        helper.make_node(op, read if any(read[3:]) else read[:3], ["a", "l"], "theirs", **options),
+        helper.make_node("Relu", ["a"], ["y"]),
+    ]
+    constants = {"w": drawn(2, gates * 5, 16), "r": drawn(2, gates * 5, 5, seed=2), **more}
+    write(tmp_path / "a.onnx", nodes, constants, shape=(6, 2, 16), outputs=("y", "l"))
+    imported = from_onnx(tmp_path / "a.onnx")
+    gm = fxdecomp.trace(imported.gm, imported.example_inputs)
+    data = [torch.randn(6, 2, 16, generator=torch.Generator().manual_seed(i)) for i in range(4)]
+    small = fxdecomp.transform(gm, Policy("svd", 4), calibration=data if fitted else None)
+    report = to_onnx(small, imported.example_inputs, tmp_path / "b.onnx")  # compared with the graph
+    assert uses_the_file(report)
+    after = onnx.load(tmp_path / "b.onnx").graph
+    assert [node.op_type for node in after.node] == ["Tanh", "MatMul", op, "Relu"]
+    shapes = {item.name: tuple(item.dims) for item in after.initializer}
+    assert shapes[after.node[2].input[1]] == (2, gates * 5, 4)
+    assert "w" not in shapes
+    again = from_onnx(tmp_path / "b.onnx")
+    assert torch.allclose(again.gm(data[0])["y"], small(data[0])["y"], atol=1e-6)
+
+
 def test_what_the_user_edited_goes_through_pytorch_and_says_so(tmp_path: Path) -> None:
     imported = from_onnx(written(tmp_path / "a.onnx"))
     gm = fxdecomp.trace(imported.gm, imported.example_inputs)

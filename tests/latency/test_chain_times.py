@@ -10,8 +10,8 @@ from fxdecomp.decompositions import method_named
 from fxdecomp.export.sessions import thread_count
 from fxdecomp.latency.cache import LatencyCache
 from fxdecomp.latency.chain_graphs import chain_graph
-from fxdecomp.latency.chain_times import ChainTimes, _inside_s
-from fxdecomp.layers import LayerSpec
+from fxdecomp.latency.chain_times import ChainTimes, _inside_s, _plain
+from fxdecomp.layers import LayerSpec, Recurrence
 
 pytest.importorskip("onnxruntime")
 
@@ -43,6 +43,37 @@ def test_the_small_graph_computes_what_the_layer_does(name: str, chained: bool, 
     onnx.save(model, str(tmp_path / "x.onnx"))
     (y,) = open_session(tmp_path / "x.onnx").run(None, {"x": np.ones(shape, np.float32)})
     assert y.shape == (spec.positions, spec.out_channels, *spec.output_size)
+
+
+RECURRENT = [
+    Recurrence("LSTM", 6, steps=5),
+    Recurrence("GRU", 6, directions=2, steps=5),
+    Recurrence("LSTM", 6, directions=2, levels=3, steps=5),
+]
+
+
+@pytest.mark.parametrize("recurrence", RECURRENT, ids=lambda r: f"{r.kind}{r}")
+@pytest.mark.parametrize("chained", [False, True])
+def test_the_small_graph_of_a_recurrent_layer_too(
+    recurrence: Recurrence, chained: bool, tmp_path: Path
+) -> None:
+    import onnx
+
+    from fxdecomp.export.sessions import open_session
+
+    spec = LayerSpec(24, recurrence.products, positions=15, recurrence=recurrence)
+    model, shape = chain_graph(stages("svd", spec, (8,)) if chained else (spec,))
+    assert shape == (5, 3, 24)
+    assert [node.op_type for node in model.graph.node].count(recurrence.kind) == recurrence.levels
+    onnx.save(model, str(tmp_path / "x.onnx"))
+    (y,) = open_session(tmp_path / "x.onnx").run(None, {"x": np.ones(shape, np.float32)})
+    assert y.shape == (5, recurrence.directions, 3, 6)
+
+
+def test_times_of_other_layers_are_found_where_they_were() -> None:
+    assert "recurrence" not in _plain(CONV)
+    spec = LayerSpec(24, 48, recurrence=Recurrence("GRU", 16, steps=7))
+    assert _plain(spec)["recurrence"]["steps"] == 7
 
 
 def test_what_runs_between_the_neighbours_counts_with_its_own_reorders() -> None:

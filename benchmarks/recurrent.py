@@ -1,0 +1,70 @@
+"""What it brings that budgets reach into recurrent layers: the demo's recogniser, with its LSTMs and without.
+
+    python -m benchmarks.recurrent [--lines 500] [--folder DIR] [--latency]
+
+Each budget is spent twice, once with the LSTMs left alone, fitted to 64 unlabelled lines, untrained. Judged
+on lines that were not seen before; times are of one line on one thread, in turn with the dense network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import torch
+
+import fxdecomp
+from fxdecomp import Latency, MACs, Policy
+from fxdecomp.demo.judging import judge
+from fxdecomp.demo.lines import Split, render_lines
+from fxdecomp.demo.recogniser import load_recogniser
+from fxdecomp.demo.running import CALIBRATION_LINES
+
+_BATCH = 8
+
+
+def main() -> None:
+    """Print a line for each network."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--lines", type=int, default=500)
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--latency", action="store_true", help="budgets of time as well")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    fresh = render_lines(options.lines, Split.JUDGE)
+    unlabelled = render_lines(CALIBRATION_LINES, Split.CALIBRATION).images
+    dense = fxdecomp.trace(load_recogniser(), fresh.images[:1])
+    known = fxdecomp.study(dense, list(torch.split(unlabelled, _BATCH)))
+    budgets: list[MACs | Latency] = [MACs(0.25)]
+    budgets += [Latency(0.4), Latency(0.35)] if options.latency else []
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = options.folder or Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        fxdecomp.export.to_onnx(dense, fresh.images[:1], folder / "dense.onnx")
+        print(f"dense: {judge(dense, fresh).exact:.1%} of {options.lines} lines", flush=True)
+        for budget in budgets:
+            for exclude in (["*.lstm"], []):
+                name = f"{budget}, {'LSTMs left alone' if exclude else 'LSTMs too'}"
+                try:
+                    policy = Policy(budget=budget, exclude=exclude)
+                    small = fxdecomp.transform(dense, policy, calibration=known)
+                except fxdecomp.BudgetError as error:
+                    print(f"{name}: {error}", flush=True)
+                    continue
+                told = fxdecomp.report(small)
+                path = folder / "small.onnx"
+                fxdecomp.export.to_onnx(small, fresh.images[:1], path)
+                timed = fxdecomp.export.benchmark(
+                    {"dense": folder / "dense.onnx", "small": path}, threads=1, profile=False
+                )
+                ranks = ", ".join(f"{o.site} {o.method} {o.rank}" for o in told.applied if "lstm" in o.site)
+                print(
+                    f"{name}: {judge(small, fresh).exact:.1%} read, {told.macs_after / 1e6:,.0f} M MACs of "
+                    f"{told.macs_before / 1e6:,.0f} M, {timed.ratio('dense', 'small')}; {ranks}",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()
