@@ -13,6 +13,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from fxdecomp.graphs.inputs import ExampleInputs, call_arguments
+from fxdecomp.graphs.spelling import keywords_spelled
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -30,7 +31,7 @@ def one_at_a_time(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
     @functools.wraps(function)
     def alone(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        with _ALONE:
+        with _ALONE, keywords_spelled():
             return function(*args, **kwargs)
 
     return alone

@@ -164,7 +164,7 @@ class Policy:
         rules = [
             Rule(glob.escape(choice.site), choice.method, choice.rank or None) for choice in plan.choices
         ]
-        return Policy(rules=rules, require_saving=False)
+        return Policy(rules=rules or [Rule("*", None)], require_saving=False)  # all was left alone
 
     def save(self, path: str | Path) -> None:
         """Write the policy as TOML, whole or not at all."""

@@ -42,13 +42,24 @@ def _einsum_macs(node: Node) -> int:
     equation, *operands = node.args
     if len(operands) == 1 and isinstance(operands[0], list | tuple):
         operands = list(operands[0])
-    if not isinstance(equation, str) or "." in equation:
+    if not isinstance(equation, str):
         return 0
     lengths: dict[str, int] = {}
     terms = equation.replace(" ", "").partition("->")[0].split(",")
     for term, operand in zip(terms, operands, strict=False):
         shape = shape_of(operand) if isinstance(operand, Node) else None
-        if shape is None or len(shape) != len(term):
+        names = None if shape is None else _axes(term, len(shape))
+        if shape is None or names is None:
             return 0
-        lengths |= dict(zip(term, shape, strict=True))
+        for name, length in zip(names, shape, strict=True):
+            lengths[name] = max(length, lengths.get(name, 1))  # an axis of 1 goes along with any other
     return math.prod(lengths.values())
+
+
+def _axes(term: str, ndim: int) -> list[str] | None:
+    """The name of each axis of an operand, None where they do not fit; `...` counts its axes from the end."""
+    first, dots, last = term.partition("...")
+    hidden = ndim - len(first) - len(last)
+    if hidden < 0 or (hidden and not dots):
+        return None
+    return [*first, *(f"...{place}" for place in reversed(range(hidden))), *last]

@@ -17,6 +17,7 @@ from torch.fx.experimental.symbolic_shapes import free_symbols
 from fxdecomp.errors import TraceError, first_line
 from fxdecomp.graphs.copies import copy_sharing_tensors, hook_tables
 from fxdecomp.graphs.inputs import Arguments, ExampleInputs, call_arguments, placeholder_values
+from fxdecomp.graphs.spelling import spell_keywords
 from fxdecomp.graphs.untouched import one_at_a_time, outputs_of, plain_attention
 from fxdecomp.tracing.archives import check_archive
 from fxdecomp.tracing.guards import keep_conditions
@@ -137,6 +138,9 @@ def unlifted(program: ExportedProgram) -> GraphModule:
     for hooks in hook_tables(gm):
         hooks.clear()  # torch's own check of the inputs
     keep_conditions(gm, program)
+    for module in gm.modules():
+        module.training = False  # it has no `eval`
+    spell_keywords(gm.graph)
     gm.recompile()
     return copy_sharing_tensors(gm)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx import GraphModule, Node
 
+from fxdecomp.graphs.spelling import spell_keywords
 from fxdecomp.graphs.untouched import unchanged_buffers
 from fxdecomp.sites.modules import Layer, is_layer
 
@@ -57,6 +58,11 @@ class _Tracer(fx.Tracer):
         super().__init__()
         self.stops_gradients = False
         self._with_gradients = torch.is_grad_enabled()
+
+    def trace(self, *args: Any, **options: Any) -> fx.Graph:
+        graph = super().trace(*args, **options)  # also as a pickled graph is read again
+        spell_keywords(graph)
+        return graph
 
     def create_node(self, kind: str, *args: Any, **kwargs: Any) -> Node:
         stopped = self._with_gradients and not torch.is_grad_enabled()

@@ -111,3 +111,12 @@ def test_a_large_head_is_said_to_be_worth_a_rule() -> None:
     assert left.detail == "it is 94% of the network, decomposed where a rule names it"
     with pytest.raises(PolicyError, match=r"; 2: left alone without calibration unless a rule names them$"):
         fxdecomp.transform(gm, Policy(budget=MACs(0.5)))
+
+
+def test_a_plan_that_left_everything_alone_is_replayed() -> None:
+    model = drawn(nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6)))
+    model[2].weight = model[0].weight
+    gm = fxdecomp.trace(model, image(2, 6))
+    plan = fxdecomp.report(fxdecomp.transform(gm, Policy("svd", 2))).plan
+    assert plan.choices == ()
+    assert not fxdecomp.report(fxdecomp.transform(gm, Policy.from_plan(plan))).modified

@@ -173,6 +173,21 @@ def test_macs_of_attention_that_the_graph_does_not_look_into() -> None:
     assert fxdecomp.report(gm).params_before == numel(model)
 
 
+@pytest.mark.parametrize("equation", ["...i,ij->...j", "abi,ij->abj", "b i ..., ij -> b j ..."])
+def test_macs_of_a_product_by_einsum(equation: str) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(8, 5))
+            self.head = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.einsum(equation, self.head(x), self.weight)
+
+    gm = fxdecomp.trace(Net(), image(2, 8, 8))
+    assert fxdecomp.report(gm).macs_before == 2 * 8 * 8 * 8 + 2 * 8 * 8 * 5
+
+
 @pytest.mark.parametrize("exported", [False, True])
 def test_weights_that_are_in_no_layer_have_a_reason(exported: bool) -> None:
     model, x = drawn(Odd()), image(2, 5, 8)

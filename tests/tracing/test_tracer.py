@@ -198,3 +198,10 @@ def test_a_deprecation_inside_torch_does_not_reach_the_user() -> None:
         gm = fxdecomp.trace(program, torch.randn(2, 8))
         fxdecomp.transform(gm, fxdecomp.Policy(method="svd", rank=2))
     assert [str(each.message) for each in heard if "treespec" in str(each.message)] == []
+
+
+def test_what_torch_export_makes_is_in_eval_mode_like_any_graph() -> None:
+    net = nn.Sequential(nn.Linear(8, 4), nn.Sequential(nn.Linear(4, 4))).eval()
+    gm = fxdecomp.trace(torch.export.export(net, (image(2, 8),)), image(2, 8))
+    small = fxdecomp.transform(gm, fxdecomp.Policy(method="svd", rank=1, require_saving=False))
+    assert [name for each in (gm, small) for name, part in each.named_modules() if part.training] == []
