@@ -13,7 +13,7 @@ from torch import nn
 
 import fxdecomp
 from fxdecomp import FxdecompError, Plan, Policy
-from fxdecomp.export import BenchmarkReport, read_metadata, to_onnx
+from fxdecomp.export import BenchmarkReport, Kernel, Timing, read_metadata, to_onnx
 from fxdecomp.recovery.checkpoints import load_checkpoint
 from fxdecomp.searching.trials import Trial, restored_trials, save_state
 from tests.nets import image
@@ -81,6 +81,28 @@ def test_a_state_with_any_value_anywhere_is_taken_or_refused(tmp_path: Path) -> 
                 assert isinstance(trial.accepted, bool)
                 assert 0 < trial.share <= 1
                 assert trial.plan is None or Plan.from_dict(trial.plan)
+
+
+def test_a_benchmark_with_any_value_anywhere_is_shown_or_refused(tmp_path: Path) -> None:
+    path, refused = tmp_path / "bench.json", 0
+    rows = [Timing(name, "CPU", 1, 1, (2.0, 3.0), 2.5, 3.0, 4.0, 1.0, 99, {"CPU": 3}) for name in ("a", "b")]
+    kernels = {"a": (Kernel("fc", "linear", 1e-3, 1.0, 256, "CPU"),)}
+    settings = {"rounds": 2, "files": {"a": {"path": "a.onnx", "bytes": 3}}}
+    BenchmarkReport(tuple(rows), kernels, {"processor": "x"}, settings).save(path)
+    good = json.loads(path.read_text())
+
+    def shown() -> None:
+        told = BenchmarkReport.load(path)
+        assert str(told)
+        if value in ("x", -1, {"a": 1}, [None]):  # pages take longer
+            assert told._repr_html_()
+            fxdecomp.report(GM, benchmark=told).to_html(tmp_path / "a.html")
+
+    for place in places(good):
+        for value in ODD:
+            path.write_text(json.dumps(altered(good, place, value)))
+            refused += not taken_or_refused(shown)
+    assert refused > 100
 
 
 @pytest.mark.parametrize(

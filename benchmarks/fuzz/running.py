@@ -169,6 +169,7 @@ def script_of(network: Network, failure: Failure, told: str) -> str:
             first,
             second,
             "",
+            "import copy",
             "from torch.nn import functional as F",
             "",
             "",

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fxdecomp.calibration import Calibration
 from fxdecomp.calibration.splitting import inputs_of
+from fxdecomp.cli.arrays import read_arrays
 from fxdecomp.cli.references import ModelReferenceError, parse
 from fxdecomp.errors import CalibrationError
 from fxdecomp.graphs.inputs import Arguments, ExampleInputs, call_arguments
@@ -25,6 +26,8 @@ MOST = 256
 _SIZE = 16
 _ARRAYS = (".npz", ".npy")
 _PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
+"""All that Pillow may take a picture for: an EPS under another name would be run by Ghostscript."""
 
 
 def load_calibration(reference: str | None, example: ExampleInputs) -> Calibration | None:
@@ -95,9 +98,9 @@ def load_pictures(
     rows = []
     for path in paths[::step]:
         try:
-            with Image.open(path) as picture:
+            with Image.open(path, formats=_FORMATS) as picture:
                 shown = picture.convert("L" if channels == 1 else "RGB").resize((width, height))
-        except OSError as error:
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise CalibrationError(f"{path} cannot be read as a picture: {error}") from error
         numbers = np.asarray(shown, dtype=np.float32).reshape(height, width, channels) / 255
         row = (numbers - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
@@ -108,9 +111,8 @@ def load_pictures(
 def _of_arrays(path: Path, example: ExampleInputs) -> Iterator[ExampleInputs]:
     """The batches of a file of arrays."""
     try:
-        with np.load(path, allow_pickle=False) if path.suffix == ".npz" else _one(path) as arrays:
-            named = {name: arrays[name] for name in arrays}
-    except (OSError, ValueError, EOFError) as error:
+        named = read_arrays(path, only="input")
+    except ValueError as error:
         raise CalibrationError(f"{path} cannot be read as arrays: {error}") from error
     lengths = {name: len(array) if array.ndim else 0 for name, array in named.items()}
     if not named or len(set(lengths.values())) != 1 or not all(lengths.values()):
@@ -122,19 +124,6 @@ def _of_arrays(path: Path, example: ExampleInputs) -> Iterator[ExampleInputs]:
     for parts in zip(*(_parts(array) for array in named.values()), strict=True):
         batch = dict(zip(named, parts, strict=True))
         yield _fitting(batch if by_name else parts[0] if len(parts) == 1 else tuple(parts), example)
-
-
-class _one(dict[str, Any]):  # noqa: N801 - used as np.load is
-    """A `.npy` file as an `.npz` file of one array."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(input=np.load(path, allow_pickle=False))
-
-    def __enter__(self) -> _one:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return None
 
 
 def _items(data: Iterable[Any], reference: str) -> Iterator[Any]:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
+from fxdecomp.cli.arrays import read_arrays
 from fxdecomp.cli.references import ModelReferenceError, Reference, parse
 from fxdecomp.cli.words import InputSpec
 from fxdecomp.compressing import LoadedModel
@@ -89,10 +89,8 @@ def _arrays(path: Path) -> dict[str, torch.Tensor]:
         ModelReferenceError: It cannot be read.
     """
     try:
-        found = np.load(path, allow_pickle=False)
-        arrays = {"": found} if isinstance(found, np.ndarray) else {name: found[name] for name in found.files}
-        return {name: torch.from_numpy(array) for name, array in arrays.items()}
-    except (OSError, ValueError, TypeError) as error:
+        return {name: torch.from_numpy(array) for name, array in read_arrays(path, only="").items()}
+    except (ValueError, TypeError) as error:
         raise ModelReferenceError(f"{path} cannot be read as arrays: {error}") from error
 
 

@@ -27,7 +27,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 POLICY_TABLE = "fxdecomp.policy"
 """Where the policy of a file is kept that holds it as a table."""
 
-_NOT_KEPT = {"config", "preset", "as_json", "quiet"}
+_NOT_KEPT = {"config", "preset", "as_json", "quiet", "trust"}
 
 
 class ConfigError(PolicyError):
@@ -51,6 +51,8 @@ def use_config(context: typer.Context, path: Path | None) -> Path | None:
     found = {}
     for key, value in data.items():
         name = options.get(key.replace("_", "-"))
+        if name == "trust":
+            raise ConfigError(f"{path}: no file says that a file is to be trusted; pass --trust yourself")
         if name is None or name in _NOT_KEPT - {"preset"}:
             near = difflib.get_close_matches(key, options, 1)
             raise ConfigError(f"{path}: there is no option {key!r}" + (f"; use {near[0]}" if near else ""))

@@ -12,6 +12,7 @@ import numpy as np
 
 from fxdecomp.errors import BenchmarkError
 from fxdecomp.export.kernels import Kernel
+from fxdecomp.export.saved_benchmarks import check_benchmark
 from fxdecomp.files import read_json, write_json
 from fxdecomp.notebook import html_table
 
@@ -218,6 +219,7 @@ class BenchmarkReport:
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> BenchmarkReport:
         """The inverse of `to_dict`."""
+        check_benchmark(data)
         return BenchmarkReport(
             timings=tuple(map(Timing.from_dict, data["timings"])),
             kernels={

@@ -96,7 +96,7 @@ class Operands:
         if not isinstance(bias, np.ndarray) or bias.dtype.kind != "f":
             return "", None
         place, known = bias.ndim - 1 - behind, output.shape
-        fits = bias.ndim == behind + 1 or (known is not None and bias.ndim <= len(known))
+        fits = bias.ndim == behind + 1 or (known is not None and behind < bias.ndim <= len(known))
         if not fits or bias.shape != tuple(length if axis == place else 1 for axis in range(bias.ndim)):
             return "", None
         self.merged[adding] = output.name

@@ -41,7 +41,7 @@ MAGNIFYING = Network(
         Step("v4", (), ("v4 = v2 + v3",), "v2"),
     ),
     outputs="v4",
-    given="net",
+    given="torch.fx.symbolic_trace(copy.deepcopy(net).eval())",
     method="svd",
     training=False,
 )

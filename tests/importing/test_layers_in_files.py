@@ -85,9 +85,10 @@ def test_a_bias_behind_a_convolution(bias: tuple[int, ...], tmp_path: Path) -> N
     assert halved_and_written(path, method="spatial_svd") == ["Conv", "Conv", "Relu"]
 
 
-def test_what_only_looks_like_a_bias_stays(tmp_path: Path) -> None:
+@pytest.mark.parametrize("added", [(4, 6), (6,), (1,), ()])
+def test_what_only_looks_like_a_bias_stays(added: tuple[int, ...], tmp_path: Path) -> None:
     nodes = [helper.make_node("Conv", ["x", "w"], ["a"]), helper.make_node("Add", ["a", "b"], ["y"])]
-    path = write(tmp_path / "a.onnx", nodes, {"w": drawn(16, 4, 3, 3), "b": drawn(4, 6)})
+    path = write(tmp_path / "a.onnx", nodes, {"w": drawn(16, 4, 3, 3), "b": np.float32(drawn(*added))})
     (layer,) = (module for module in from_onnx(path).gm.modules() if isinstance(module, nn.Conv2d))
     assert layer.bias is None
     assert halved_and_written(path, method="spatial_svd") == ["Conv", "Conv", "Add"]
