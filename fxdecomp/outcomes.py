@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -43,6 +43,7 @@ class Reason(StrEnum):
     FEW_OUTPUTS = "each of its few outputs matters, and no data tells what is lost there"
     OUT_OF_PROPORTION = "what is lost at the outputs is out of proportion to what it saves"
     NOT_KEPT = "no smaller network that was judged keeps the metric"
+    WIDTH = "its outputs cannot be narrowed"
     NOT_FASTER = "no choice of chains was measured to be faster than the dense network"
 
 
@@ -123,7 +124,8 @@ class Applied:
     @property
     def stage_names(self) -> tuple[str, ...]:
         """The qualified names of the stages."""
-        return tuple(f"{self.chain or self.site}.{stage}" for stage in self.stages)
+        place = self.chain or self.site
+        return tuple(f"{place}.{stage}" if stage else place for stage in self.stages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +201,66 @@ class Folded:
     into: str | None = None
     reason: str = ""
 
+
+@dataclass(frozen=True, slots=True)
+class Narrowed:
+    """A layer with fewer outputs or inputs than it had, or (`reason` set) one whose outputs were to be fewer.
+
+    Attributes:
+        site: Qualified name of the layer.
+        layer: The layer in words, as it was.
+        params_before: Weights and biases that it had.
+        macs_before: Multiply-accumulates that it took.
+        outputs: Outputs that are left, None where all are.
+        inputs: Inputs that are left, likewise.
+        weight_error: `||W - W'|| / ||W||`, what is gone taken for zero.
+        output_error: Of the layer that reads the narrower axis: the squared error of its output as a share of
+            its variance, on the calibration; None without.
+        reason: Why its outputs stay.
+    """
+
+    site: str
+    layer: str
+    params_before: int
+    macs_before: int
+    outputs: int | None = None
+    inputs: int | None = None
+    weight_error: float = 0.0
+    output_error: float | None = None
+    reason: str = ""
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether the layer is another one now."""
+        return self.outputs is not None or self.inputs is not None
+
+    def seen_in(self, outcome: Outcome) -> Outcome:
+        """The outcome of the layer as it is now, told of the layer as it was."""
+        if not self.is_changed:
+            if isinstance(outcome, Skipped) and outcome.reason is Reason.NOT_SELECTED:
+                return replace(outcome, reason=Reason.WIDTH, detail=self.reason)
+            return outcome
+        if isinstance(outcome, Applied):
+            params, macs = self.params_before, self.macs_before
+            return replace(outcome, layer=self.layer, params_before=params, macs_before=macs)
+        return Applied(
+            self.site,
+            self.layer,
+            WIDTH,
+            tuple(each for each in (self.inputs, self.outputs) if each is not None),
+            self.weight_error,
+            self.params_before,
+            outcome.params,
+            self.macs_before,
+            outcome.macs,
+            calls=1,
+            stages=("",),
+            output_error=self.output_error,
+        )
+
+
+WIDTH = "width"
+"""The method of a layer that was narrowed and not decomposed besides."""
 
 Outcome = Applied | Skipped
 

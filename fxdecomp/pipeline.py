@@ -20,7 +20,7 @@ from fxdecomp.graphs.copies import copy_owning_tensors
 from fxdecomp.graphs.inputs import require_graph
 from fxdecomp.graphs.records import Record, record_of
 from fxdecomp.graphs.untouched import one_at_a_time, unchanged_buffers
-from fxdecomp.passes import DecomposeLayers, FoldBatchNorm, RefitChains
+from fxdecomp.passes import DecomposeLayers, FoldBatchNorm, NarrowWidths, RefitChains
 from fxdecomp.plans import Plan
 from fxdecomp.policy import Latency, Policy
 from fxdecomp.progress import Progress, silent
@@ -152,9 +152,12 @@ def transform(
     workers = Workers(executor, progress)
 
     def made(wanted: Policy, work: SiteWork) -> GraphModule:
-        data = work.calibration
+        data, folded = work.calibration, known.folded
         with unchanged_buffers(gm):
-            small = DecomposeLayers(wanted, work, workers)(known.folded)
+            if wanted.has_widths:
+                folded = NarrowWidths(wanted, data, progress)(folded)
+                work = SiteWork(folded, data)
+            small = DecomposeLayers(wanted, work, workers)(folded)
             if data is not None and data.refit:
                 small = RefitChains(known.folded, data, progress)(small)
         with torch.inference_mode(False):

@@ -22,12 +22,14 @@ class Choice:
         layer: The layer in words, such as `Conv2d 64->128, 3x3`.
         method: Name of the decomposition, None where the layer stays as it is.
         rank: Its rank(s), empty where the layer stays.
+        width: Number of outputs that are left, None where all are.
     """
 
     site: str
     layer: str
     method: str | None = None
     rank: tuple[int, ...] = ()
+    width: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ class Plan:
         >>> small = fxdecomp.transform(gm, fxdecomp.Policy(method="svd", rank=4))
         >>> plan = fxdecomp.report(small).plan
         >>> plan.choices
-        (Choice(site='0', layer='Linear 64->32', method='svd', rank=(4,)),)
+        (Choice(site='0', layer='Linear 64->32', method='svd', rank=(4,), width=None),)
         >>> again = fxdecomp.transform(gm, fxdecomp.Policy.from_plan(plan))
     """
 
@@ -54,6 +56,7 @@ class Plan:
         rows = [
             {"site": c.site, "layer": c.layer}
             | ({"method": c.method, "rank": list(c.rank)} if c.method else {})
+            | ({} if c.width is None else {"width": c.width})
             for c in self.choices
         ]
         return {"format": _FORMAT, "version": 1, "choices": rows}
@@ -98,4 +101,7 @@ def _choice(row: Mapping[str, Any]) -> Choice:
         raise TypeError(f"site, layer and method are texts, got {texts!r}")
     if not isinstance(rank, list) or any(type(each) is not int for each in rank):
         raise TypeError(f"a rank is a list of whole numbers, got {rank!r}")
-    return Choice(row["site"], row["layer"], row.get("method"), tuple(rank))
+    width = row.get("width")
+    if width is not None and type(width) is not int:
+        raise TypeError(f"a width is a whole number, got {width!r}")
+    return Choice(row["site"], row["layer"], row.get("method"), tuple(rank), width)

@@ -18,7 +18,7 @@ from fxdecomp.errors import BudgetError
 from fxdecomp.export.machine import machine
 from fxdecomp.outcomes import UNJUDGED, Outcome, Reason, Refusal
 from fxdecomp.policy import Policy
-from fxdecomp.policy.budgets import Latency, MACs, Params
+from fxdecomp.policy.budgets import Latency, MACs
 from fxdecomp.ranks import Fixed
 from fxdecomp.sites import Site
 
@@ -52,7 +52,7 @@ class Situation:
         sites: All layers that could be decomposed.
         settled: What became of the layers whose rank the policy gives.
         others: All else in the network that holds weights.
-        dropped: How many parameters the original had besides, in BatchNorms that were folded.
+        gone: What the original took besides, by the budget's name: BatchNorms that were folded, widths.
         work: Knows the layers' candidates and sensitivities.
         workers: Do what has still to be done.
     """
@@ -61,7 +61,7 @@ class Situation:
     sites: Sequence[Site]
     settled: Mapping[str, Solution | Refusal]
     others: Sequence[Outcome]
-    dropped: int
+    gone: Mapping[str, int]
     work: SiteWork
     workers: Workers
 
@@ -122,7 +122,7 @@ def _counted_choice(policy: Policy, open_: Mapping[str, Task], situation: Situat
     assert policy.budget is not None
     cost = policy.budget.name
     dense, fixed = _other_costs(situation.others, cost)
-    dense += situation.dropped if cost == Params.name else 0
+    dense += situation.gone.get(cost, 0)
     for site in situation.sites:
         dense += site.macs if cost == MACs.name else site.params
         if site.name not in open_:

@@ -11,6 +11,7 @@ from fxdecomp.decompositions import METHODS
 from fxdecomp.errors import PolicyError
 from fxdecomp.export.metadata import read_metadata
 from fxdecomp.export.sessions import CPU, provider_of
+from fxdecomp.outcomes import WIDTH
 from fxdecomp.plans import Plan
 from fxdecomp.policy import Budget, Latency, MACs, Params, Policy
 from fxdecomp.policy.rules import AUTO, Rule
@@ -103,14 +104,14 @@ def check_method(method: str | None) -> None:
 
 
 def parse_rule(text: str) -> Rule:
-    """A rule in words: `classifier.*=svd:energy:0.9`, `head=tucker2:32`, `stem=` to leave it alone.
+    """A rule in words: `classifier.*=svd:energy:0.9`, `mlp.fc1=width:0.5`, `stem=` to leave it alone.
 
     Raises:
         PolicyError: The text is something else.
 
     Example:
         >>> parse_rule("classifier.*=svd:32")
-        Rule(pattern='classifier.*', method='svd', rank=Fixed(rank=(32,)), floor=0.0)
+        Rule(pattern='classifier.*', method='svd', rank=Fixed(rank=(32,)), floor=0.0, width=None)
     """
     pattern, equals, choice = text.partition("=")
     method, _, rank = choice.partition(":")
@@ -118,6 +119,11 @@ def parse_rule(text: str) -> Rule:
         raise PolicyError(
             f"{text!r} is no rule; write it as 'classifier.*=svd:0.5', or 'stem=' to leave it alone"
         )
+    if method == WIDTH:
+        try:
+            return Rule(pattern, width=float(rank) if "." in rank else int(rank))
+        except ValueError:
+            raise PolicyError(f"{text!r}: a width is a share such as 0.5, or a number of outputs") from None
     check_method(method or None)
     return Rule(pattern, method or None, parse_rank(rank) if rank else None)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pickle
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,9 @@ from torch.fx import GraphModule, Node
 from fxdecomp.export.matching import Match, NotSpliceable, matched
 from fxdecomp.export.onnx_nodes import NodeWriter
 from fxdecomp.export.recurrent import onnx_weights
+from fxdecomp.export.value_names import all_names, node_names, read_by, values_read
 from fxdecomp.graphs.origins import Origin
+from fxdecomp.sites.base import shape_of
 
 _PREFIX = "fxdecomp."
 
@@ -110,8 +112,8 @@ class _Editor:
             gm,
             match.named,
             names,
-            taken=_all_names(self._graph),
-            node_names=_node_names(self._graph),
+            taken=all_names(self._graph),
+            node_names=node_names(self._graph),
             opset=next(found, 1),
         )
 
@@ -198,7 +200,7 @@ class _Editor:
 
     def _remove_unused(self, front: set[str]) -> None:
         """Remove what computes values that nothing reads any more, and constants likewise."""
-        uses = Counter(_read(self._graph))
+        uses = Counter(values_read(self._graph))
         producers = {name: node for node in self._graph.node for name in node.output if name}
         kept = {id(node): node for node in self._graph.node}
         gone: set[str] = set()
@@ -212,14 +214,28 @@ class _Editor:
                 continue
             gone |= set(node.output)
             del kept[id(node)]
-            uses.subtract(each := list(_read_by(node)))
+            uses.subtract(each := list(read_by(node)))
             front |= set(each)
         stale = {item.name for item in self._graph.initializer} & gone
         _keep(self._graph.node, lambda node: id(node) in kept)
         _keep(self._graph.initializer, lambda item: item.name not in gone)
         _keep(self._graph.input, lambda item: item.name not in stale)
-        present = set(_all_names(self._graph))
+        present = set(all_names(self._graph))
         _keep(self._graph.value_info, lambda item: item.name in present)
+        if self._has_other_sizes():
+            del self._graph.value_info[:]
+
+    def _has_other_sizes(self) -> bool:
+        """Whether a value is smaller than the file says; then others may be that have no node."""
+        names = {name: node for node, name in self._match.named.items()} | self._match.stands_for
+        for item in self._graph.value_info:
+            shape = shape_of(names[item.name]) if item.name in names else None
+            dims = item.type.tensor_type.shape.dim
+            if shape is not None and len(shape) == len(dims):
+                known = zip(dims, shape, strict=True)
+                if any(dim.HasField("dim_value") and dim.dim_value != size for dim, size in known):
+                    return True
+        return False
 
     def _check_order(self) -> None:
         """Raise where a new node reads what is computed behind it."""
@@ -248,43 +264,3 @@ def _keep(items: Any, wanted: Any) -> None:
             copy.CopyFrom(item)
         del items[:]
         items.extend(copies)
-
-
-def _subgraphs(node: Any) -> Iterator[Any]:
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            yield attribute.g
-        yield from attribute.graphs
-
-
-def _read_by(node: Any) -> Iterator[str]:
-    """Names of the values that a node reads, those that its subgraphs take from outside among them."""
-    yield from (name for name in node.input if name)
-    for graph in _subgraphs(node):
-        yield from _read(graph)
-
-
-def _read(graph: Any) -> Iterator[str]:
-    """Names of all values that the nodes of a graph read, or that it gives."""
-    for node in graph.node:
-        yield from _read_by(node)
-    yield from (item.name for item in graph.output)
-
-
-def _all_names(graph: Any) -> set[str]:
-    """Names of all values, those of subgraphs among them."""
-    names = {item.name for item in (*graph.input, *graph.output, *graph.initializer)}
-    names |= {item.values.name for item in graph.sparse_initializer}
-    for node in graph.node:
-        names |= set(node.output)
-        for inner in _subgraphs(node):
-            names |= _all_names(inner)
-    return names
-
-
-def _node_names(graph: Any) -> set[str]:
-    names = {node.name for node in graph.node}
-    for node in graph.node:
-        for inner in _subgraphs(node):
-            names |= _node_names(inner)
-    return names

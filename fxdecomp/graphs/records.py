@@ -14,7 +14,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.fx import GraphModule
 
-from fxdecomp.outcomes import Folded, Outcome, outcome_from_dict, outcome_to_dict
+from fxdecomp.outcomes import Folded, Narrowed, Outcome, outcome_from_dict, outcome_to_dict
 from fxdecomp.quality import Quality
 
 _KEY = "fxdecomp"
@@ -36,6 +36,7 @@ class Record:
         latency: What a budget of time predicted and measured, attempt by attempt, None without one.
         dropped_params: How many parameters went with folded BatchNorms, or because nothing used them.
         quality: How far the network is from the original, None where that was not measured.
+        widths: The layers whose widths a policy names, and those that read them.
     """
 
     traced_with: str = "given"
@@ -47,6 +48,7 @@ class Record:
     latency: Mapping[str, Any] | None = None
     dropped_params: int = 0
     quality: Quality | None = None
+    widths: tuple[Narrowed, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The record as JSON data."""
@@ -60,7 +62,7 @@ class Record:
             "latency": None if self.latency is None else dict(self.latency),
             "dropped_params": self.dropped_params,
             "quality": None if self.quality is None else self.quality.to_dict(),
-        }
+        } | ({"widths": [asdict(width) for width in self.widths]} if self.widths else {})
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> Record:
@@ -75,6 +77,7 @@ class Record:
             latency=data.get("latency"),
             dropped_params=data.get("dropped_params", 0),
             quality=None if data.get("quality") is None else Quality.from_dict(data["quality"]),
+            widths=tuple(Narrowed(**item) for item in data.get("widths", ())),
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -140,8 +140,11 @@ def _insert(gm: GraphModule, call: Call, stages: list[tuple[str, LayerSpec]]) ->
             node.meta = _meta(call, spec)
             value = node
     value.meta = dict(call.node.meta)
+    if stages[-1][1].out_channels != call.spec.out_channels:
+        value.meta = _meta(call, stages[-1][1])
     if call.spec.recurrence is not None and "nn_module_stack" in value.meta:  # by which its file names it
-        *above, (_, (_, kind)) = value.meta["nn_module_stack"].items()
+        stack: Any = value.meta["nn_module_stack"]
+        *above, (_, (_, kind)) = stack.items()
         value.meta["nn_module_stack"] = dict([*above, (value.target, (value.target, kind))])
     call.node.replace_all_uses_with(value)
     gm.graph.erase_node(call.node)

@@ -3,6 +3,7 @@
 from fxdecomp.passes.base import Pass
 from fxdecomp.passes.decompose_layers import DecomposeLayers
 from fxdecomp.passes.fold_batch_norm import FoldBatchNorm
+from fxdecomp.passes.narrow_widths import NarrowWidths
 from fxdecomp.passes.refit_chains import RefitChains
 
-__all__ = ["DecomposeLayers", "FoldBatchNorm", "Pass", "RefitChains"]
+__all__ = ["DecomposeLayers", "FoldBatchNorm", "NarrowWidths", "Pass", "RefitChains"]

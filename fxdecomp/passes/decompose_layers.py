@@ -9,7 +9,7 @@ padding. A layer that an earlier run replaced is carried over as it is.
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, final
 
@@ -23,10 +23,10 @@ from fxdecomp.decompositions.factorising import Solution, Task, factorise
 from fxdecomp.errors import PolicyError
 from fxdecomp.graphs.records import Record
 from fxdecomp.graphs.replacing import Replacer, remove_unused
-from fxdecomp.outcomes import Applied, Outcome, Reason, Refusal
+from fxdecomp.outcomes import Applied, Narrowed, Outcome, Reason, Refusal
 from fxdecomp.passes.base import Pass
 from fxdecomp.plans import Choice, Plan
-from fxdecomp.policy import Policy
+from fxdecomp.policy import MACs, Params, Policy
 from fxdecomp.sites import Site, survey
 
 
@@ -71,7 +71,8 @@ class DecomposeLayers(Pass):
         planned = None
         if self.policy.budget is not None and sites:
             others = list(outcomes.values())
-            situation = Situation(gm, sites, results, others, record.dropped_params, work, self.workers)
+            gone = _gone(record, found.sites)
+            situation = Situation(gm, sites, results, others, gone, work, self.workers)
             planned = plan_budget(self.policy, self._tasks(sites, results, of_budget=True), situation)
             chains = work.each("decompose", factorise, planned.tasks, self.workers)
             results |= {**planned.left, **chains}
@@ -87,6 +88,8 @@ class DecomposeLayers(Pass):
         for site in sites:
             outcomes[site.name] = _settled(replacer, site, results.get(site.name))
         remove_unused(gm)
+        widths = {row.site: row for row in record.widths if row.site not in earlier}
+        outcomes = {name: _as_it_was(each, widths.get(name)) for name, each in outcomes.items()}
         ordered = tuple(outcomes[name] for name in _in_graph_order(outcomes, found.sites, stages))
         return replace(
             record,
@@ -136,6 +139,20 @@ def _settled(replacer: Replacer, site: Site, result: Solution | Refusal | None) 
     return _apply(replacer, site, result)
 
 
+def _as_it_was(outcome: Outcome, width: Narrowed | None) -> Outcome:
+    return outcome if width is None else width.seen_in(outcome)
+
+
+def _gone(record: Record, sites: Sequence[Site]) -> dict[str, int]:
+    """What the network took besides, by what is counted: folded BatchNorms, and widths that are no more."""
+    now = {site.name: site for site in sites}
+    rows = [(row, now[row.site]) for row in record.widths if row.is_changed and row.site in now]
+    return {
+        MACs.name: sum(row.macs_before - site.macs for row, site in rows),
+        Params.name: record.dropped_params + sum(row.params_before - site.params for row, site in rows),
+    }
+
+
 def _planned(record: Record) -> list[str]:
     """The layers of earlier runs by the names that they had then, under which no chain may stand."""
     return [] if record.plan is None else [choice.site for choice in Plan.from_dict(record.plan).choices]
@@ -145,9 +162,12 @@ def _plan(record: Record, sites: list[Site], results: Mapping[str, Solution | Re
     """What was done at every layer; of layers that an earlier run replaced, what that run wrote down."""
     rows = () if record.plan is None else Plan.from_dict(record.plan).choices
     choices = {row.site: row for row in rows}
+    widths = {row.site: row for row in record.widths}
     for site in sites:
         result = results.get(site.name)
-        choice = Choice(site.name, str(site.spec))
+        width = widths.get(site.name)
+        choice = Choice(site.name, str(site.spec) if width is None else width.layer)
+        choice = choice if width is None else replace(choice, width=width.outputs)
         if isinstance(result, Solution):
             form = result.chain.form
             choice = replace(choice, method=form.method, rank=form.rank)

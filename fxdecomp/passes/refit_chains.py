@@ -23,18 +23,19 @@ from fxdecomp.calibration import Calibration
 from fxdecomp.calibration.lockstep import Lockstep
 from fxdecomp.calibration.moments import MomentsSum
 from fxdecomp.calibration.patches import ROWS, draw_positions, inputs_first, patches_at
-from fxdecomp.chains import Chain
+from fxdecomp.chains import Chain, Form
 from fxdecomp.decompositions import method_named
 from fxdecomp.decompositions.factorising import relative_error
 from fxdecomp.fitting.rectifying import Samples, rectify
 from fxdecomp.fitting.refitting import JointMoments, refit
 from fxdecomp.graphs.copies import copy_sharing_tensors, stored_layout
 from fxdecomp.graphs.records import Record
-from fxdecomp.outcomes import Applied, Outcome
+from fxdecomp.layers import LayerSpec, StageSpec
+from fxdecomp.outcomes import WIDTH, Applied, Outcome
 from fxdecomp.passes.base import Pass
 from fxdecomp.progress import Progress, silent
 from fxdecomp.sites import Site, survey
-from fxdecomp.sites.recurrent import with_inputs
+from fxdecomp.sites.recurrent import input_product, with_inputs
 
 _HELD_EVERY = 4
 _LEAST_ROWS = 16
@@ -66,17 +67,33 @@ class _Target:
         return bool(users) and all(map(_is_relu, users))
 
     @property
+    def spec(self) -> LayerSpec:
+        """The layer with the inputs that are left of it."""
+        return replace(self.layer.spec, in_channels=self.stages[0].spec.in_channels)
+
+    @property
+    def is_narrowed(self) -> bool:
+        """Whether fewer inputs are left than there were."""
+        return self.spec.in_channels < self.layer.spec.in_channels
+
+    @property
     def chain(self) -> Chain:
         """What is to be fitted, in at least float32, with a bias in float64."""
-        spec, outcome = self.layer.spec, self.outcome
-        form = method_named(outcome.method).form(spec, outcome.rank)
+        spec, outcome = self.spec, self.outcome
+        form = (
+            Form(WIDTH, outcome.rank, (StageSpec("", spec),))
+            if outcome.method == WIDTH
+            else method_named(outcome.method).form(spec, outcome.rank)
+        )
         last = self.stages[-1]
         bias = last.weight.new_zeros(spec.out_channels) if last.bias is None else last.bias
         return Chain(form, tuple(_wide(stage.weight) for stage in self.stages), bias.double())
 
     @property
     def layers(self) -> tuple[Tensor, ...]:
-        """The original layer's weight, group by group."""
+        """The original layer's weight, group by group; of a narrowed one, what it is now."""
+        if self.is_narrowed:
+            return self.chain.composed_weight().chunk(self.spec.groups)
         return _wide(self.layer.weight).chunk(self.layer.spec.groups)
 
 
@@ -133,7 +150,7 @@ class RefitChains(Pass):
 
     def _observed(self, lockstep: Lockstep, target: _Target, number: int) -> list[_Observed]:
         """What is known of each group's inputs and wanted outputs."""
-        spec = target.layer.spec
+        spec = target.spec
         groups = spec.groups
         batches = len(tuple(self.calibration.batches))
         size = spec.in_channels // groups * math.prod(spec.kernel)
@@ -141,8 +158,7 @@ class RefitChains(Pass):
         found = [_Observed(size, keep=target.is_rectified) for _ in range(groups)]
         first = target.stages[0].calls[0]
         layer = target.layer.calls[0]
-        product = None if spec.recurrence is None else _Product(target.layer)
-        its_source = None if product is None else layer.source
+        its_source = None if spec.recurrence is None else layer.source
         values = lockstep.values_at(first.node, first.source, layer.node.name, its_source)
         for index, (given, y) in enumerate(values):
             x = inputs_first(given, spec)
@@ -151,7 +167,7 @@ class RefitChains(Pass):
             for held, part in _split(positions, index, batches).items():
                 for z, where in zip(patches_at(x, spec, part), torch.split(part, ROWS), strict=True):
                     outputs = wanted[where.to(wanted.device)]
-                    outputs = outputs if product is None else product(outputs)
+                    outputs = outputs if its_source is None else input_product(target.layer, outputs)
                     outputs = outputs.reshape(len(z), groups, -1).to(z.dtype)
                     rows = torch.cat((z.reshape(len(z), groups, -1), outputs), dim=2)
                     for group, each in enumerate(found):
@@ -187,17 +203,6 @@ class _Observed:
         return Samples(rows[:, : self._inputs], rows[:, self._inputs :])
 
 
-class _Product:
-    """The input product of a recurrent layer, which no node of a graph computes by itself."""
-
-    def __init__(self, layer: Site) -> None:
-        self._weight, self._bias = _wide(layer.weight), layer.bias
-
-    def __call__(self, x: Tensor) -> Tensor:
-        y = x.to(self._weight.dtype) @ self._weight.T
-        return y if self._bias is None else y + self._bias
-
-
 def _is_relu(node: Node) -> bool:
     if node.op == "call_module":
         module = node.graph.owning_module
@@ -224,6 +229,11 @@ def _targets(gm: GraphModule, original: GraphModule, record: Record) -> tuple[li
         parts = [stages[part] for part in outcome.stage_names if part in stages]
         if outcome.site not in sites or len(parts) < len(outcome.stages):
             continue  # a chain of an earlier run
+        if parts[-1].spec.out_channels != sites[outcome.site].spec.out_channels:
+            continue  # the layer that reads fewer of them is fitted
+        narrower = parts[0].spec.in_channels < sites[outcome.site].spec.in_channels
+        if outcome.method == WIDTH and not narrower:
+            continue  # by an earlier run
         if any(len(part.calls) > 1 for part in parts):
             shared.append(outcome.site)
         else:
@@ -251,9 +261,10 @@ def _measured(
     lost = sum(each.error_of(chain) for each, chain in zip(known, chains, strict=True))
     power = sum(each.variance for each in known)
     composed = torch.cat([chain.composed_weight() for chain in chains])
+    told = target.outcome.relative_error  # that of weights of one size
     return replace(
         target.outcome,
-        relative_error=relative_error(target.layer.weight, composed),
+        relative_error=told if target.is_narrowed else relative_error(target.layer.weight, composed),
         output_error=None if not math.isfinite(power) else lost / power if power > 0 else 0.0,
     )
 

@@ -13,7 +13,7 @@ from typing import Any
 from fxdecomp.errors import PolicyError
 from fxdecomp.files import write_text
 from fxdecomp.plans import Plan
-from fxdecomp.policy.budgets import Budget, budget_from_dict
+from fxdecomp.policy.budgets import Budget, Latency, budget_from_dict
 from fxdecomp.policy.rules import (
     AUTO,
     Rank,
@@ -86,6 +86,7 @@ class Policy:
         if any(fnmatch.fnmatchcase(name, pattern) for pattern in self.exclude):
             return None
         matching = [rule for rule in self.rules if rule.matches(name)]
+        matching = [rule for rule in matching if rule.method is not None or rule.width is None]
         for rule in matching[1:]:
             if rule.selection != matching[0].selection:
                 raise PolicyError(
@@ -101,6 +102,28 @@ class Policy:
             return None
         assert self.rank is None or isinstance(self.rank, RankRule)  # made so above; narrows the type
         return Selection(self.method, self.rank)
+
+    def width_of(self, name: str) -> float | int | None:
+        """What is to be left of a layer's outputs, None where nothing is said of it.
+
+        Raises:
+            PolicyError: Rules that match the layer give it different widths.
+        """
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in self.exclude):
+            return None
+        found = [rule for rule in self.rules if rule.width is not None and rule.matches(name)]
+        for rule in found[1:]:
+            if rule.width != found[0].width:
+                raise PolicyError(
+                    f'layer "{name}" matches both {found[0].pattern!r} and {rule.pattern!r}, which give it '
+                    "different widths; make the patterns disjoint"
+                )
+        return found[0].width if found else None
+
+    @property
+    def has_widths(self) -> bool:
+        """Whether any rule has a width."""
+        return any(rule.width is not None for rule in self.rules)
 
     def check_names(self, names: Iterable[str]) -> None:
         """Raise `PolicyError` if a pattern matches none of the layers."""
@@ -125,6 +148,7 @@ class Policy:
                 {"pattern": rule.pattern}
                 | plain_choice(rule.method, rule.rank)
                 | ({"floor": rule.floor} if rule.floor else {})
+                | ({} if rule.width is None else {"width": rule.width})
                 for rule in self.rules
             ]
         return data
@@ -162,7 +186,8 @@ class Policy:
         Layers that the plan does not name are left alone; one that it names and the network lacks raises.
         """
         rules = [
-            Rule(glob.escape(choice.site), choice.method, choice.rank or None) for choice in plan.choices
+            Rule(glob.escape(choice.site), choice.method, choice.rank or None, width=choice.width)
+            for choice in plan.choices
         ]
         return Policy(rules=rules or [Rule("*", None)], require_saving=False)  # all was left alone
 
@@ -198,6 +223,8 @@ def _check_budget(policy: Policy) -> None:
         methods = [policy.method, *(rule.method for rule in policy.rules)]
         if AUTO in methods or any(rule.floor for rule in policy.rules):
             raise PolicyError("method 'auto' and floors need a budget, such as budget=MACs(0.5)")
+    if isinstance(policy.budget, Latency) and policy.has_widths:
+        raise PolicyError("a budget of Latency takes no widths; use MACs or Params beside them")
     step = policy.multiple_of
     if step is not None and (not isinstance(step, int) or step < 1):
         raise PolicyError(f"multiple_of is a positive whole number, got {step!r}")

@@ -44,6 +44,8 @@ class Rule:
         rank: A rank rule; an int or tuple is `Fixed`, a float is `Ratio`. None leaves it to the budget, and
             is `VBMF` where there is none.
         floor: Least share of its own cost that a budget must leave to each of the layers.
+        width: What is to be left of the layers' outputs, a share or a number, where one layer reads them and
+            nothing mixes them before; None to leave all. Without a method it says nothing of methods.
 
     Example:
         >>> import fxdecomp
@@ -55,6 +57,7 @@ class Rule:
     method: str | None = None
     rank: Rank | None = None
     floor: float = 0.0
+    width: float | int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.pattern, str) or not self.pattern:
@@ -65,6 +68,12 @@ class Rule:
             raise PolicyError(
                 f"rule {self.pattern!r} has the floor {self.floor!r}; wanted a share in [0, 1], with a "
                 "method and without a rank, such as Rule('stem', method='auto', floor=0.5)"
+            )
+
+        if self.width is not None and not _is_width(self.width):
+            raise PolicyError(
+                f"rule {self.pattern!r} has the width {self.width!r}; wanted a share of the outputs in "
+                "(0, 1], or a number of them, such as Rule('mlp.fc1', width=0.5)"
             )
 
     def matches(self, name: str) -> bool:
@@ -78,6 +87,12 @@ class Rule:
             return None
         assert self.rank is None or isinstance(self.rank, RankRule)  # made so above; narrows the type
         return Selection(self.method, self.rank, self.floor, is_named=True)
+
+
+def _is_width(width: object) -> bool:
+    if isinstance(width, bool) or not isinstance(width, int | float):
+        return False
+    return width >= 1 if isinstance(width, int) else 0 < width <= 1
 
 
 def checked_rank(method: str | None, rank: Rank | None, where: str) -> RankRule | None:
@@ -125,6 +140,7 @@ def rule_of(data: Mapping[str, Any]) -> Rule:
         method=data.get("method"),
         rank=rank_of(data.get("rank")),
         floor=data.get("floor", 0.0),
+        width=data.get("width"),
     )
 
 

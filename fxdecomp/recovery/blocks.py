@@ -57,12 +57,13 @@ def blocks_of(small: GraphModule, folded: GraphModule) -> tuple[Block, ...]:
     record = record_of(small)
     applied = [] if record is None else [o for o in record.outcomes if isinstance(o, Applied)]
     sites = {site.name: site for site in survey(folded).sites} if applied else {}
+    narrower = {row.site for row in record.widths if row.outputs is not None} if record else set()
     blocks = []
     for outcome in applied:
         stages = outcome.stage_names
         first, last = _nodes_of(small, stages[0]), _nodes_of(small, stages[-1])
-        if not first or len(first) != len(last):
-            continue  # a later pass has changed the chain; it is trained end to end only
+        if not first or len(first) != len(last) or outcome.site in narrower:
+            continue  # what it gives is not what the layer gave; it is trained end to end only
         layer = sites.get(outcome.site)
         if layer is None or len(layer.calls) != len(first):
             raise RecoveryError(

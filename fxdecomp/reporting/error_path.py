@@ -14,6 +14,7 @@ from fxdecomp.graphs.inputs import placeholder_values
 from fxdecomp.graphs.walking import Walk
 from fxdecomp.outcomes import Applied, Outcome
 from fxdecomp.passes import FoldBatchNorm
+from fxdecomp.sites.base import shape_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,9 @@ def error_along(
             continue
         if isinstance(left.get_submodule(str(node.target)), nn.RNNBase):
             continue
+        first = ends[outcome.stage_names[0]].args[0]
+        if not isinstance(first, Node) or _shapes(first, end) != _shapes(node.args[0], node):
+            continue  # it is narrower than the layer was
         walks[0].go_before(node.name)
         value = walks[0].value_of(node.args[0]).clone()
         wanted = walks[0].go_past(node.name).clone()
@@ -65,6 +69,10 @@ def error_along(
             value = after.get_submodule(stage)(value)
         found.append(LayerError(outcome.site, _error(wanted, value), _error(wanted, got)))
     return tuple(found)
+
+
+def _shapes(*nodes: Node) -> list[tuple[int, ...] | None]:
+    return [shape_of(node) for node in nodes]
 
 
 def _error(wanted: Tensor, got: Tensor) -> float:

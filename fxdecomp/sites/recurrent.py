@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize
 
 from fxdecomp.layers import LayerSpec, Recurrence
 from fxdecomp.outcomes import Reason
-from fxdecomp.sites.base import Reading, Refusal, shape_of
+from fxdecomp.sites.base import Reading, Refusal, Site, shape_of
 from fxdecomp.sites.modules import hooks_of
 
 _KINDS = (nn.LSTM, nn.GRU)
@@ -91,6 +91,13 @@ def input_parameters(module: nn.RNNBase, kind: str) -> list[nn.Parameter]:
     """The parameters of the input product, `weight` or `bias`, one a direction; none without biases."""
     found = (getattr(module, f"{kind}_ih_l0{way}", None) for way in ("", "_reverse"))
     return [parameter for parameter in found if isinstance(parameter, nn.Parameter)]
+
+
+def input_product(site: Site, x: Tensor) -> Tensor:
+    """What no node gives by itself: `W_ih x + b_ih` of rows `[n, inputs]`, in at least float32."""
+    wide = torch.promote_types(site.weight.dtype, torch.float32)
+    y = x.to(wide) @ site.weight.to(wide).T
+    return y if site.bias is None else y + site.bias
 
 
 def with_inputs(

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 import fxdecomp
 from fxdecomp import Latency, MACs, Params, Policy, Rule
+from fxdecomp.allocation import timed
 from fxdecomp.calibration import Calibration
 from fxdecomp.calibration.collecting import collect
 from fxdecomp.sites import survey
@@ -94,8 +95,10 @@ def test_budgets_reach_into_recurrent_layers(
     assert told.params_after == count[0]
 
 
-def test_a_budget_of_time_assembles_and_times_them() -> None:
+def test_a_budget_of_time_assembles_and_times_them(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(timed, "_TIMING_S", 1.0)
+    monkeypatch.setattr(timed, "_ATTEMPTS", 1)
     model = drawn(nn.Sequential(nn.Linear(8, 256), nn.LSTM(256, 16, bidirectional=True)))
 
     class Last(nn.Module):
@@ -106,7 +109,7 @@ def test_a_budget_of_time_assembles_and_times_them() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.rnn(self.fc(x))[0]
 
-    x = image(200, 4, 8)
+    x = image(60, 2, 8)
     gm = fxdecomp.trace(Last().eval(), x)
     policy = Policy(rules=[Rule("*", method="auto")], budget=Latency(0.9), multiple_of=8)
     told = fxdecomp.report(fxdecomp.transform(gm, policy))

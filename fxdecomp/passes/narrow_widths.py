@@ -1,0 +1,189 @@
+"""Take away outputs of a layer that the layer reading them misses least.
+
+    before   x -> fc1 (Linear 64->256) -> gelu -> fc2 (Linear 256->64) -> y
+    after    x -> fc1 (Linear 64->128) -> gelu -> fc2 (Linear 128->64) -> y
+
+The reader is fitted to what it gave, by least squares on the calibrated moments of its input; of the weights
+alone, each channel counts as much as the weights that make it, and nothing makes up for another. Both layers
+keep their names and places.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from fxdecomp.calibration import Calibration
+from fxdecomp.calibration.collecting import collect
+from fxdecomp.calibration.moments import Moments
+from fxdecomp.chains import Stage
+from fxdecomp.fitting.removal import Removal, remove_channels
+from fxdecomp.graphs.records import Record
+from fxdecomp.graphs.replacing import Replacer, remove_unused
+from fxdecomp.layers import LayerSpec
+from fxdecomp.outcomes import Applied, Narrowed
+from fxdecomp.passes.base import Pass
+from fxdecomp.places.coupling import Coupling, Couplings
+from fxdecomp.places.operations import narrow
+from fxdecomp.policy import Policy
+from fxdecomp.progress import Progress, silent
+from fxdecomp.sites import Site, survey
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class NarrowWidths(Pass):
+    """Narrows the outputs of the layers for which a policy has a width.
+
+    Attributes:
+        policy: Says which layers, and how much of their outputs stays.
+        calibration: Inputs, None to go by the weights alone.
+        progress: Told of every layer.
+    """
+
+    name: ClassVar[str] = "narrow_widths"
+    policy: Policy
+    calibration: Calibration | None = None
+    progress: Progress = silent
+
+    @torch.no_grad()
+    def call(self, gm: GraphModule, record: Record) -> Record:
+        """Narrow every layer that has a width and whose readers can be followed.
+
+        Raises:
+            PolicyError: Rules give a layer different widths.
+        """
+        rows = {row.site: row for row in record.widths}
+        stages = frozenset(s for o in record.outcomes if isinstance(o, Applied) for s in o.stage_names)
+        found = _sites(gm, stages)
+        done = {name for name, row in rows.items() if row.outputs is not None}
+        widths = {site.name: self.policy.width_of(site.name) for site in found if site.name not in done}
+        wanted = {name: width for name, width in widths.items() if width is not None}
+        couplings = Couplings(gm, found)
+        places = {site.name: couplings.of(site) for site in found if site.name in wanted}
+        readers = {place.consumer.name for place in places.values() if isinstance(place, Coupling)}
+        moments = self._moments(gm, [site for site in found if site.name in readers])
+        for number, name in enumerate(places):
+            if name not in done:  # together with another
+                sites = _sites(gm, stages)
+                rows |= self._narrowed(gm, sites, name, wanted[name], moments=moments, rows=rows)
+                done = {each for each, row in rows.items() if row.outputs is not None}
+            self.progress("narrow", number + 1, len(places))
+        remove_unused(gm)
+        return replace(record, widths=tuple(rows.values()))
+
+    def _moments(self, gm: GraphModule, readers: list[Site]) -> dict[str, Moments]:
+        """The moments of the readers' inputs, of those that have room."""
+        known: dict[str, Moments] = {}
+        if self.calibration is not None:
+            fitted = [
+                site for site in readers if self.calibration.can_fit(site.spec) and site.spec.groups == 1
+            ]
+            for found in collect(gm, fitted, self.calibration) if fitted else ():
+                known |= {name: parts[0] for name, parts in found.items()}
+        return known
+
+    def _narrowed(
+        self,
+        gm: GraphModule,
+        sites: list[Site],
+        name: str,
+        width: float,
+        *,
+        moments: Mapping[str, Moments],
+        rows: Mapping[str, Narrowed],
+    ) -> dict[str, Narrowed]:
+        """Narrow one place as the graph is now; the rows of its layers."""
+        site = next(site for site in sites if site.name == name)
+        before = rows.get(name) or _row(site)
+        place = Couplings(gm, sites).of(site)
+        if isinstance(place, str):
+            return {name: replace(before, reason=place)}
+        channels = site.spec.out_channels
+        keep = width if isinstance(width, int) else max(1, round(width * channels))
+        step = self.policy.multiple_of or 1
+        keep = min(channels, max(1, math.ceil(keep / step)) * step)
+        if keep == channels:
+            return {name: replace(before, reason=f"all {channels} of them stay")}
+        reader = place.consumer
+        known = moments.get(reader.name)
+        fitted = known is not None and known.mean.numel() == math.prod(reader.weight.shape[1:])
+        if known is None or not fitted:
+            known = _assumed(place)
+        removal = remove_channels(reader.weight, known, keep)
+        return _apply(gm, place, removal, rows, fitted=fitted)
+
+
+def _sites(gm: GraphModule, stages: Container[str]) -> list[Site]:
+    """The layers of a graph as it is now, but for what an earlier run made of some."""
+    return [site for site in survey(gm).sites if site.name not in stages]
+
+
+def _row(site: Site) -> Narrowed:
+    return Narrowed(site.name, str(site.spec), site.params, site.macs)
+
+
+def _assumed(place: Coupling) -> Moments:
+    """What the weights say of the reader's inputs: each varies as the weights that make it."""
+    taps = math.prod(place.consumer.spec.kernel)
+    squares = [site.weight.double().flatten(1).square().sum(1).cpu() for site in place.producers]
+    size = torch.stack(squares).prod(0) if place.is_product else torch.stack(squares).sum(0)
+    for site in place.carriers:
+        size = size * site.weight.double().flatten(1).square().sum(1).cpu()
+    variances = size.repeat_interleave(taps)
+    return Moments(torch.diag(variances), torch.zeros_like(variances), 1)
+
+
+def _apply(
+    gm: GraphModule, place: Coupling, removal: Removal, rows: Mapping[str, Narrowed], *, fitted: bool
+) -> dict[str, Narrowed]:
+    replacer, kept, keep = Replacer(gm), removal.kept, len(removal.kept)
+    found: dict[str, Narrowed] = {}
+    for site in place.producers:
+        lost = 1 - float(site.weight[kept].double().square().sum() / site.weight.double().square().sum())
+        own = replace(rows.get(site.name) or _row(site), outputs=keep, weight_error=max(lost, 0.0) ** 0.5)
+        found[site.name] = replace(own, reason="")
+        spec = replace(site.spec, out_channels=keep)
+        _exchange(replacer, site, spec, site.weight[kept], None if site.bias is None else site.bias[kept])
+    for site in place.carriers:
+        found[site.name] = replace(rows.get(site.name) or _row(site), inputs=keep)
+        spec = replace(site.spec, in_channels=keep, out_channels=keep, groups=keep)
+        _exchange(replacer, site, spec, site.weight[kept], None if site.bias is None else site.bias[kept])
+    reader = place.consumer
+    row = rows.get(reader.name) or _row(reader)
+    whole = torch.zeros_like(reader.weight, dtype=torch.float64)
+    whole[:, kept] = removal.weight.to(whole.device)
+    gone = float((reader.weight.double() - whole).square().sum() / reader.weight.double().square().sum())
+    error = removal.error if fitted else None
+    found[reader.name] = replace(row, inputs=keep, weight_error=gone**0.5, output_error=error)
+    bias = reader.bias
+    if fitted:
+        bias = (removal.shift if bias is None else bias.double() + removal.shift).to(reader.weight.dtype)
+    spec = replace(reader.spec, in_channels=keep)
+    _exchange(replacer, reader, spec, removal.weight.to(reader.weight.dtype), bias)
+    for node, axis in place.axes.items():
+        if not node._erased:
+            narrow(gm, node, axis, keep)
+            _record_size(node, axis, keep)
+    return found
+
+
+def _exchange(replacer: Replacer, site: Site, spec: LayerSpec, weight: Tensor, bias: Tensor | None) -> None:
+    """Put another layer in the place of one."""
+    replacer.replace(site, [[Stage("", spec, weight.contiguous(), bias)]])
+
+
+def _record_size(node: Node, axis: int, size: int) -> None:
+    """Write down the new shape of a value."""
+    recorded = node.meta.get("tensor_meta")
+    node.meta.pop("val", None)
+    if recorded is not None:
+        shape = list(recorded.shape)
+        shape[axis] = size
+        node.meta["tensor_meta"] = recorded._replace(shape=torch.Size(shape), stride=())
