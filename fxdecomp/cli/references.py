@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import pkgutil
 import sys
 import traceback
 from dataclasses import dataclass, field
@@ -50,12 +51,12 @@ class Reference:
             ModelReferenceError: There is no such module or name, or the module cannot be imported.
         """
         module = _module(self)
-        value: object = module
-        for part in self.name.split("."):
-            if not hasattr(value, part):
-                raise ModelReferenceError(f"{self.text}: {self.place} has no {part!r}{_instead(value)}")
-            value = getattr(value, part)
-        return value
+        try:
+            return pkgutil.resolve_name(f"{module.__name__}:{self.name}")
+        except AttributeError as error:
+            raise ModelReferenceError(
+                f"{self.text}: {self.place} has no {error.name!r}{_instead(error.obj)}"
+            ) from error
 
     def call(self, function: Any) -> Any:
         """What a function gives for the arguments of the reference.

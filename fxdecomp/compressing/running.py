@@ -13,6 +13,7 @@ from torch.fx import GraphModule
 
 from fxdecomp.calibration import Calibration
 from fxdecomp.calibration.judging import Judged, judged_inputs, with_quality
+from fxdecomp.compressing.folders import whole_folder
 from fxdecomp.compressing.programs import program_of
 from fxdecomp.compressing.results import CompressResult, FileOptions, Goal, LoadedModel
 from fxdecomp.errors import RecoveryError
@@ -20,7 +21,6 @@ from fxdecomp.export import ExportReport, benchmark, to_onnx
 from fxdecomp.export.lowering import chosen_precision
 from fxdecomp.export.sessions import CPU, check_available, onnxruntime, thread_count
 from fxdecomp.files import check_folder, read_json, write_json, write_text, write_with_torch
-from fxdecomp.folders import whole_folder
 from fxdecomp.graphs.inputs import call_arguments
 from fxdecomp.pipeline import transform
 from fxdecomp.plans import Plan

@@ -1,7 +1,7 @@
 """ONNX files: written, checked, timed."""
 
 from fxdecomp.export.auditing import LayoutAudit, audit_layout
-from fxdecomp.export.benchmark_report import BenchmarkReport, Ratio, Timing
+from fxdecomp.export.benchmark_report import BenchmarkReport, Timing
 from fxdecomp.export.comparing import Comparison, compare
 from fxdecomp.export.export_report import ExportReport
 from fxdecomp.export.fp16 import Fp16
@@ -12,6 +12,7 @@ from fxdecomp.export.kernels import Kernel
 from fxdecomp.export.metadata import FileMetadata, read_metadata
 from fxdecomp.export.parity import check_parity
 from fxdecomp.export.quantization import Quantization
+from fxdecomp.export.ratios import Ratio
 from fxdecomp.export.timing import benchmark
 from fxdecomp.export.writing import to_onnx
 

@@ -8,10 +8,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from fxdecomp.errors import BenchmarkError
 from fxdecomp.export.kernels import Kernel
+from fxdecomp.export.ratios import Ratio, ratio_of_medians
 from fxdecomp.export.saved_benchmarks import check_benchmark
 from fxdecomp.files import read_json, write_json
 from fxdecomp.notebook import html_table
@@ -68,27 +67,6 @@ class Timing:
 
 def _is_nan(value: object) -> bool:
     return isinstance(value, float) and math.isnan(value)
-
-
-@dataclass(frozen=True, slots=True)
-class Ratio:
-    """How many times faster one model is than another, with a 95 % confidence interval.
-
-    Example:
-        >>> from fxdecomp.export import Ratio
-        >>> print(Ratio(1.88, 1.79, 1.93))
-        1.88x [1.79, 1.93]
-    """
-
-    value: float
-    low: float
-    high: float
-
-    def __float__(self) -> float:
-        return self.value
-
-    def __str__(self) -> str:
-        return f"{self.value:.2f}x [{self.low:.2f}, {self.high:.2f}]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +153,7 @@ class BenchmarkReport:
         """
         first = self.timing(slow, provider=provider, threads=threads, batch=batch)
         second = self.timing(fast, provider=first.provider, threads=first.threads, batch=first.batch)
-        return paired_ratio(first.rounds_s, second.rounds_s)
+        return ratio_of_medians(first.rounds_s, second.rounds_s)
 
     def kernel_table(self, model: str) -> str:
         """Where the time of a model goes, as text: one line per layer or stage, then one per kind.
@@ -257,7 +235,7 @@ class BenchmarkReport:
                 rows.append([*cells, "", "", row.problem])
                 continue
             base = first.setdefault(setting, row)
-            ratio = "" if base is row else str(paired_ratio(base.rounds_s, row.rounds_s))
+            ratio = "" if base is row else str(ratio_of_medians(base.rounds_s, row.rounds_s))
             rows.append([*cells, f"{row.median_s * 1e3:.3f}", f"{row.p95_s * 1e3:.3f}", ratio])
         return html_table(head, rows)
 
@@ -283,12 +261,3 @@ class BenchmarkReport:
                 times += f" {row.peak_bytes / 1e6:>8.1f}" if row.peak_bytes is not None else " " * 9
             lines.append(f"{head} {times}  {ratio if base != row.model else ''}".rstrip())
         return "\n".join(lines)
-
-
-def paired_ratio(first: tuple[float, ...], second: tuple[float, ...], *, seed: int = 0) -> Ratio:
-    """Ratio of the medians of two series that were measured in turn, with its bootstrap interval."""
-    a, b = np.asarray(first), np.asarray(second)
-    picks = np.random.default_rng(seed).integers(len(a), size=(4000, len(a)))
-    draws = np.median(a[picks], axis=1) / np.median(b[picks], axis=1)
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return Ratio(float(np.median(a) / np.median(b)), float(low), float(high))

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
 from fxdecomp.errors import BenchmarkError
-from fxdecomp.export.benchmark_report import BenchmarkReport, Ratio, Timing
+from fxdecomp.export.benchmark_report import BenchmarkReport, Timing
+from fxdecomp.export.ratios import Ratio, ratio_of_medians
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +102,7 @@ def compare(before: BenchmarkReport, after: BenchmarkReport) -> Comparison:
             *key,
             before_s=first[key].median_s,
             after_s=second[key].median_s,
-            speedup=_unpaired_ratio(first[key].rounds_s, second[key].rounds_s),
+            speedup=ratio_of_medians(first[key].rounds_s, second[key].rounds_s, paired=False),
         )
         for key in common
     ]
@@ -141,14 +140,3 @@ def _differences(where: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> dict
         elif x != y:
             found[f"{where}.{key}"] = (x, y)
     return found
-
-
-def _unpaired_ratio(first: tuple[float, ...], second: tuple[float, ...]) -> Ratio:
-    """Ratio of the medians of two series that were measured apart, with its bootstrap interval."""
-    generator = np.random.default_rng(0)
-    a, b = (
-        np.median(values[generator.integers(len(values), size=(4000, len(values)))], axis=1)
-        for values in (np.asarray(first), np.asarray(second))
-    )
-    low, high = np.quantile(a / b, [0.025, 0.975])
-    return Ratio(float(np.median(first) / np.median(second)), float(low), float(high))

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fxdecomp.errors import printable
-from fxdecomp.export.benchmark_report import BenchmarkReport, Timing, paired_ratio
+from fxdecomp.export.benchmark_report import BenchmarkReport, Timing
 from fxdecomp.export.machine import machine
+from fxdecomp.export.ratios import ratio_of_medians
 from fxdecomp.outcomes import Applied, Outcome
 from fxdecomp.policy.text import to_toml_text
 from fxdecomp.reporting.charts import HEIGHT, WIDTH, error_chart, frontier_chart, rank_chart, roofline_chart
@@ -121,7 +122,7 @@ def latencies_of(benchmark: BenchmarkReport) -> tuple[Latency, ...]:
             cells[row.model] = row.problem
             continue
         base = first.setdefault(label, row)
-        ratio = "" if base is row else f", {paired_ratio(base.rounds_s, row.rounds_s)}"
+        ratio = "" if base is row else f", {ratio_of_medians(base.rounds_s, row.rounds_s)}"
         cells[row.model] = f"{row.median_s * 1e3:.2f} ms{ratio}"
     return tuple(Latency(label, cells) for label, cells in columns.items())
 

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fxdecomp.errors import BenchmarkError
-from fxdecomp.export.benchmark_report import BenchmarkReport, Ratio
+from fxdecomp.export.benchmark_report import BenchmarkReport
+from fxdecomp.export.ratios import Ratio
 from fxdecomp.reporting.evidence import Variant
 
 

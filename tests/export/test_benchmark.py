@@ -12,8 +12,8 @@ from torch import nn
 
 from fxdecomp.errors import BenchmarkError
 from fxdecomp.export import BenchmarkReport, Kernel, Timing, benchmark, kernels, loading, sessions, to_onnx
-from fxdecomp.export.benchmark_report import paired_ratio
 from fxdecomp.export.onnx_layers import OnnxLayers
+from fxdecomp.export.ratios import ratio_of_medians
 
 from .nets import Convolutional, Recurrent, Residual, traced, with_record
 
@@ -250,7 +250,7 @@ def test_the_interval_covers_the_true_ratio_and_pairs_rounds() -> None:
     for trial in range(200):
         drift = generator.uniform(1, 3, 40)
         a, b = drift * generator.normal(2.0, 0.05, 40), drift * generator.normal(1.0, 0.025, 40)
-        ratio = paired_ratio(tuple(a), tuple(b), seed=trial)
+        ratio = ratio_of_medians(tuple(a), tuple(b), seed=trial)
         covered += ratio.low <= 2.0 <= ratio.high
         # The machine's speed varies by a factor of three; paired, that all but cancels.
         assert ratio.high - ratio.low < 0.5

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from fxdecomp import folders
+from fxdecomp.compressing import folders
+from fxdecomp.compressing.folders import whole_folder
 from fxdecomp.files import WriteError
-from fxdecomp.folders import whole_folder
 
 
 def texts(folder: Path) -> dict[str, str]:
