@@ -187,3 +187,40 @@ def test_programs_are_read_and_written_in_several_threads(tmp_path: Path) -> Non
             fxdecomp.trace(load_program(tmp_path / str(index) / "small.pt2"), x)
 
     assert failures_in_threads(work) == []
+
+
+_IN_PROCESSES = """
+import os, sys
+from pathlib import Path
+import torch, fxdecomp
+from torch import nn
+folder = Path(sys.argv[1])
+net, x = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16)).eval(), torch.randn(2, 16)
+torch.onnx.export(net, (x,), dynamo=True, verbose=False)  # imports, once for all
+
+def export(*names):
+    small = fxdecomp.transform(fxdecomp.trace(net, x), fxdecomp.Policy(method="svd", rank=4))
+    for name in names:
+        fxdecomp.export.to_onnx(small, x, folder / name)
+
+children = []
+for index in range(2):
+    children.append(os.fork())
+    if children[-1] == 0:
+        torch.set_num_threads(1)
+        export("shared.onnx", f"{index}.onnx")
+        os._exit(0)
+codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+export("alone.onnx")
+sys.exit(any(codes))
+"""
+
+
+def test_processes_get_what_one_process_gets(tmp_path: Path) -> None:
+    """Several that export at once, into one folder, one of the files by all of them."""
+    script = [sys.executable, "-W", "ignore", "-c", _IN_PROCESSES, str(tmp_path)]
+    done = subprocess.run(script, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    names = ["0.onnx", "1.onnx", "alone.onnx", "shared.onnx"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1

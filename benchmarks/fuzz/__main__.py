@@ -18,6 +18,8 @@ import sys
 import time
 import warnings
 from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -25,6 +27,48 @@ import torch
 from benchmarks.fuzz.drawing import network_of
 from benchmarks.fuzz.oracles import CHEAP, DEAR
 from benchmarks.fuzz.running import Failure, failure_of, script_of, shrunk
+
+
+@dataclass(slots=True)
+class Tally:
+    """What became of the networks so far."""
+
+    tried: int = 0
+    exported: int = 0
+    theirs: Counter[str] = field(default_factory=Counter)
+    failed: list[tuple[int, Failure]] = field(default_factory=list)
+
+    def tell(self) -> None:
+        """Print it."""
+        print(f"{self.tried} networks, {self.exported} of them exported")
+        for text, count in self.theirs.most_common():
+            print(f"theirs, {count} times: {text}")
+        for number, failure in self.failed:
+            text = " ".join(failure.text.split())[:160]
+            print(f"failed: {number}, {failure.oracle}: {failure.kind}: {text}")
+        print(f"{len(self.failed)} failed")
+
+
+def try_network(seed: int, number: int, tally: Tally, *, export: bool, out: Path | None) -> None:
+    """Try one network, and print a script where it fails."""
+    chosen = CHEAP + DEAR if export else CHEAP
+    network = network_of(seed, number)
+    failure = failure_of(network, chosen)
+    tally.tried += 1
+    tally.exported += export
+    if failure is None:
+        return
+    if failure.kind == "TheirError":
+        tally.theirs[failure.text] += 1
+        return
+    tally.failed.append((number, failure))
+    oracle = next(each for each in chosen if each.__name__ == failure.oracle)
+    told = f"Network {number} of seed {seed}"
+    script = script_of(shrunk(network, failure, oracle), failure, told)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / f"{seed}_{number}.py").write_text(script)
+    print(f"# {told}: {failure.oracle}: {failure.kind}: {failure.text[:300]}\n{script}", flush=True)
 
 
 def main() -> None:
@@ -41,38 +85,17 @@ def main() -> None:
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
     numbers = range(options.start, options.start + options.graphs)
-    failed: list[tuple[int, Failure]] = []
-    theirs: Counter[str] = Counter()
-    start, tried, exports = time.perf_counter(), 0, 0
-    for number in [options.only] if options.only is not None else numbers:
-        if time.perf_counter() - start > options.seconds:
-            break
-        tried += 1
-        chosen = CHEAP + DEAR if number % options.exports_every == 0 else CHEAP
-        exports += len(chosen) > len(CHEAP)
-        network = network_of(options.seed, number)
-        failure = failure_of(network, chosen)
-        if failure is None:
-            continue
-        if failure.kind == "TheirError":
-            theirs[failure.text] += 1
-            continue
-        failed.append((number, failure))
-        oracle = next(each for each in chosen if each.__name__ == failure.oracle)
-        told = f"Network {number} of seed {options.seed}"
-        script = script_of(shrunk(network, failure, oracle), failure, told)
-        if options.out is not None:
-            options.out.mkdir(parents=True, exist_ok=True)
-            (options.out / f"{options.seed}_{number}.py").write_text(script)
-        print(f"# {told}: {failure.oracle}: {failure.kind}: {failure.text[:300]}\n{script}", flush=True)
-    took_s = time.perf_counter() - start
-    print(f"{tried} networks of seed {options.seed}, {exports} of them exported, in {took_s:.0f} s")
-    for text, count in theirs.most_common():
-        print(f"theirs, {count} times: {text}")
-    for number, failure in failed:
-        print(f"failed: {number}, {failure.oracle}: {failure.kind}: {' '.join(failure.text.split())[:160]}")
-    print(f"{len(failed)} failed")
-    sys.exit(1 if failed else 0)
+    start, tally = time.perf_counter(), Tally()
+    with suppress(KeyboardInterrupt):  # what was tried until then is told
+        for number in numbers if options.only is None else [options.only]:
+            if time.perf_counter() - start > options.seconds:
+                break
+            export = number % options.exports_every == 0 or options.only is not None
+            try_network(options.seed, number, tally, export=export, out=options.out)
+            if tally.tried % 100 == 0:
+                print(f"{tally.tried} in {time.perf_counter() - start:.0f} s", file=sys.stderr)
+    tally.tell()
+    sys.exit(1 if tally.failed else 0)
 
 
 if __name__ == "__main__":
