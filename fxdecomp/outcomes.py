@@ -87,7 +87,7 @@ class Applied:
         rank: Its rank(s).
         relative_error: `||W - W'|| / ||W||` in the Frobenius norm, W' the composed kernel.
         params_before: Weights and biases of the layer.
-        params_after: Weights and biases of the chain.
+        params_after: Weights and biases of the chain, and the layer's own bias where something else uses it.
         macs_before: Multiply-accumulates of the layer over all its call sites, for the example batch.
         macs_after: The same of the chain.
         calls: Number of places in the graph where the layer is applied.

@@ -155,7 +155,7 @@ class Network:
     @property
     def counted(self) -> str:
         """Whose products torch counts: those of the `layers`, `more` than those, or of `weights` too."""
-        if any("orthogonal" in line for step in self.steps for line in step.init):
+        if any(re.search("orthogonal|spectral", line) for step in self.steps for line in step.init):
             return "weights"
         return "more" if any(step.products for step in self.steps) else "layers"
 
@@ -163,7 +163,7 @@ class Network:
     def computes(self) -> bool:
         """Whether it may compute weights of others: of slices, stacks and parametrisations."""
         lines = [line for step in self.steps for line in (*step.init, *step.forward)]
-        return any("parametrizations" in line or re.search(r"self\.w\d+\[", line) for line in lines)
+        return any(re.search(r"parametrizations|utils\.\w+_norm|self\.w\d+\[", line) for line in lines)
 
     @property
     def source(self) -> str:

@@ -10,6 +10,7 @@ import torch
 
 from benchmarks.fuzz.around import attention, folding, normalisation, recurrent, scale
 from benchmarks.fuzz.building import ROWS, Block, Drawing, Network, Step
+from benchmarks.fuzz.odd import ODD
 from benchmarks.fuzz.plain import PLAIN
 from benchmarks.fuzz.weighted import convolution, functional_convolution, linear, product
 
@@ -77,7 +78,7 @@ def _drawn(rng: random.Random) -> Network | None:
     if arguments[0][1]:
         width = rng.randint(4, 10)
         d.take(Step("v0", (f"self.l0 = nn.Embedding(20, {width})",), ("v0 = self.l0(x0)",)), {})
-    blocks = [block for share, block in WEIGHTED + PLAIN for _ in range(share)]
+    blocks = [block for share, block in WEIGHTED + ODD + PLAIN for _ in range(share)]
     wanted, tries = rng.randint(3, 11), 0
     while len(d.steps) < wanted and tries < 80:
         tries += 1
@@ -91,7 +92,8 @@ def _drawn(rng: random.Random) -> Network | None:
     steps = tuple(d.steps)
     given, training = rng.choice(GIVEN), rng.random() < 0.3
     text = "\n".join(line for step in steps for line in (*step.init, *step.forward))
-    if "ModuleDict" in text or ("symbolic" in given and re.search(r"for c in|\] = ", text)):
+    hooked = re.search(r"nn\.utils\.\w+_norm", text)  # which cannot be copied
+    if hooked or "ModuleDict" in text or ("symbolic" in given and re.search(r"for c in|\] = ", text)):
         given = PLAINLY  # torch's own tracers fail at words of Python, and one of them at these
     return Network(weights, tuple(arguments), steps, _outputs(d), given, rng.choice(METHODS), training)
 

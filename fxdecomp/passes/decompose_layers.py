@@ -88,6 +88,7 @@ class DecomposeLayers(Pass):
         for site in sites:
             outcomes[site.name] = _settled(replacer, site, results.get(site.name))
         remove_unused(gm)
+        outcomes |= _with_kept_biases(gm, sites, outcomes)
         widths = {row.site: row for row in record.widths if row.site not in earlier}
         outcomes = {name: _as_it_was(each, widths.get(name)) for name, each in outcomes.items()}
         ordered = tuple(outcomes[name] for name in _in_graph_order(outcomes, found.sites, stages))
@@ -151,6 +152,22 @@ def _gone(record: Record, sites: Sequence[Site]) -> dict[str, int]:
         MACs.name: sum(row.macs_before - site.macs for row, site in rows),
         Params.name: record.dropped_params + sum(row.params_before - site.params for row, site in rows),
     }
+
+
+def _with_kept_biases(
+    gm: GraphModule, sites: list[Site], outcomes: Mapping[str, Outcome]
+) -> dict[str, Outcome]:
+    """The replaced layers whose bias something else still uses: it is stored beside the chain's own."""
+    stored = {id(parameter): parameter.numel() for parameter in gm.parameters()}
+    found: dict[str, Outcome] = {}
+    for site in sites:
+        done = outcomes[site.name]
+        kept = site.bias_roots & stored.keys()
+        if isinstance(done, Applied) and site.bias is not None and kept:
+            params = sum(stored.pop(root) for root in kept)
+            if params == site.bias.numel():
+                found[site.name] = replace(done, params_after=done.params_after + params)
+    return found
 
 
 def _planned(record: Record) -> list[str]:

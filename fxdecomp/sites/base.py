@@ -86,6 +86,7 @@ class Site:
         params: Number of weights and biases, what an earlier layer shares left out.
         trains: Whether gradients are wanted for the weight, and so for the stages'.
         bias_trains: Whether they are for the bias; a bias that a chain adds trains as the weight does.
+        bias_roots: Identities of the stored tensors that the bias is made of, which others may use too.
     """
 
     name: str
@@ -95,6 +96,7 @@ class Site:
     params: int
     trains: bool
     bias_trains: bool
+    bias_roots: frozenset[int] = frozenset()
 
     @property
     def spec(self) -> LayerSpec:

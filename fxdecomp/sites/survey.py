@@ -162,7 +162,8 @@ def _site(
     )
     bias_trains = first.trains if bias is None else first.bias_trains
     plain_bias = None if bias is None else bias.detach()
-    return Site(name, calls, weight.detach(), plain_bias, params, first.trains, bias_trains)
+    roots = frozenset(first.bias_roots)
+    return Site(name, calls, weight.detach(), plain_bias, params, first.trains, bias_trains, roots)
 
 
 def unsupported(weight: Tensor) -> str:

@@ -189,6 +189,26 @@ def test_macs_of_a_product_by_einsum(equation: str) -> None:
 
 
 @pytest.mark.parametrize("exported", [False, True])
+def test_a_bias_that_is_used_elsewhere_too_is_stored_beside_the_chain(exported: bool) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two, self.three = (nn.Linear(16, 16) for _ in range(3))
+            self.two.bias = self.three.bias
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.three(self.two(self.one(x) + self.one.bias))
+
+    model, x = drawn(Net()), image(2, 16)
+    gm = fxdecomp.trace(torch.export.export(model, (x,)) if exported else model, x)
+    policy = fxdecomp.Policy(rules=[fxdecomp.Rule("*", "svd", 2)], exclude=["three"])
+    told = fxdecomp.report(small := fxdecomp.transform(gm, policy))
+    assert [(row.site, row.params_after) for row in told.applied] == [("one", 96), ("two", 96)]
+    assert told.params_before == numel(model) == 3 * 256 + 32
+    assert told.params_after == numel(small) == 2 * 96 + 256
+
+
+@pytest.mark.parametrize("exported", [False, True])
 def test_weights_that_are_in_no_layer_have_a_reason(exported: bool) -> None:
     model, x = drawn(Odd()), image(2, 5, 8)
     gm = fxdecomp.trace(torch.export.export(model, (x,)) if exported else model, x)
