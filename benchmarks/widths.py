@@ -1,10 +1,11 @@
 """Fewer inner channels against chains, at equal multiply-accumulates, in networks that are trained here.
 
-    python -m benchmarks.widths [--rounds 30]
+    python -m benchmarks.widths [--rounds 30] [--budgets]
 
 In the transformer the MLPs' inner widths, in the residual network those between the two convolutions of each
 block; against whitened chains of the same layers, all at one share. On 256 unlabelled digits, untrained;
-accuracy and cross-entropy on the 500 digits that nothing saw.
+accuracy and cross-entropy on the 500 digits that nothing saw. With --budgets, what budgets make of both when
+they may choose widths, and when not.
 """
 
 from __future__ import annotations
@@ -47,17 +48,40 @@ def _chains(gm: GraphModule, patterns: Sequence[str], method: str, wanted: int) 
     return Policy(rules=rules, require_saving=False)
 
 
+def _budgets(name: str, gm: GraphModule, narrowed: str, images: Tensor, labels: Tensor) -> None:
+    """Print what budgets make of a network without widths and with."""
+    study = fxdecomp.study(gm, list(torch.split(images[:256], 32)))
+    for share in (0.5, 0.35, 0.25):
+        for rules in ((), (Rule(narrowed, width="auto"),)):
+            small = fxdecomp.transform(
+                gm, Policy(budget=fxdecomp.MACs(share), rules=rules), calibration=study
+            )
+            told = fxdecomp.report(small)
+            assert told.quality is not None
+            widths = {row.site: row.outputs for row in told.record.widths if row.outputs}
+            kind = "with widths" if rules else "without"
+            error = told.quality.relative_error
+            print(
+                f"{name}, {share} {kind}: {_told(small, images, labels)}, error {error:.1%}; {widths}",
+                flush=True,
+            )
+
+
 def main() -> None:
     """Print a line for each network and share."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=30)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--budgets", action="store_true")
+    options = parser.parse_args()
     torch.set_num_threads(1)
     images, labels = digit_images()
     data = list(torch.split(images[:256], 32))
     for name, (build, narrowed, patterns, method) in NETWORKS.items():
-        gm = fxdecomp.trace(trained(build, 1, rounds), images[:1])
+        gm = fxdecomp.trace(trained(build, 1, options.rounds), images[:1])
         print(f"{name}: {_told(gm, images, labels)}", flush=True)
+        if options.budgets:
+            _budgets(name, gm, narrowed, images, labels)
+            continue
         for share in SHARES:
             policy = Policy(rules=[Rule(narrowed, width=share)])
             macs = fxdecomp.report(fxdecomp.transform(gm, policy)).macs_after

@@ -12,8 +12,9 @@ import torch
 from torch.fx import GraphModule
 
 from fxdecomp.allocation.site_work import SiteWork, Workers
+from fxdecomp.allocation.widths import found_widths
 from fxdecomp.calibration import Batch, Calibration
-from fxdecomp.calibration.competing import better, is_doubtful
+from fxdecomp.calibration.competing import WIDTHS, better, is_doubtful
 from fxdecomp.calibration.judging import judged_inputs, with_quality
 from fxdecomp.errors import BudgetError, PolicyError
 from fxdecomp.graphs.copies import copy_owning_tensors
@@ -163,7 +164,15 @@ def transform(
         with torch.inference_mode(False):
             return with_quality(copy_owning_tensors(small, gm), gm, known.judged, least_agreement)
 
-    result = made(policy, known.work)
+    result = None
+    if policy.has_open_widths:
+        with unchanged_buffers(gm):
+            widths = found_widths(policy, known.folded, known.work, workers)
+        if widths:
+            result = made(policy.with_widths(widths), known.work)
+        policy = policy.with_widths({})
+    plain = made(policy, known.work)
+    result = plain if result is None else better(result, plain, WIDTHS)
     data = known.work.calibration
     if data is not None and is_doubtful(result, data) and not isinstance(policy.budget, Latency):
         with suppress(BudgetError):  # which the weights alone may not meet: heads then stay

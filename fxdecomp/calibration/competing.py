@@ -23,7 +23,12 @@ def is_doubtful(fitted: GraphModule, data: Calibration) -> bool:
     return sum(map(inputs_of, data.batches)) < FEW or bool(quality.warning)
 
 
-def better(fitted: GraphModule, plain: GraphModule) -> GraphModule:
+FITTED = ("the fit to the calibration", "what the weights alone give", "fitted")
+WIDTHS = ("what has fewer inner channels", "what has all inner channels", "with fewer")
+"""What two competitors are called, and what the first one is and the second not."""
+
+
+def better(fitted: GraphModule, plain: GraphModule, words: tuple[str, str, str] = FITTED) -> GraphModule:
     """The one of two networks that differs less from the original; its record says how they compared.
 
     By the relative error of the outputs: of the decisions of a few inputs, one more or less is chance.
@@ -31,14 +36,15 @@ def better(fitted: GraphModule, plain: GraphModule) -> GraphModule:
     Args:
         fitted: The network that was fitted to the calibration, which is taken where both are alike.
         plain: What the weights alone give, measured on the same inputs.
+        words: How the note tells them apart.
     """
     record, other = record_of(fitted) or Record(), record_of(plain) or Record()
     if record.quality is None or other.quality is None:
         return fitted
     ours, theirs = record.quality.relative_error, other.quality.relative_error
     won = ours <= theirs
-    taken, words = (record, "the fit to the calibration") if won else (other, "what the weights alone give")
-    note = f"{words} was chosen on {record.quality.inputs}: error {ours:.1%} fitted, {theirs:.1%} not"
+    taken, name = (record, words[0]) if won else (other, words[1])
+    note = f"{name} was chosen on {record.quality.inputs}: error {ours:.1%} {words[2]}, {theirs:.1%} not"
     chosen = fitted if won else plain
     why = {each.site: each for each in record.outcomes if isinstance(each, Skipped)}
     outcomes = tuple(

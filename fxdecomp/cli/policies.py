@@ -121,9 +121,10 @@ def parse_rule(text: str) -> Rule:
         )
     if method == WIDTH:
         try:
-            return Rule(pattern, width=float(rank) if "." in rank else int(rank))
+            width = AUTO if rank == AUTO else float(rank) if "." in rank else int(rank)
         except ValueError:
-            raise PolicyError(f"{text!r}: a width is a share such as 0.5, or a number of outputs") from None
+            raise PolicyError(f"{text!r}: a width is a share such as 0.5, a number or 'auto'") from None
+        return Rule(pattern, width=width)
     check_method(method or None)
     return Rule(pattern, method or None, parse_rank(rank) if rank else None)
 

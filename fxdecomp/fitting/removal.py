@@ -13,6 +13,7 @@ Source: Hassibi and Stork 1993 (optimal brain surgeon); in blocks Frantar and Al
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -44,6 +45,22 @@ class Removal:
 
 
 @torch.no_grad()
+def removal_errors(weight: Float[Tensor, "out in *kernel"], moments: Moments, least: int) -> list[float]:
+    """The error for each number of channels that stay, from all of them down to `least`.
+
+    They are those of one way down, on which each channel that goes stays away.
+    """
+    W = weight.double().reshape(*weight.shape[:2], -1)
+    covariance = moments.dense().double().to(W.device)
+    power = float(((W.flatten(1) @ covariance) * W.flatten(1)).sum())
+    lost, errors = 0.0, [0.0]
+    for _, loss in _way_down(W.clone(memory_format=torch.contiguous_format), covariance, least):
+        lost += max(loss, 0.0)
+        errors.append(min(lost / power, 1.0) if power > 0 else 0.0)
+    return errors
+
+
+@torch.no_grad()
 def remove_channels(weight: Float[Tensor, "out in *kernel"], moments: Moments, keep: int) -> Removal:
     """Keep the channels with which a layer's output is fitted best.
 
@@ -57,11 +74,11 @@ def remove_channels(weight: Float[Tensor, "out in *kernel"], moments: Moments, k
     W = weight.double().reshape(*weight.shape[:2], -1)
     outputs, channels, taps = W.shape
     covariance = moments.dense().double().to(W.device)
-    kept = (
-        _chosen(W.clone(memory_format=torch.contiguous_format), covariance, keep)
-        if keep < channels
-        else torch.arange(channels)
+    way = (
+        _way_down(W.clone(memory_format=torch.contiguous_format), covariance, keep) if keep < channels else ()
     )
+    gone_ones = {channel for channel, _ in way}
+    kept = torch.tensor([channel for channel in range(channels) if channel not in gone_ones])
     columns = (kept[:, None] * taps + torch.arange(taps)).flatten().to(W.device)
     gone = torch.ones(channels * taps, dtype=torch.bool, device=W.device)
     gone[columns] = False
@@ -80,8 +97,10 @@ def remove_channels(weight: Float[Tensor, "out in *kernel"], moments: Moments, k
     return Removal(kept, new.reshape(shape), shift, max(lost, 0.0) / power if power > 0 else 0.0)
 
 
-def _chosen(W: Float[Tensor, "out n taps"], covariance: Float[Tensor, "d d"], keep: int) -> Tensor:
-    """The channels that stay, ascending; W is changed."""
+def _way_down(
+    W: Float[Tensor, "out n taps"], covariance: Float[Tensor, "d d"], keep: int
+) -> Iterator[tuple[int, float]]:
+    """The channels that go, one by one, with what is lost by each; W is changed."""
     taps = W.shape[2]
     alive = torch.arange(W.shape[1], device=W.device)
     left = torch.ones_like(alive, dtype=torch.bool)
@@ -97,8 +116,8 @@ def _chosen(W: Float[Tensor, "out n taps"], covariance: Float[Tensor, "d d"], ke
         W.view(len(W), -1).addmm_(W[:, worst].clone(), gain, alpha=-1)
         H.addmm_(H[:, span].clone(), gain, alpha=-1)
         left[worst] = False
+        yield int(alive[worst]), float(loss[worst])
         if int(left.sum()) < _COMPACT * len(left):
             columns = left.repeat_interleave(taps)
             alive, W, H = alive[left], W[:, left].contiguous(), H[columns][:, columns]
             left = torch.ones_like(alive, dtype=torch.bool)
-    return alive[left].cpu()

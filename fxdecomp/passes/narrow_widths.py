@@ -64,7 +64,7 @@ class NarrowWidths(Pass):
         found = _sites(gm, stages)
         done = {name for name, row in rows.items() if row.outputs is not None}
         widths = {site.name: self.policy.width_of(site.name) for site in found if site.name not in done}
-        wanted = {name: width for name, width in widths.items() if width is not None}
+        wanted = {name: width for name, width in widths.items() if isinstance(width, int | float)}
         couplings = Couplings(gm, found)
         places = {site.name: couplings.of(site) for site in found if site.name in wanted}
         readers = {place.consumer.name for place in places.values() if isinstance(place, Coupling)}

@@ -103,8 +103,8 @@ class Policy:
         assert self.rank is None or isinstance(self.rank, RankRule)  # made so above; narrows the type
         return Selection(self.method, self.rank)
 
-    def width_of(self, name: str) -> float | int | None:
-        """What is to be left of a layer's outputs, None where nothing is said of it.
+    def width_of(self, name: str) -> float | int | str | None:
+        """What is to be left of a layer's outputs, `auto` for a budget to find, None where nothing is said.
 
         Raises:
             PolicyError: Rules that match the layer give it different widths.
@@ -124,6 +124,17 @@ class Policy:
     def has_widths(self) -> bool:
         """Whether any rule has a width."""
         return any(rule.width is not None for rule in self.rules)
+
+    @property
+    def has_open_widths(self) -> bool:
+        """Whether a budget is to find any."""
+        return any(rule.width == AUTO for rule in self.rules)
+
+    def with_widths(self, found: Mapping[str, int]) -> Policy:
+        """The policy with the widths that a budget found, by layer, in the place of those that are open."""
+        kept = [rule for rule in self.rules if rule.width != AUTO]
+        kept += [replace(rule, width=None) for rule in self.rules if rule.width == AUTO and rule.method]
+        return replace(self, rules=(*kept, *(Rule(glob.escape(n), width=found[n]) for n in found)))
 
     def check_names(self, names: Iterable[str]) -> None:
         """Raise `PolicyError` if a pattern matches none of the layers."""
@@ -223,6 +234,8 @@ def _check_budget(policy: Policy) -> None:
         methods = [policy.method, *(rule.method for rule in policy.rules)]
         if AUTO in methods or any(rule.floor for rule in policy.rules):
             raise PolicyError("method 'auto' and floors need a budget, such as budget=MACs(0.5)")
+    if policy.has_open_widths and policy.budget is None:
+        raise PolicyError("width 'auto' needs a budget, such as budget=MACs(0.5)")
     if isinstance(policy.budget, Latency) and policy.has_widths:
         raise PolicyError("a budget of Latency takes no widths; use MACs or Params beside them")
     step = policy.multiple_of

@@ -45,7 +45,8 @@ class Rule:
             is `VBMF` where there is none.
         floor: Least share of its own cost that a budget must leave to each of the layers.
         width: What is to be left of the layers' outputs, a share or a number, where one layer reads them and
-            nothing mixes them before; None to leave all. Without a method it says nothing of methods.
+            nothing mixes them before; `auto` for what a budget finds; None to leave all. Without a method it
+            says nothing of methods.
 
     Example:
         >>> import fxdecomp
@@ -57,7 +58,7 @@ class Rule:
     method: str | None = None
     rank: Rank | None = None
     floor: float = 0.0
-    width: float | int | None = None
+    width: float | int | str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.pattern, str) or not self.pattern:
@@ -73,7 +74,7 @@ class Rule:
         if self.width is not None and not _is_width(self.width):
             raise PolicyError(
                 f"rule {self.pattern!r} has the width {self.width!r}; wanted a share of the outputs in "
-                "(0, 1], or a number of them, such as Rule('mlp.fc1', width=0.5)"
+                "(0, 1], a number of them or 'auto', such as Rule('mlp.fc1', width=0.5)"
             )
 
     def matches(self, name: str) -> bool:
@@ -90,6 +91,8 @@ class Rule:
 
 
 def _is_width(width: object) -> bool:
+    if width == AUTO:
+        return True
     if isinstance(width, bool) or not isinstance(width, int | float):
         return False
     return width >= 1 if isinstance(width, int) else 0 < width <= 1

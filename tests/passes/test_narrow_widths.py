@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 import fxdecomp
 from fxdecomp import Latency, MACs, Params, Plan, Policy, Reason, Rule
+from fxdecomp.cli.policies import parse_rule
 from fxdecomp.export import to_onnx
 from fxdecomp.graphs.records import Record, record_of
 from fxdecomp.importing import from_onnx
@@ -187,6 +188,13 @@ def test_the_file_has_the_same_nodes_with_fewer_channels(tmp_path: Path) -> None
 def test_widths_that_cannot_be_meant(rule: object, told: str) -> None:
     with pytest.raises(fxdecomp.PolicyError, match=told):
         rule()  # type: ignore[operator]
+
+
+def test_the_command_line_has_words_for_widths() -> None:
+    found = [parse_rule(text) for text in ("mlp.*=width:0.5", "a=width:32", "*=width:auto")]
+    assert found == [Rule("mlp.*", width=0.5), Rule("a", width=32), Rule("*", width="auto")]
+    with pytest.raises(fxdecomp.PolicyError, match="a width is a share"):
+        parse_rule("a=width:half")
 
 
 def test_policies_with_widths_are_saved_and_say_nothing_of_methods() -> None:
