@@ -24,6 +24,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,7 +132,8 @@ class Moment:
         """Wait for it, or for the end of the process."""
         seen: set[Path] = set()
         while len(seen) < self.files and os.waitid(os.P_PID, child, _ENDED) is None:
-            seen.update(folder.rglob("*"))
+            with suppress(OSError):  # what goes while it is looked at
+                seen.update(folder.rglob("*"))
             time.sleep(0.0002)
         time.sleep(self.after_s)
 

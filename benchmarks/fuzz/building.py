@@ -101,6 +101,7 @@ class Drawing:
     def take(self, step: Step, weights: Shapes) -> bool:
         """Run a step, and keep it where it gives an ordinary value."""
         kept = {name: value.clone() for name, value in self.values.items()}
+        stored = set(self._stored())
         scope: dict[str, Any] = {"self": self.holder, "torch": torch, "nn": nn, "F": F, **self.values}
         try:
             with torch.no_grad(), warnings.catch_warnings():
@@ -110,17 +111,26 @@ class Drawing:
                     module.eval()
                 exec("\n".join(step.forward), scope)
         except (RuntimeError, ValueError, IndexError, TypeError):
-            self.values = kept  # an in-place operation may have come before the failure
-            return False
+            return self._undone(kept, stored)
         value = scope[step.name]
         ordinary = isinstance(value, Tensor) and 0 < value.numel() <= LARGEST
         if not ordinary or not all(_is_tame(each) for each in (value, *self.values.values())):
-            self.values = kept
-            return False
+            return self._undone(kept, stored)
         self.values[step.name] = value
         self.steps.append(step)
         self.weights |= weights
         return True
+
+    def _stored(self) -> list[str]:
+        holder = self.holder
+        return [*holder._parameters, *holder._buffers, *holder._modules]
+
+    def _undone(self, values: dict[str, Any], stored: set[str]) -> bool:
+        """Leave nothing of a step that failed; an in-place operation may have come before the failure."""
+        self.values = values
+        for name in set(self._stored()) - stored:
+            delattr(self.holder, name)
+        return False
 
 
 def _is_tame(value: Tensor) -> bool:

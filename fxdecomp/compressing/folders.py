@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fxdecomp.files import WriteError, beside
@@ -24,22 +24,27 @@ def whole_folder(folder: Path, earlier: Iterable[str] = ()) -> Iterator[Path]:
     Raises:
         WriteError: The files cannot be put there.
     """
-    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
-    with beside(there / "run") as draft:
-        yield draft
-        made = [each for each in (folder, *folder.absolute().parents) if not each.exists()]
-        try:
+    made = [each for each in (folder, *folder.absolute().parents) if not each.exists()]
+    try:
+        with _told(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            _take_places(draft, folder, earlier)
-        except BaseException as error:
-            for empty in made:
-                if empty.is_dir():
-                    empty.rmdir()
-            if isinstance(error, OSError):
-                raise WriteError(
-                    f"{folder}: {error.strerror or error}; the folder is as it was before"
-                ) from error
-            raise
+        with beside(folder / "run") as draft:  # inside: the next run in this folder clears what a kill leaves
+            yield draft
+            with _told(folder):
+                _take_places(draft, folder, earlier)
+    except BaseException:
+        for empty in made:
+            with suppress(OSError):
+                empty.rmdir()
+        raise
+
+
+@contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise WriteError(f"{folder}: {error.strerror or error}; the folder is as it was before") from error
 
 
 def _take_places(draft: Path, folder: Path, earlier: Iterable[str]) -> None:

@@ -1,5 +1,8 @@
 """Folders of results that take their place as a whole."""
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,7 +29,7 @@ def test_a_new_run_takes_the_place_of_the_earlier_one_and_of_nothing_else(tmp_pa
     with whole_folder(folder) as draft:
         (draft / "a").write_text("1")
         (draft / "b").write_text("1")
-        assert not folder.exists()
+        assert [path.name for path in folder.iterdir() if not path.name.startswith(".")] == []
     (folder / "mine").write_text("the user's")
     with whole_folder(folder, ["a", "b", "absent"]) as draft:
         (draft / "b").write_text("2")
@@ -72,6 +75,24 @@ def test_a_change_of_places_that_fails_half_way_is_taken_back(
     with pytest.raises(WriteError):
         fill(folder, [], a="2", c="2")
     assert (folder / "a").read_text() == "1"
+
+
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from fxdecomp.compressing import folders
+folders._take_places = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+with folders.whole_folder(Path(sys.argv[1])) as draft:
+    (draft / "a").write_text("1")
+"""
+
+
+def test_what_a_killed_run_left_of_a_new_folder_goes_with_the_next(tmp_path: Path) -> None:
+    folder = tmp_path / "deep" / "out"
+    died = subprocess.run([sys.executable, "-c", _KILLED, str(folder)], check=False)
+    assert died.returncode == -signal.SIGKILL
+    fill(folder, [], a="2")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "deep", "out"]
 
 
 def test_a_link_stays_and_its_target_is_replaced(tmp_path: Path) -> None:
