@@ -31,9 +31,9 @@ import torch
 import fxdecomp
 from fxdecomp import FxdecompError, MACs, Policy, PolicyError, Rule
 from fxdecomp.export import benchmark
-from fxdecomp.export.examples import drawn_like
 from fxdecomp.export.sessions import open_session
 from fxdecomp.export.tensor_runs import run_on_tensors
+from fxdecomp.graphs.drawing import drawn_like
 from fxdecomp.importing import ImportedModel, from_onnx
 from fxdecomp.layers import LayerSpec
 from fxdecomp.sites import survey

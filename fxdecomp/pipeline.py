@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable
 from concurrent.futures import Executor
 from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
 
 import torch
@@ -16,10 +17,11 @@ from fxdecomp.allocation.widths import found_widths
 from fxdecomp.calibration import Batch, Calibration
 from fxdecomp.calibration.competing import WIDTHS, better, is_doubtful
 from fxdecomp.calibration.judging import judged_inputs, with_quality
-from fxdecomp.errors import BudgetError, PolicyError
+from fxdecomp.calibration.made_up import made_up
+from fxdecomp.errors import BudgetError, CalibrationError, PolicyError
 from fxdecomp.graphs.copies import copy_owning_tensors
 from fxdecomp.graphs.inputs import require_graph
-from fxdecomp.graphs.records import Record, record_of
+from fxdecomp.graphs.records import Record, attach_record, record_of
 from fxdecomp.graphs.untouched import one_at_a_time, unchanged_buffers
 from fxdecomp.passes import DecomposeLayers, FoldBatchNorm, NarrowWidths, RefitChains
 from fxdecomp.plans import Plan
@@ -42,7 +44,7 @@ class Study:
         calibration: The user's, None where there is none.
         folded: The same, its BatchNorms folded.
         judged: The inputs that finished networks are compared on; None where none are known.
-        work: What is known of the layers, fitted to the calibration where there is one.
+        work: What is known of the layers, fitted to the calibration where there is enough of it.
 
     Example:
         >>> import torch, fxdecomp
@@ -63,6 +65,29 @@ class Study:
     def weights_alone(self) -> SiteWork:
         """What the weights alone say of the layers."""
         return self.work if self.work.calibration is None else SiteWork(self.folded, None)
+
+    @cached_property
+    def made_up(self) -> SiteWork | CalibrationError:
+        """What inputs that are made up say of the layers, or why there are none."""
+        try:
+            return SiteWork(self.folded, made_up(self.gm))
+        except CalibrationError as error:
+            return error
+
+    def work_for(self, policy: Policy) -> tuple[SiteWork, str]:
+        """What is known of the layers from the calibration, from made-up inputs, or from the weights alone.
+
+        Args:
+            policy: Says whether inputs are to be made up where there is no calibration.
+
+        Returns:
+            The work, and why no inputs could be made up; empty where they could, or were not wanted.
+        """
+        if self.calibration is not None or not policy.wants_made_up:
+            return self.work, ""
+        if isinstance(self.made_up, SiteWork):
+            return self.made_up, ""
+        return self.work, f"the weights alone were used: {self.made_up}"
 
     def require(self, gm: GraphModule) -> None:
         """Raise `PolicyError` unless this is about a network, as it is now."""
@@ -117,8 +142,9 @@ def transform(
         calibration: Unlabelled inputs, as an iterable of batches (tensors, tuples, dicts) or a `Calibration`
             with options. The decompositions are then fitted to the layers' outputs on seven eighths of them;
             where these are few or the result is poor, it competes with what the weights alone give on the
-            rest, and the better is returned. Fewer than 4 inputs are not fitted to. A `study` of `gm` keeps
-            what was computed, for the next call.
+            rest, and the better is returned. Fewer than 4 inputs are not fitted to. Without a calibration a
+            budget makes inputs up (see `Policy.made_up`). A `study` of `gm` keeps what was computed, for the
+            next call.
         executor: Takes the numerical work at the layers: any `concurrent.futures.Executor`, such as a process
             pool or Dask's `client.get_executor()`. The result is the same, bit for bit: each worker computes
             on as many threads as torch uses here (`torch.set_num_threads(1)` before, for a worker a core).
@@ -164,17 +190,22 @@ def transform(
         with torch.inference_mode(False):
             return with_quality(copy_owning_tensors(small, gm), gm, known.judged, least_agreement)
 
+    work, problem = known.work_for(policy)
     result = None
     if policy.has_open_widths:
         with unchanged_buffers(gm):
-            widths = found_widths(policy, known.folded, known.work, workers)
+            widths = found_widths(policy, known.folded, work, workers)
         if widths:
-            result = made(policy.with_widths(widths), known.work)
+            result = made(policy.with_widths(widths), work)
         policy = policy.with_widths({})
-    plain = made(policy, known.work)
+    plain = made(policy, work)
     result = plain if result is None else better(result, plain, WIDTHS)
-    data = known.work.calibration
-    if data is not None and is_doubtful(result, data) and not isinstance(policy.budget, Latency):
+    if problem:
+        record = record_of(result) or Record()
+        attach_record(result, replace(record, notes=(*record.notes, problem)))
+    data = work.calibration
+    is_timed = isinstance(policy.budget, Latency)
+    if data is not None and not is_timed and is_doubtful(result, data, known.judged):
         with suppress(BudgetError):  # which the weights alone may not meet: heads then stay
             replayed = policy if policy.budget else _replayed(result)
             result = better(result, made(replayed, known.weights_alone))

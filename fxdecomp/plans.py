@@ -39,6 +39,10 @@ class Plan:
     A plan holds methods and ranks, no weights: replayed on the same weights (and the same calibration, where
     there was one) it gives the same network, without solving or timing anything.
 
+    Attributes:
+        choices: What is done at each layer.
+        made_up: Whether the network was fitted to inputs that were made up.
+
     Example:
         >>> import torch, fxdecomp
         >>> gm = fxdecomp.trace(torch.nn.Sequential(torch.nn.Linear(64, 32)), torch.randn(1, 64))
@@ -50,6 +54,7 @@ class Plan:
     """
 
     choices: tuple[Choice, ...]
+    made_up: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON data."""
@@ -59,7 +64,8 @@ class Plan:
             | ({} if c.width is None else {"width": c.width})
             for c in self.choices
         ]
-        return {"format": _FORMAT, "version": 1, "choices": rows}
+        made_up = {"made_up": True} if self.made_up else {}
+        return {"format": _FORMAT, "version": 1, "choices": rows} | made_up
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> Plan:
@@ -73,7 +79,9 @@ class Plan:
         if data.get("version") != 1:
             raise PolicyError(f"the plan has version {data.get('version')!r}; this fxdecomp reads version 1")
         try:
-            return Plan(tuple(map(_choice, data["choices"])))
+            if not isinstance(made_up := data.get("made_up", False), bool):
+                raise TypeError(f"made_up is true or false, got {made_up!r}")
+            return Plan(tuple(map(_choice, data["choices"])), made_up)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise PolicyError(f"the plan is damaged: {error!r}") from error
 

@@ -94,6 +94,11 @@ class SiteWork:
             self._room_bytes = self.calibration.budget_bytes
 
     @property
+    def is_made_up(self) -> bool:
+        """Whether the inputs that are fitted to are nobody's."""
+        return self.calibration is not None and self.calibration.made_up
+
+    @property
     def tells_sensitivity(self) -> bool:
         """Whether there is data enough to say what an error at a layer does to the outputs."""
         if self.calibration is None:

@@ -52,7 +52,7 @@ class _Place:
 
 
 def found_widths(policy: Policy, gm: GraphModule, work: SiteWork, workers: Workers) -> dict[str, int]:
-    """The widths that serve a budget, by layer; none where too few inputs tell what an error does.
+    """The widths that serve a budget, by layer; none where too few real inputs tell what an error does.
 
     Nor are there any in a network that was transformed before.
 
@@ -64,7 +64,7 @@ def found_widths(policy: Policy, gm: GraphModule, work: SiteWork, workers: Worke
     """
     assert policy.budget is not None
     earlier = record_of(gm)
-    if not work.tells_sensitivity or (earlier is not None and earlier.outcomes):
+    if not work.tells_sensitivity or work.is_made_up or (earlier is not None and earlier.outcomes):
         return {}
     found = survey(gm)
     couplings = _apart(policy, gm, found, work)

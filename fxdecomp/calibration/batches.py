@@ -38,6 +38,7 @@ class Calibration:
             suffice, the batches are run several times, and layers whose own moments do not fit (patches of
             more than 8,192 numbers by default) are decomposed by their weights alone, with a note.
         refit: Whether every chain is fitted once more, to the output of the original network.
+        made_up: Whether the inputs are nobody's: see `fxdecomp.calibration.made_up`.
 
     Raises:
         CalibrationError: There are no batches, one holds no examples or NaN, or an option is out of range.
@@ -48,6 +49,7 @@ class Calibration:
     seed: int = 0
     budget_bytes: int = 2 << 30
     refit: bool = True
+    made_up: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.batches, Tensor):

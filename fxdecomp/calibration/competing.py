@@ -7,7 +7,10 @@ from dataclasses import replace
 from torch.fx import GraphModule
 
 from fxdecomp.calibration.batches import Calibration
+from fxdecomp.calibration.judging import Judged
 from fxdecomp.calibration.splitting import inputs_of
+from fxdecomp.graphs.drawing import is_noise
+from fxdecomp.graphs.inputs import float_leaves
 from fxdecomp.graphs.records import Record, attach_record, record_of
 from fxdecomp.outcomes import Applied, Skipped
 
@@ -15,11 +18,19 @@ FEW = 32
 """Inputs below which a fit to them is doubted whatever it looks like."""
 
 
-def is_doubtful(fitted: GraphModule, data: Calibration) -> bool:
-    """Whether the weights alone might do better than a network that was fitted to few inputs, or poorly."""
+def is_doubtful(fitted: GraphModule, data: Calibration, judged: Judged | None) -> bool:
+    """Whether the weights alone might do better than a network that was fitted to few inputs, or poorly.
+
+    Args:
+        fitted: The network.
+        data: What it was fitted to; that there are few is no reason to doubt inputs that were made up.
+        judged: What its distance was measured on; drawn noise, or one number, is no judge of made-up inputs.
+    """
     quality = (record_of(fitted) or Record()).quality
-    if quality is None or not quality.held_out or quality.agreement == 1:
+    if quality is None or judged is None or not quality.held_out or quality.agreement == 1:
         return False
+    if data.made_up:
+        return bool(quality.warning) and not any(map(is_noise, float_leaves(list(judged.batches))))
     return sum(map(inputs_of, data.batches)) < FEW or bool(quality.warning)
 
 

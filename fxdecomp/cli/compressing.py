@@ -59,6 +59,13 @@ def compress(
             help="module:function giving unlabelled batches, or an .npz file", callback=checked_reference
         ),
     ] = None,
+    made_up: Annotated[
+        bool | None,
+        typer.Option(
+            "--made-up/--no-made-up",
+            help="Make inputs up to fit to where none are given; by default under a budget",
+        ),
+    ] = None,
     images: Annotated[
         Path | None, typer.Option(help="A folder of pictures for calibration, at most 256 of them")
     ] = None,
@@ -143,6 +150,7 @@ def compress(
         searched=goal is not None,
         rules=[parse_rule(text) for text in rule or ()],
         exclude=exclude or (),
+        made_up=made_up,
     )
     loaded = load_model(model, tuple(map(parse_input, inputs or ())), trust=trust)
     if images is None:

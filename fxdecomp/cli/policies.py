@@ -31,6 +31,7 @@ def policy_from(
     searched: bool = False,
     rules: Sequence[Rule] = (),
     exclude: Sequence[str] = (),
+    made_up: bool | None = None,
 ) -> Policy:
     """The policy of a command: a file, a table, or a method with a rank or a budget; and exceptions.
 
@@ -45,6 +46,7 @@ def policy_from(
         searched: Whether a search finds the budget.
         rules: What is to be done to some layers, before what the policy itself says of them.
         exclude: Layers that are left alone.
+        made_up: Whether inputs are made up where there is no calibration; None for what the policy says.
 
     Raises:
         PolicyError: What was given contradicts itself or is too little, or the file cannot be read.
@@ -52,6 +54,8 @@ def policy_from(
     """
     check_method(method)
     chosen = _policy(method, rank, file, table, budget, searched=searched, rules=rules)
+    if made_up is not None:
+        chosen = replace(chosen, made_up=made_up)
     if not rules and not exclude:
         return chosen
     return replace(chosen, rules=[*rules, *chosen.rules], exclude=[*exclude, *chosen.exclude])

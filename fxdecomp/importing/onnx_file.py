@@ -19,10 +19,10 @@ from torch.fx import GraphModule
 
 from fxdecomp.errors import ExportError, FxdecompError, ParityError, first_line
 from fxdecomp.export.agreement import Agreement
-from fxdecomp.export.examples import drawn_like
 from fxdecomp.export.parity import check_parity
 from fxdecomp.export.sessions import open_session
 from fxdecomp.export.tensor_runs import run_on_tensors
+from fxdecomp.graphs.drawing import drawn_like
 from fxdecomp.graphs.origins import attach_origin
 from fxdecomp.graphs.records import Record, attach_record
 from fxdecomp.graphs.untouched import one_at_a_time, same_chance

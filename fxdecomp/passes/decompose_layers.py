@@ -19,6 +19,7 @@ from fxdecomp.allocation.planning import Situation, plan_budget
 from fxdecomp.allocation.proportion import out_of_proportion
 from fxdecomp.allocation.site_work import ALONE, SiteWork, Workers
 from fxdecomp.allocation.unjudged import unjudged_layers
+from fxdecomp.calibration.splitting import inputs_of
 from fxdecomp.decompositions.factorising import Solution, Task, factorise
 from fxdecomp.errors import PolicyError
 from fxdecomp.graphs.records import Record
@@ -83,6 +84,9 @@ class DecomposeLayers(Pass):
             if large:
                 room = f"{work.calibration.budget_bytes / 2**30:.3g} GiB (budget_bytes)"
                 notes += (f"moments of {', '.join(large)} do not fit {room}: their weights alone were used",)
+            if work.is_made_up:
+                count = sum(map(inputs_of, work.calibration.batches))
+                notes += (f"fitted to {count} made-up inputs; real ones are better (calibration=)",)
             notes += (f"forward passes over the calibration batches for the activations' moments: {made}",)
         replacer = Replacer(gm)
         for site in sites:
@@ -96,7 +100,7 @@ class DecomposeLayers(Pass):
             record,
             outcomes=ordered,
             policy=self.policy.to_dict(),
-            plan=_plan(record, sites, results),
+            plan=_plan(record, sites, results, made_up=work.is_made_up),
             notes=record.notes + notes,
             latency=record.latency if planned is None else planned.latency,
         )
@@ -107,7 +111,7 @@ class DecomposeLayers(Pass):
         """Layers that are not worth it, and the chains of those whose rank the policy gives."""
         unnamed = [site for site in sites if self._may_stay(site.name)]
         results: dict[str, Solution | Refusal] = {}
-        if not work.tells_sensitivity:
+        if not work.tells_sensitivity or work.is_made_up:
             results |= unjudged_layers(unnamed, heads, everything)
         tasks = self._tasks(sites, results, of_budget=False)
         results |= work.each("decompose", factorise, tasks, self.workers)
@@ -175,7 +179,9 @@ def _planned(record: Record) -> list[str]:
     return [] if record.plan is None else [choice.site for choice in Plan.from_dict(record.plan).choices]
 
 
-def _plan(record: Record, sites: list[Site], results: Mapping[str, Solution | Refusal]) -> dict[str, Any]:
+def _plan(
+    record: Record, sites: list[Site], results: Mapping[str, Solution | Refusal], *, made_up: bool
+) -> dict[str, Any]:
     """What was done at every layer; of layers that an earlier run replaced, what that run wrote down."""
     rows = () if record.plan is None else Plan.from_dict(record.plan).choices
     choices = {row.site: row for row in rows}
@@ -189,7 +195,7 @@ def _plan(record: Record, sites: list[Site], results: Mapping[str, Solution | Re
             form = result.chain.form
             choice = replace(choice, method=form.method, rank=form.rank)
         choices[site.name] = choice
-    return Plan(tuple(choices.values())).to_dict()
+    return Plan(tuple(choices.values()), made_up).to_dict()
 
 
 def _task(site: Site, policy: Policy) -> Task | None:

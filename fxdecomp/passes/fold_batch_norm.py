@@ -9,14 +9,10 @@ also used elsewhere, a layer applied at several places which are not all followe
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
-import torch
-from torch import Tensor, nn
 from torch.fx import GraphModule, Node
-from torch.nn import functional as F  # noqa: N812
 
 from fxdecomp.chains import Stage
 from fxdecomp.graphs.records import Record
@@ -26,24 +22,7 @@ from fxdecomp.passes.base import Pass
 from fxdecomp.sites import Call, Site, survey
 from fxdecomp.sites.base import shape_of
 from fxdecomp.sites.constants import Constants
-from fxdecomp.sites.modules import hooks_of
-
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_aten = torch.ops.aten
-_FUNCTIONAL = (F.batch_norm, torch.batch_norm, _aten.batch_norm.default)
-_LEGIT = _aten._native_batch_norm_legit_no_training.default
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Norm:
-    """A BatchNorm in the graph, as `scale * x + shift`, or why it is none."""
-
-    name: str
-    source: object
-    key: tuple[object, ...]
-    scale: Tensor | None = None
-    shift: Tensor | None = None
-    reason: str = ""
+from fxdecomp.sites.norms import LEGIT, Norm, norms_of
 
 
 @final
@@ -73,7 +52,7 @@ def _fold_round(gm: GraphModule, folds: dict[str, Folded]) -> bool:
         folds: What became of each BatchNorm so far; one that stayed in one round may go in the next.
     """
     constants = Constants(gm)
-    norms = {node: norm for node in gm.graph.nodes if (norm := _read(gm, node, constants))}
+    norms = norms_of(gm, constants)
     sites = survey(gm).sites if norms else ()
     owner = {call.node: site for site in sites for call in site.calls}
     into: dict[Node, str] = {}
@@ -106,7 +85,7 @@ def _merged(name: str, earlier: Folded | None, site: str | None, reason: str) ->
     return Folded(name, ", ".join(n for n in names if n) or None, earlier.reason or reason)
 
 
-def _obstacle(norm: _Norm, site: Site | None, norms: dict[Node, _Norm]) -> str:
+def _obstacle(norm: Norm, site: Site | None, norms: dict[Node, Norm]) -> str:
     """Why a BatchNorm cannot be folded, empty where it can."""
     if site is None:
         return "no Conv or Linear that can be changed stands before it"
@@ -125,16 +104,14 @@ def _obstacle(norm: _Norm, site: Site | None, norms: dict[Node, _Norm]) -> str:
     return ""
 
 
-def _fold(replacer: Replacer, site: Site, norm: _Norm, after: list[Node]) -> None:
-    assert norm.scale is not None
-    assert norm.shift is not None
+def _fold(replacer: Replacer, site: Site, norm: Norm, after: list[Node]) -> None:
     scale = norm.scale.to(site.weight.device)
     weight = site.weight.double() * scale.reshape(-1, *(1,) * (site.weight.ndim - 1))
     bias = norm.shift.to(site.weight.device)
     if site.bias is not None:
         bias = bias + scale * site.bias.double()
     for node in after:
-        value = next(iter(node.users)) if node.target is _LEGIT else node
+        value = next(iter(node.users)) if node.target is LEGIT else node
         value.replace_all_uses_with(next(c.node for c in site.calls if node in c.node.users))
         for gone in dict.fromkeys((value, node)):
             gone.graph.erase_node(gone)
@@ -146,81 +123,3 @@ def _fold(replacer: Replacer, site: Site, norm: _Norm, after: list[Node]) -> Non
 def folded_at(stage: Stage, call: Call) -> Stage:
     """The same layer on the sizes of one call."""
     return Stage(stage.name, call.spec, stage.weight, stage.bias)
-
-
-def _read(gm: GraphModule, node: Node, constants: Constants) -> _Norm | None:
-    if node.op == "call_module":
-        module = gm.get_submodule(str(node.target))
-        return _read_module(node, module) if isinstance(module, _NORMS) else None
-    if node.op == "call_function" and node.target in _FUNCTIONAL:
-        return _read_function(node, constants, functional=node.target is F.batch_norm)
-    if node.op == "call_function" and node.target is _LEGIT:
-        return _read_legit(node, constants)
-    return None
-
-
-def _read_module(node: Node, module: nn.modules.batchnorm._BatchNorm) -> _Norm:
-    name, source, key = str(node.target), node.args[0] if node.args else None, ("module", id(module))
-    if type(module).forward is not nn.modules.batchnorm._BatchNorm.forward or "forward" in vars(module):
-        return _Norm(name, source, key, reason="its forward is not torch's own")
-    if hooks_of(module):
-        return _Norm(name, source, key, reason="it carries hooks")
-    if module.running_mean is None or module.running_var is None:
-        return _Norm(name, source, key, reason="it keeps no running statistics")
-    if module.training:
-        return _Norm(name, source, key, reason="it is in train mode; call eval() before tracing")
-    tensors = (module.weight, module.bias, module.running_mean, module.running_var)
-    return _affine(name, source, key, tensors, module.eps)
-
-
-def _read_function(node: Node, constants: Constants, *, functional: bool) -> _Norm:
-    order = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
-    if not functional:
-        order = ("input", "weight", "bias", "running_mean", "running_var", "training", "momentum", "eps")
-    given = dict(zip(order, node.args, strict=False)) | dict(node.kwargs)
-    if given.get("training", False):
-        return _Norm(node.name, given["input"], ("node", node), reason="it uses the statistics of the batch")
-    return _from_constants(node, given["input"], given, float(given.get("eps", 1e-5)), constants)  # type: ignore[arg-type]
-
-
-def _read_legit(node: Node, constants: Constants) -> _Norm:
-    order = ("input", "weight", "bias", "running_mean", "running_var", "momentum", "eps")
-    given = dict(zip(order, node.args, strict=False)) | dict(node.kwargs)
-    if any(user.target is not operator.getitem or user.args[1] != 0 for user in node.users):
-        return _Norm(node.name, given["input"], ("node", node), reason="its statistics are used elsewhere")
-    return _from_constants(node, given["input"], given, float(given.get("eps", 1e-5)), constants)  # type: ignore[arg-type]
-
-
-def _from_constants(
-    node: Node, source: object, given: dict[str, object], eps: float, constants: Constants
-) -> _Norm:
-    names = ("weight", "bias", "running_mean", "running_var")
-    found = [constants.of(given.get(name)) for name in names]
-    if (
-        found[2] is None
-        or found[3] is None
-        or any(item is None and given.get(name) is not None for name, item in zip(names, found, strict=True))
-    ):
-        return _Norm(node.name, source, ("node", node), reason="its statistics are not constants")
-    key = ("function", eps, *(None if item is None else item.expression for item in found))
-    path = found[2].path
-    name = path.rpartition(".")[0] if path and "." in path else node.name
-    weight, bias, mean, var = (None if item is None else item.value for item in found)
-    assert mean is not None
-    assert var is not None
-    return _affine(name, source, key, (weight, bias, mean, var), eps)
-
-
-def _affine(
-    name: str,
-    source: object,
-    key: tuple[object, ...],
-    tensors: tuple[Tensor | None, Tensor | None, Tensor, Tensor],
-    eps: float,
-) -> _Norm:
-    weight, bias, mean, var = (None if t is None else t.detach().double() for t in tensors)
-    assert mean is not None
-    assert var is not None
-    scale = torch.rsqrt(var + eps) * (1.0 if weight is None else weight)
-    shift = (0.0 if bias is None else bias) - scale * mean
-    return _Norm(name, source, key, scale, shift)

@@ -44,6 +44,7 @@ class Policy:
         budget: What the network may cost; ranks, and methods where `auto`, are chosen to do the least damage.
         multiple_of: What ranks that a budget chooses are multiples of; None for what this machine's vector
             units like: 16 with AVX-512, else 8.
+        made_up: Whether inputs are made up to fit to where no calibration is given; None for: under a budget.
 
     Raises:
         PolicyError: An unknown method, or a rank that cannot be meant.
@@ -61,12 +62,15 @@ class Policy:
     require_saving: bool = True
     budget: Budget | None = None
     multiple_of: int | None = None
+    made_up: bool | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rules", _all_of(self.rules, Rule, "rules is a list of Rule objects"))
         object.__setattr__(self, "exclude", _all_of(self.exclude, str, "exclude is a list of patterns"))
         if not isinstance(self.require_saving, bool):
             raise PolicyError(f"require_saving is true or false, got {self.require_saving!r}")
+        if self.made_up not in (None, True, False):
+            raise PolicyError(f"made_up is true or false, got {self.made_up!r}")
         if self.budget is not None and self.method is None:
             object.__setattr__(self, "method", AUTO)
         rank = checked_rank(self.method, self.rank, "the policy")
@@ -76,6 +80,11 @@ class Policy:
         if self.method is None and not self.rules:
             raise PolicyError("the policy decomposes nothing; give it a method, or rules with methods")
         _check_budget(self)
+
+    @property
+    def wants_made_up(self) -> bool:
+        """Whether inputs are to be made up where there is no calibration."""
+        return self.budget is not None if self.made_up is None else self.made_up
 
     def select(self, name: str) -> Selection | None:
         """What the policy wants for a layer, None to leave it alone.
@@ -151,6 +160,8 @@ class Policy:
             data["budget"] = self.budget.to_dict()
         if self.multiple_of is not None:
             data["multiple_of"] = self.multiple_of
+        if self.made_up is not None:
+            data["made_up"] = self.made_up
         data |= plain_choice(self.method, self.rank)
         if self.exclude:
             data["exclude"] = list(self.exclude)
@@ -184,6 +195,7 @@ class Policy:
             require_saving=data.get("require_saving", True),
             budget=None if budget is None else budget_from_dict(budget),
             multiple_of=data.get("multiple_of"),
+            made_up=data.get("made_up"),
         )
 
     def to_toml(self) -> str:
@@ -200,7 +212,8 @@ class Policy:
             Rule(glob.escape(choice.site), choice.method, choice.rank or None, width=choice.width)
             for choice in plan.choices
         ]
-        return Policy(rules=rules or [Rule("*", None)], require_saving=False)  # all was left alone
+        everything = [Rule("*", None)]  # where all was left alone
+        return Policy(rules=rules or everything, require_saving=False, made_up=plan.made_up or None)
 
     def save(self, path: str | Path) -> None:
         """Write the policy as TOML, whole or not at all."""

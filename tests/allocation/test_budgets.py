@@ -37,7 +37,7 @@ def gm() -> GraphModule:
 @pytest.mark.parametrize("share", [0.25, 0.5, 0.8])
 @pytest.mark.parametrize("kind", [MACs, Params])
 def test_a_budget_is_met_from_below(gm: GraphModule, kind: type[MACs | Params], share: float) -> None:
-    report = fxdecomp.report(fxdecomp.transform(gm, Policy(budget=kind(share))))
+    report = fxdecomp.report(fxdecomp.transform(gm, Policy(made_up=False, budget=kind(share))))
     before, after = (
         (report.macs_before, report.macs_after)
         if kind is MACs
@@ -52,7 +52,7 @@ def test_a_budget_is_met_from_below(gm: GraphModule, kind: type[MACs | Params], 
 
 def test_a_budget_that_ruins_the_network_is_met_and_warned_of(gm: GraphModule) -> None:
     notes = [
-        fxdecomp.report(fxdecomp.transform(gm, Policy(budget=MACs(share)))).record.notes[0]
+        fxdecomp.report(fxdecomp.transform(gm, Policy(made_up=False, budget=MACs(share)))).record.notes[0]
         for share in (0.95, 0.25)
     ]
     kept = [int(note.split("predicted to keep ")[1].split("%")[0]) for note in notes]
@@ -61,7 +61,7 @@ def test_a_budget_that_ruins_the_network_is_met_and_warned_of(gm: GraphModule) -
 
 
 def test_ranks_too_coarse_for_the_budget_are_remarked_upon(gm: GraphModule) -> None:
-    report = fxdecomp.report(fxdecomp.transform(gm, Policy(budget=MACs(0.8), multiple_of=8)))
+    report = fxdecomp.report(fxdecomp.transform(gm, Policy(made_up=False, budget=MACs(0.8), multiple_of=8)))
     assert report.macs_after < 0.8 * 0.99 * report.macs_before
     assert "no nearer to" in report.record.notes[0]
     assert all(rank % 8 == 0 for outcome in report.applied for rank in outcome.rank)
@@ -71,7 +71,7 @@ def test_ranks_become_finer_where_coarse_ones_cannot_meet_the_budget(
     gm: GraphModule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fxdecomp.allocation.planning.rank_step", lambda: 16)
-    policy = Policy(budget=MACs(0.7), exclude=["2"], method="channel_svd")
+    policy = Policy(made_up=False, budget=MACs(0.7), exclude=["2"], method="channel_svd")
     report = fxdecomp.report(fxdecomp.transform(gm, policy))
     assert report.macs_after <= 0.7 * report.macs_before
     with pytest.raises(PolicyError, match="cannot be met"):
@@ -81,7 +81,7 @@ def test_ranks_become_finer_where_coarse_ones_cannot_meet_the_budget(
 def test_an_absolute_budget_is_the_share_that_it_makes(gm: GraphModule) -> None:
     dense = fxdecomp.report(gm).macs_before
     plans = [
-        fxdecomp.report(fxdecomp.transform(gm, Policy(budget=budget))).plan
+        fxdecomp.report(fxdecomp.transform(gm, Policy(made_up=False, budget=budget))).plan
         for budget in (MACs(0.5), MACs(dense // 2))
     ]
     assert plans[0] == plans[1]
@@ -89,11 +89,11 @@ def test_an_absolute_budget_is_the_share_that_it_makes(gm: GraphModule) -> None:
 
 def test_a_budget_beyond_reach_says_what_is_reachable(gm: GraphModule) -> None:
     with pytest.raises(PolicyError, match=r"MACs\(0.001\) cannot be met: .* \(\d+\.\d%\)"):
-        fxdecomp.transform(gm, Policy(budget=MACs(0.001)))
+        fxdecomp.transform(gm, Policy(made_up=False, budget=MACs(0.001)))
 
 
 def test_layers_that_are_left_alone_say_why_and_still_count(gm: GraphModule) -> None:
-    small = fxdecomp.transform(gm, Policy(budget=MACs(0.7), exclude=["2"]))
+    small = fxdecomp.transform(gm, Policy(made_up=False, budget=MACs(0.7), exclude=["2"]))
     report = fxdecomp.report(small)
     reasons = {outcome.site: outcome.reason for outcome in report.skipped}
     assert reasons["2"] == Reason.NOT_SELECTED
@@ -104,6 +104,7 @@ def test_layers_that_are_left_alone_say_why_and_still_count(gm: GraphModule) -> 
 def test_one_method_a_floor_and_a_fixed_rank_are_respected(gm: GraphModule) -> None:
     policy = Policy(
         method="tucker2",
+        made_up=False,
         budget=MACs(0.6),
         rules=[
             Rule("2", method="auto", floor=0.8),
@@ -132,13 +133,15 @@ def test_predicted_errors_choose_the_method_that_suits_each_layer() -> None:
         few_outputs = torch.einsum("tr,rsyx->tsyx", torch.randn(48, 8), torch.randn(8, 48, 3, 3))
         model[1].weight.copy_(few_outputs)
     gm = fxdecomp.trace(model, torch.randn(1, 48, 8, 8))
-    report = fxdecomp.report(fxdecomp.transform(gm, Policy(budget=MACs(0.17), rules=[Rule("*", "auto")])))
+    report = fxdecomp.report(
+        fxdecomp.transform(gm, Policy(made_up=False, budget=MACs(0.17), rules=[Rule("*", "auto")]))
+    )
     assert [outcome.method for outcome in report.applied] == ["spatial_svd", "channel_svd"]
     assert max(outcome.relative_error for outcome in report.applied) < 1e-3
 
 
 def test_a_second_run_changes_nothing(gm: GraphModule) -> None:
-    policy = Policy(budget=MACs(0.5))
+    policy = Policy(made_up=False, budget=MACs(0.5))
     once = fxdecomp.transform(gm, policy)
     twice = fxdecomp.transform(once, policy)
     x = torch.randn(2, 3, 16, 16)
@@ -147,7 +150,7 @@ def test_a_second_run_changes_nothing(gm: GraphModule) -> None:
 
 
 def test_a_plan_replays_exactly_from_its_file(gm: GraphModule, tmp_path: Path) -> None:
-    small = fxdecomp.transform(gm, Policy(budget=MACs(0.5)))
+    small = fxdecomp.transform(gm, Policy(made_up=False, budget=MACs(0.5)))
     plan = fxdecomp.report(small).plan
     plan.save(tmp_path / "plan.json")
     again = fxdecomp.transform(gm, Policy.from_plan(Plan.load(tmp_path / "plan.json")))
@@ -158,7 +161,7 @@ def test_a_plan_replays_exactly_from_its_file(gm: GraphModule, tmp_path: Path) -
 
 
 def test_a_plan_of_another_network_raises(gm: GraphModule) -> None:
-    plan = fxdecomp.report(fxdecomp.transform(gm, Policy(budget=MACs(0.5)))).plan
+    plan = fxdecomp.report(fxdecomp.transform(gm, Policy(made_up=False, budget=MACs(0.5)))).plan
     other = fxdecomp.trace(nn.Sequential(nn.Linear(80, 80)), torch.randn(1, 80))
     with pytest.raises(PolicyError, match="matches no layer"):
         fxdecomp.transform(other, Policy.from_plan(plan))
@@ -184,9 +187,10 @@ def test_a_damaged_plan_file_is_named(tmp_path: Path, text: str, complaint: str)
 @pytest.mark.parametrize(
     "policy",
     [
-        Policy(budget=MACs(0.25)),
-        Policy(budget=Params(1000), method="tucker2", multiple_of=8),
+        Policy(made_up=False, budget=MACs(0.25)),
+        Policy(made_up=False, budget=Params(1000), method="tucker2", multiple_of=8),
         Policy(
+            made_up=False,
             budget=MACs(0.5),
             exclude=["a"],
             rules=[Rule("b", method="auto", floor=0.5), Rule("c", method="svd", rank=Energy(0.9))],
@@ -200,7 +204,9 @@ def test_budgets_survive_dictionaries_and_files(policy: Policy, tmp_path: Path) 
 
 
 def test_a_policy_says_what_it_wants_of_a_layer() -> None:
-    policy = Policy(budget=MACs(0.5), rules=[Rule("c", method="svd", rank=4), Rule("d", "cp", floor=0.1)])
+    policy = Policy(
+        made_up=False, budget=MACs(0.5), rules=[Rule("c", method="svd", rank=4), Rule("d", "cp", floor=0.1)]
+    )
     assert policy.select("a") == Selection("auto", None)
     assert policy.select("c") == Selection("svd", Fixed(4))
     assert policy.select("d") == Selection("cp", None, 0.1)
@@ -230,11 +236,11 @@ def test_a_target_that_cannot_be_meant_raises(target: object) -> None:
     [
         (lambda: Policy(method="auto"), "need a budget"),
         (lambda: Policy(method="svd", rules=[Rule("a", method="svd", floor=0.5)]), "need a budget"),
-        (lambda: Policy(budget=MACs(0.5), rank=3), "leave the rank out"),
+        (lambda: Policy(made_up=False, budget=MACs(0.5), rank=3), "leave the rank out"),
         (lambda: Policy(method="auto", rank=3), "leave the rank out"),
         (lambda: Rule("a", floor=0.5), "floor"),
         (lambda: Rule("a", method="svd", floor=2.0), "floor"),
-        (lambda: Policy(budget=MACs(0.5), multiple_of=0), "multiple_of"),
+        (lambda: Policy(made_up=False, budget=MACs(0.5), multiple_of=0), "multiple_of"),
         (lambda: Policy.from_dict({"budget": {"budget": "watts", "target": 1.0}}), "no budget 'watts'"),
         (lambda: Policy.from_dict({"budget": {"budget": "macs"}}), "needs the key 'target'"),
         (lambda: Policy.from_dict({"budget": {"budget": "macs", "target": 1.0, "x": 1}}), "no key 'x'"),
@@ -247,7 +253,7 @@ def test_contradictions_raise(make: object, complaint: str) -> None:
 
 def test_a_calibrated_plan_replays_exactly_with_the_same_batches(gm: GraphModule) -> None:
     x = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(3))
-    policy = Policy(budget=MACs(0.5), multiple_of=8)
+    policy = Policy(made_up=False, budget=MACs(0.5), multiple_of=8)
     small = fxdecomp.transform(gm, policy, calibration=[x])
     again = fxdecomp.transform(gm, Policy.from_plan(fxdecomp.report(small).plan), calibration=[x])
     assert torch.equal(again(x[:2]), small(x[:2]))

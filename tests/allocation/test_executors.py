@@ -21,7 +21,7 @@ X = image(2, 3, 16, 16)
 CASES = (
     (HALF, True),
     (fxdecomp.Policy(method="cp", rank=0.5), False),
-    (fxdecomp.Policy(budget=fxdecomp.MACs(0.5)), False),
+    (fxdecomp.Policy(made_up=False, budget=fxdecomp.MACs(0.5)), False),
 )
 
 

@@ -76,7 +76,7 @@ def test_a_layer_on_two_sizes_whose_axes_would_go_in_other_orders_is_left_alone(
     for policy in (Policy(method="cp", rank=16), Policy(method="spatial_svd", rank=4)):
         (row,) = fxdecomp.report(fxdecomp.transform(gm, policy)).skipped
         assert "its calls on inputs of other sizes want the axes in another order" in row.sentence
-    small = fxdecomp.transform(gm, Policy(budget=MACs(0.5)))
+    small = fxdecomp.transform(gm, Policy(made_up=False, budget=MACs(0.5)))
     assert fxdecomp.report(small).applied[0].method in ("tucker2", "channel_svd")
     full = fxdecomp.transform(gm, FULL)
     assert relative_difference(model, full, inputs) < 1e-5
@@ -92,8 +92,12 @@ def test_a_budget_of_parameters_counts_the_biases_that_fitted_chains_have() -> N
 def test_a_budget_that_rules_leave_nothing_to_is_met_or_refused() -> None:
     gm = fxdecomp.trace(drawn(nn.Sequential(*(nn.Linear(32, 32) for _ in range(3)))), image(2, 32))
     with pytest.raises(BudgetError, match="cannot be met"):
-        fxdecomp.transform(gm, Policy(budget=MACs(0.2), rules=[Rule("*", method="svd", rank=14)]))
-    met = fxdecomp.transform(gm, Policy(budget=MACs(0.9), rules=[Rule("*", method="svd", rank=14)]))
+        fxdecomp.transform(
+            gm, Policy(made_up=False, budget=MACs(0.2), rules=[Rule("*", method="svd", rank=14)])
+        )
+    met = fxdecomp.transform(
+        gm, Policy(made_up=False, budget=MACs(0.9), rules=[Rule("*", method="svd", rank=14)])
+    )
     assert len(fxdecomp.report(met).applied) == 3
 
 

@@ -73,7 +73,7 @@ def share_of(report: fxdecomp.Report) -> float:
 
 def test_a_budget_that_the_whole_network_keeps_takes_one_attempt(gm: GraphModule, clock: Any) -> None:
     used = clock(lambda _: 0.49)
-    report = fxdecomp.report(fxdecomp.transform(gm, Policy(budget=Latency(0.5), rules=EVERY)))
+    report = fxdecomp.report(fxdecomp.transform(gm, Policy(made_up=False, budget=Latency(0.5), rules=EVERY)))
     assert used.calls == 1
     assert share_of(report) <= 0.5
     assert report.record.latency is not None
@@ -86,7 +86,7 @@ def test_a_budget_that_the_whole_network_keeps_takes_one_attempt(gm: GraphModule
 
 def test_a_plan_that_misses_the_budget_is_repaired(gm: GraphModule, clock: Any) -> None:
     used = clock(lambda call: [1.0, 0.8, 0.7][call])
-    report = fxdecomp.report(fxdecomp.transform(gm, Policy(budget=Latency(0.7), rules=EVERY)))
+    report = fxdecomp.report(fxdecomp.transform(gm, Policy(made_up=False, budget=Latency(0.7), rules=EVERY)))
     assert used.calls == 2
     assert share_of(report) <= 0.7 * 0.7 / 0.8
     assert "after 2 attempts" in report.record.notes[1]
@@ -95,7 +95,7 @@ def test_a_plan_that_misses_the_budget_is_repaired(gm: GraphModule, clock: Any) 
 
 def test_a_budget_that_no_attempt_keeps_is_said_to_be_missed(gm: GraphModule, clock: Any) -> None:
     clock(lambda _: 0.8)
-    report = fxdecomp.report(fxdecomp.transform(gm, Policy(budget=Latency(0.7), rules=EVERY)))
+    report = fxdecomp.report(fxdecomp.transform(gm, Policy(made_up=False, budget=Latency(0.7), rules=EVERY)))
     assert report.modified
     assert "the budget is missed" in report.record.notes[1]
 
@@ -104,7 +104,7 @@ def test_a_budget_that_no_attempt_keeps_is_said_to_be_missed(gm: GraphModule, cl
 def test_never_slower(gm: GraphModule, clock: Any, slow: float) -> None:
     """What is not faster beyond the noise is dropped, and the report says so."""
     clock(lambda _: slow)
-    small = fxdecomp.transform(gm, Policy(budget=Latency(0.5), rules=EVERY))
+    small = fxdecomp.transform(gm, Policy(made_up=False, budget=Latency(0.5), rules=EVERY))
     report = fxdecomp.report(small)
     assert not report.modified
     assert {outcome.reason for outcome in report.skipped} == {Reason.NOT_FASTER}
@@ -116,7 +116,7 @@ def test_never_slower(gm: GraphModule, clock: Any, slow: float) -> None:
 def test_an_absolute_time_is_the_share_that_it_makes(gm: GraphModule, clock: Any) -> None:
     clock(lambda _: 0.49)
     plans = [
-        fxdecomp.report(fxdecomp.transform(gm, Policy(budget=budget, rules=EVERY))).plan
+        fxdecomp.report(fxdecomp.transform(gm, Policy(made_up=False, budget=budget, rules=EVERY))).plan
         for budget in (Latency(0.5), Latency(seconds=0.5e-2))
     ]
     assert plans[0] == plans[1]
@@ -125,11 +125,15 @@ def test_an_absolute_time_is_the_share_that_it_makes(gm: GraphModule, clock: Any
 def test_rules_exclusions_and_floors_are_respected(gm: GraphModule, clock: Any) -> None:
     clock(lambda _: 0.59)
     policy = Policy(
-        budget=Latency(0.6), exclude=["0"], rules=[Rule("2", "svd", rank=8), Rule("4", "auto", floor=0.5)]
+        made_up=False,
+        budget=Latency(0.6),
+        exclude=["0"],
+        rules=[Rule("2", "svd", rank=8), Rule("4", "auto", floor=0.5)],
     )
     with pytest.raises(PolicyError, match=r"Latency.* cannot be met: .* ms of .* ms \(\d+\.\d%\)"):
-        fxdecomp.transform(gm, Policy(budget=Latency(0.001), rules=EVERY))
+        fxdecomp.transform(gm, Policy(made_up=False, budget=Latency(0.001), rules=EVERY))
     policy = Policy(
+        made_up=False,
         budget=Latency(0.6),
         exclude=["0"],
         rules=[Rule("2", "tucker2", rank=(16, 16)), Rule("4", "auto", floor=0.5)],
@@ -143,7 +147,9 @@ def test_rules_exclusions_and_floors_are_respected(gm: GraphModule, clock: Any) 
 
 def test_the_budget_is_a_share_of_the_network_before_any_rule(gm: GraphModule, clock: Any) -> None:
     clock(lambda _: 0.6)
-    policy = Policy(budget=Latency(0.6), rules=[Rule("2", "tucker2", rank=(16, 16)), Rule("4", "auto")])
+    policy = Policy(
+        made_up=False, budget=Latency(0.6), rules=[Rule("2", "tucker2", rank=(16, 16)), Rule("4", "auto")]
+    )
     report = fxdecomp.report(fxdecomp.transform(gm, policy))
     assert 0.55 <= share_of(report) <= 0.6
     assert report.record.latency is not None
@@ -152,7 +158,7 @@ def test_the_budget_is_a_share_of_the_network_before_any_rule(gm: GraphModule, c
 
 def test_layers_are_left_alone_where_a_rule_meets_the_budget_by_itself(gm: GraphModule, clock: Any) -> None:
     clock(lambda _: 0.4)
-    policy = Policy(budget=Latency(0.5), rules=[Rule("4", "tucker2", rank=(8, 8))])
+    policy = Policy(made_up=False, budget=Latency(0.5), rules=[Rule("4", "tucker2", rank=(8, 8))])
     report = fxdecomp.report(fxdecomp.transform(gm, policy))
     assert [outcome.site for outcome in report.applied] == ["4"]
     assert {outcome.reason for outcome in report.skipped} == {Reason.BUDGET}
@@ -171,7 +177,7 @@ def test_on_other_providers_the_rest_is_what_the_dense_layers_leave(monkeypatch:
 
 def test_a_plan_replays_without_a_clock(gm: GraphModule, clock: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     clock(lambda _: 0.49)
-    small = fxdecomp.transform(gm, Policy(budget=Latency(0.5), rules=EVERY))
+    small = fxdecomp.transform(gm, Policy(made_up=False, budget=Latency(0.5), rules=EVERY))
 
     def forbidden(*_: Any, **__: Any) -> None:
         raise AssertionError("a plan times nothing")
@@ -188,7 +194,9 @@ def test_a_real_clock_predicts_and_measures_something(
     gm: GraphModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FXDECOMP_CACHE_DIR", str(tmp_path))
-    small = fxdecomp.transform(gm, Policy(budget=Latency(0.9), rules=[Rule("*", "channel_svd")]))
+    small = fxdecomp.transform(
+        gm, Policy(made_up=False, budget=Latency(0.9), rules=[Rule("*", "channel_svd")])
+    )
     report = fxdecomp.report(small)
     assert report.record.latency is not None
     for attempt in report.record.latency["attempts"]:
@@ -219,7 +227,7 @@ def test_a_budget_of_time_that_cannot_be_meant_raises(make: Callable[[], object]
 
 @pytest.mark.parametrize("budget", [Latency(0.5, threads=2), Latency(seconds=0.01, provider="X")])
 def test_budgets_of_time_survive_dictionaries_and_files(budget: Latency, tmp_path: Path) -> None:
-    policy = Policy(budget=budget, rules=EVERY)
+    policy = Policy(made_up=False, budget=budget, rules=EVERY)
     assert Policy.from_dict(policy.to_dict()) == policy
     policy.save(tmp_path / "policy.toml")
     assert Policy.load(tmp_path / "policy.toml") == policy

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import fxdecomp
 from fxdecomp.export import to_onnx
-from fxdecomp.export.examples import drawn_like
+from fxdecomp.graphs.drawing import drawn_like
 from tests.nets import drawn, image
 
 

@@ -111,7 +111,7 @@ def test_a_budget_of_time_assembles_and_times_them(monkeypatch: pytest.MonkeyPat
 
     x = image(60, 2, 8)
     gm = fxdecomp.trace(Last().eval(), x)
-    policy = Policy(rules=[Rule("*", method="auto")], budget=Latency(0.9), multiple_of=8)
+    policy = Policy(rules=[Rule("*", method="auto")], made_up=False, budget=Latency(0.9), multiple_of=8)
     told = fxdecomp.report(fxdecomp.transform(gm, policy))
     assert told.record.latency is not None
     attempts = told.record.latency["attempts"]

@@ -118,7 +118,7 @@ def test_a_policy_that_cannot_be_meant(make: object, text: str) -> None:
     [
         ("method = ", ": not valid TOML: Invalid value (at end of document)"),
         ('method = "tucker"\n', ":1: there is no method 'tucker'; use tucker2"),
-        ('\nmethd = "svd"\n', ":2: a policy has no key 'methd'; it takes budget, exclude, method"),
+        ('\nmethd = "svd"\n', ":2: a policy has no key 'methd'; it takes budget, exclude, made_up"),
         (
             'method = "svd"\n[[rules]]\npatern = "a"\n',
             ":3: a rule has no key 'patern'; it takes floor, method, pattern",

@@ -40,7 +40,7 @@ def gm() -> GraphModule:
 
 
 INPUTS = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(1))
-POLICY = Policy(budget=fxdecomp.MACs(0.5), method="channel_svd")
+POLICY = Policy(made_up=False, budget=fxdecomp.MACs(0.5), method="channel_svd")
 
 
 def test_the_outcome_was_judged_and_holds_the_promise(gm: GraphModule) -> None:

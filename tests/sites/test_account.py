@@ -238,9 +238,13 @@ def test_a_share_of_the_cost_is_a_share_of_the_whole_network() -> None:
     told = fxdecomp.report(gm)
     assert told.macs_before == 8 * (64 * 64 + 192 * 64 + 192 * 256)
     both = [fxdecomp.Rule("*", "auto")]
-    small = fxdecomp.transform(gm, fxdecomp.Policy(budget=fxdecomp.MACs(0.9), multiple_of=1, rules=both))
+    small = fxdecomp.transform(
+        gm, fxdecomp.Policy(made_up=False, budget=fxdecomp.MACs(0.9), multiple_of=1, rules=both)
+    )
     assert 0.85 * told.macs_before < fxdecomp.report(small).macs_after <= 0.9 * told.macs_before
-    small = fxdecomp.transform(gm, fxdecomp.Policy(budget=fxdecomp.Params(0.9), multiple_of=1, rules=both))
+    small = fxdecomp.transform(
+        gm, fxdecomp.Policy(made_up=False, budget=fxdecomp.Params(0.9), multiple_of=1, rules=both)
+    )
     assert 0.85 * numel(model) < numel(small) <= 0.9 * numel(model)
     with pytest.raises(fxdecomp.PolicyError, match=r"75\.0% is in layers that no budget reduces \(rnn\)$"):
-        fxdecomp.transform(gm, fxdecomp.Policy(budget=fxdecomp.MACs(0.5), rules=both))
+        fxdecomp.transform(gm, fxdecomp.Policy(made_up=False, budget=fxdecomp.MACs(0.5), rules=both))
