@@ -1,6 +1,7 @@
 """What it brings that budgets reach into recurrent layers: the demo's recogniser, with its LSTMs and without.
 
     python -m benchmarks.recurrent [--lines 500] [--folder DIR] [--latency]
+    python -m benchmarks.recurrent --layer    # the least time of one such layer, whole and narrower
 
 Each budget is spent twice, once with the LSTMs left alone, fitted to 64 unlabelled lines, untrained. Judged
 on lines that were not seen before; times are of one line on one thread, in turn with the dense network.
@@ -10,18 +11,47 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+import time
 from pathlib import Path
 
 import torch
 
 import fxdecomp
 from fxdecomp import Latency, MACs, Policy
+from fxdecomp.decompositions import method_named
 from fxdecomp.demo.judging import judge
 from fxdecomp.demo.lines import Split, render_lines
 from fxdecomp.demo.recogniser import load_recogniser
 from fxdecomp.demo.running import CALIBRATION_LINES
+from fxdecomp.latency.chain_graphs import chain_graph
+from fxdecomp.layers import LayerSpec, Recurrence
 
 _BATCH = 8
+
+
+def _time_layer(runs: int = 800) -> None:
+    """Print the least time of the recogniser's LSTM on 159 steps: others on the machine only add to it."""
+    import numpy as np
+    import onnxruntime
+
+    recurrence = Recurrence("LSTM", 256, directions=2, steps=159)
+    spec = LayerSpec(256, recurrence.products, positions=159, recurrence=recurrence)
+    chains = {f"rank {r}": method_named("svd").form(spec, (r,)).stages for r in (128, 112, 96, 64, 16)}
+    specs = {"whole": [spec]} | {name: [stage.spec for stage in stages] for name, stages in chains.items()}
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = 1
+    sessions, inputs = {}, {}
+    for name, parts in specs.items():
+        model, shape = chain_graph(parts)
+        sessions[name] = onnxruntime.InferenceSession(model.SerializeToString(), settings)
+        inputs[name] = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    least = dict.fromkeys(specs, float("inf"))
+    for _ in range(runs):
+        for name, session in sessions.items():
+            start = time.perf_counter()
+            session.run(None, {"x": inputs[name]})
+            least[name] = min(least[name], time.perf_counter() - start)
+    print(", ".join(f"{name} {taken * 1e3:.2f} ms" for name, taken in least.items()))
 
 
 def main() -> None:
@@ -30,8 +60,12 @@ def main() -> None:
     parser.add_argument("--lines", type=int, default=500)
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--latency", action="store_true", help="budgets of time as well")
+    parser.add_argument("--layer", action="store_true", help="one layer alone")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.layer:
+        _time_layer()
+        return
     fresh = render_lines(options.lines, Split.JUDGE)
     unlabelled = render_lines(CALIBRATION_LINES, Split.CALIBRATION).images
     dense = fxdecomp.trace(load_recogniser(), fresh.images[:1])
@@ -49,7 +83,7 @@ def main() -> None:
                 try:
                     policy = Policy(budget=budget, exclude=exclude)
                     small = fxdecomp.transform(dense, policy, calibration=known)
-                except fxdecomp.BudgetError as error:
+                except fxdecomp.PolicyError as error:
                     print(f"{name}: {error}", flush=True)
                     continue
                 told = fxdecomp.report(small)

@@ -69,22 +69,26 @@ def remove_channels(weight: Float[Tensor, "out in *kernel"], moments: Moments, k
         moments: Of its input patches.
         keep: How many channels stay, at least one.
 
-    Cost: `d^3`, and `d^2 + out d` for each channel that goes, with d the size of a patch.
+    Cost: `d^3`, and `d^2 + out d` for each channel that goes, d the size of a patch; `out d` where no two
+    inputs vary together.
     """
     W = weight.double().reshape(*weight.shape[:2], -1)
     outputs, channels, taps = W.shape
     covariance = moments.dense().double().to(W.device)
-    way = (
-        _way_down(W.clone(memory_format=torch.contiguous_format), covariance, keep) if keep < channels else ()
-    )
-    gone_ones = {channel for channel, _ in way}
-    kept = torch.tensor([channel for channel in range(channels) if channel not in gone_ones])
+    apart = torch.equal(covariance, torch.diag(covariance.diagonal()))
+    if apart:  # then no channel makes up for another
+        loss = (W.flatten(1).square() * covariance.diagonal()).sum(0).reshape(channels, taps).sum(1)
+        kept = loss.argsort(descending=True, stable=True)[:keep].sort().values.cpu()
+    else:
+        given = W.clone(memory_format=torch.contiguous_format)
+        lost_ones = {channel for channel, _ in _way_down(given, covariance, keep)}
+        kept = torch.tensor([channel for channel in range(channels) if channel not in lost_ones])
     columns = (kept[:, None] * taps + torch.arange(taps)).flatten().to(W.device)
     gone = torch.ones(channels * taps, dtype=torch.bool, device=W.device)
     gone[columns] = False
     flat = W.flatten(1)
     new = flat[:, columns]
-    if bool(gone.any()):
+    if bool(gone.any()) and not apart:
         lower = cholesky(covariance[columns][:, columns])
         crossed = covariance[columns][:, gone] @ flat[:, gone].T
         new = new + torch.cholesky_solve(crossed, lower).T

@@ -104,7 +104,7 @@ class NarrowWidths(Pass):
         before = rows.get(name) or _row(site)
         place = Couplings(gm, sites).of(site)
         if isinstance(place, str):
-            return {name: replace(before, reason=place)}
+            return {name: replace(before, reason=before.reason or place)}  # of an earlier run, in its names
         channels = site.spec.out_channels
         keep = width if isinstance(width, int) else max(1, round(width * channels))
         step = self.policy.multiple_of or 1

@@ -72,6 +72,18 @@ def test_full_width_is_the_layer_itself_and_doubles_cost_nothing() -> None:
     assert found.error < 1e-9
 
 
+def test_inputs_that_vary_apart_go_by_what_they_bring() -> None:
+    weight, _ = drawn(6, (2,))
+    variances = torch.rand(12, generator=torch.Generator().manual_seed(2)).double() + 0.1
+    slow = Moments(torch.diag(variances) + 1e-13 * (1 - torch.eye(12)), torch.zeros(12).double(), 9)
+    quick = Moments(torch.diag(variances), torch.zeros(12).double(), 9)
+    for keep in (1, 3, 5):
+        one, other = (remove_channels(weight, moments, keep) for moments in (slow, quick))
+        assert one.kept.tolist() == other.kept.tolist()
+        assert torch.allclose(one.weight, other.weight)
+        assert one.error == pytest.approx(other.error)
+
+
 def test_inputs_that_do_not_vary_are_no_obstacle() -> None:
     weight, _ = drawn(6, ())
     found = remove_channels(weight, Moments(torch.zeros(6, 6).double(), torch.ones(6).double(), 1), 2)

@@ -130,6 +130,25 @@ def test_narrower_layers_may_be_decomposed_and_budgets_count_from_the_whole() ->
     assert 0.45 * count < sum(p.numel() for p in small.parameters()) <= 0.5 * count
 
 
+def test_reasons_of_an_earlier_run_stay_though_their_layers_have_other_names() -> None:
+    class Fork(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(6, 12), nn.Linear(12, 16), nn.Linear(12, 6)
+            self.d = nn.Linear(16, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = F.relu(self.a(x))
+            return self.c(y) + self.d(F.relu(self.b(y)))
+
+    gm = fxdecomp.trace(drawn(Fork()), image(5, 6))
+    policy = Policy(rules=[Rule("*", width=0.5), Rule("c", "svd", 2)])
+    small = fxdecomp.transform(gm, policy)
+    told = fxdecomp.report(small)
+    assert next(o for o in told.skipped if o.site == "a").detail == "c and b both read them"
+    assert fxdecomp.report(fxdecomp.transform(small, policy)).outcomes == told.outcomes
+
+
 def test_what_a_sum_needs_of_either_side_stays() -> None:
     class Sum(nn.Module):
         def __init__(self) -> None:
