@@ -32,7 +32,7 @@ _NUMBERS = 1 << 21
 _MACS = 2_000_000_000
 """which the network takes so many multiply-accumulates for,"""
 
-_FEWEST, _MOST = 32, 256
+_FEWEST, _MOST = 16, 256
 """in so many inputs, at least and at most: a layer that sees one row an input wants many."""
 
 _BATCH_NUMBERS = 1 << 18
@@ -50,7 +50,7 @@ def made_up(gm: GraphModule, *, count: int | None = None, seed: int = 0) -> Cali
 
     Args:
         gm: A traced network; the example inputs of `trace` tell shapes, means, spreads and ranges.
-        count: Number of inputs; None for 32 to 256, the more the smaller they and the network are.
+        count: Number of inputs; None for 16 to 256, the more the smaller they and the network are.
         seed: Of the draw.
 
     Raises:

@@ -103,7 +103,9 @@ def test_a_budget_takes_the_method(plugin: Decomposition, calibrated: bool) -> N
         model[0].weight.copy_(low_rank_weight())
     batches = list(torch.randn(4, 8, 16, 8, 8, generator=torch.Generator().manual_seed(1)))
     gm = fxdecomp.trace(model, batches[0])
-    policy = fxdecomp.Policy(rules=[fxdecomp.Rule("*", plugin.name)], budget=fxdecomp.MACs(0.6))
+    policy = fxdecomp.Policy(
+        rules=[fxdecomp.Rule("*", plugin.name)], budget=fxdecomp.MACs(0.6), made_up=False
+    )
     small = fxdecomp.transform(gm, policy, calibration=batches if calibrated else None)
     report = fxdecomp.report(small)
     assert {each.method for each in report.applied} == {plugin.name}
