@@ -15,7 +15,7 @@ from torch.fx import GraphModule
 from fxdecomp.allocation.site_work import SiteWork, Workers
 from fxdecomp.allocation.widths import found_widths
 from fxdecomp.calibration import Batch, Calibration
-from fxdecomp.calibration.competing import WIDTHS, better, is_doubtful
+from fxdecomp.calibration.competing import REFITTED, WIDTHS, better, is_doubtful
 from fxdecomp.calibration.judging import judged_inputs, with_quality
 from fxdecomp.calibration.made_up import made_up
 from fxdecomp.errors import BudgetError, CalibrationError, PolicyError
@@ -178,34 +178,36 @@ def transform(
     known.require(gm)
     workers = Workers(executor, progress)
 
-    def made(wanted: Policy, work: SiteWork) -> GraphModule:
+    def made(wanted: Policy, work: SiteWork, *, refitted: bool = True) -> GraphModule:
         data, folded = work.calibration, known.folded
         with unchanged_buffers(gm):
             if wanted.has_widths:
                 folded = NarrowWidths(wanted, data, progress)(folded)
                 work = SiteWork(folded, data)
             small = DecomposeLayers(wanted, work, workers)(folded)
-            if data is not None and data.refit:
+            if data is not None and data.refit and refitted:
                 small = RefitChains(known.folded, data, progress)(small)
         with torch.inference_mode(False):
             return with_quality(copy_owning_tensors(small, gm), gm, known.judged, least_agreement)
 
     work, problem = known.work_for(policy)
-    result = None
+    narrow = policy
     if policy.has_open_widths:
         with unchanged_buffers(gm):
             widths = found_widths(policy, known.folded, work, workers)
-        if widths:
-            result = made(policy.with_widths(widths), work)
-        policy = policy.with_widths({})
-    plain = made(policy, work)
-    result = plain if result is None else better(result, plain, WIDTHS)
+        narrow, policy = policy.with_widths(widths), policy.with_widths({})
+    result = plain = made(policy, work)
+    if narrow != policy:
+        result = better(made(narrow, work), plain, WIDTHS)
     if problem:
         record = record_of(result) or Record()
         attach_record(result, replace(record, notes=(*record.notes, problem)))
     data = work.calibration
     is_timed = isinstance(policy.budget, Latency)
     if data is not None and not is_timed and is_doubtful(result, data, known.judged):
+        if data.refit:
+            wanted = policy if result is plain else narrow
+            result = better(result, made(wanted, work, refitted=False), REFITTED)
         with suppress(BudgetError):  # which the weights alone may not meet: heads then stay
             replayed = policy if policy.budget else _replayed(result)
             result = better(result, made(replayed, known.weights_alone))

@@ -35,6 +35,7 @@ def is_doubtful(fitted: GraphModule, data: Calibration, judged: Judged | None) -
 
 
 FITTED = ("the fit to the calibration", "what the weights alone give", "fitted")
+REFITTED = ("the fit after its refit", "the fit before its refit", "refitted")
 WIDTHS = ("what has fewer inner channels", "what has all inner channels", "with fewer")
 """What two competitors are called, and what the first one is and the second not."""
 

@@ -7,6 +7,9 @@ from torch.fx import GraphModule
 
 import fxdecomp
 from fxdecomp import MACs, Policy
+from fxdecomp.calibration import Calibration
+from fxdecomp.graphs.records import Record
+from fxdecomp.passes import RefitChains
 from tests.nets import drawn, image, small_vgg
 
 X = image(16, 3, 16, 16)
@@ -65,3 +68,20 @@ def test_a_budget_that_only_the_fit_can_meet_is_met() -> None:
         fxdecomp.transform(gm, Policy(budget=MACs(0.5)))
     small = fxdecomp.transform(gm, Policy(budget=MACs(0.5)), calibration=list(image(32, 32).split(4)))
     assert fxdecomp.report(small).macs_after <= 0.5 * fxdecomp.report(small).macs_before
+
+
+def test_a_refit_that_does_harm_on_held_out_inputs_is_taken_back(
+    gm: GraphModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def harmful(self: RefitChains, gm: GraphModule, record: Record) -> Record:
+        with torch.no_grad():
+            for name, value in list(gm.named_parameters()):
+                gm.get_parameter(name).data = 2 * value
+        return record
+
+    monkeypatch.setattr(RefitChains, "call", harmful)
+    few = list(image(16, 3, 16, 16).split(4))
+    small = fxdecomp.transform(gm, POLICY, calibration=few)
+    assert "the fit before its refit was chosen on held-out calibration, 4 inputs" in notes(small)
+    before = fxdecomp.transform(gm, POLICY, calibration=Calibration(few, refit=False))
+    assert fxdecomp.report(small).quality.relative_error <= fxdecomp.report(before).quality.relative_error
