@@ -98,7 +98,7 @@ def test_patches_whose_moments_have_no_room_are_decomposed_by_their_weights(gm: 
 def test_a_second_budget_takes_what_is_known(gm: GraphModule, count: Counter[str]) -> None:
     known = fxdecomp.study(gm, BATCHES)
     for share in (0.5, 0.4):
-        policy = Policy(budget=MACs(share), multiple_of=2)
+        policy = Policy("channel_svd", budget=MACs(share), multiple_of=2)
         fresh = fxdecomp.transform(gm, policy, calibration=BATCHES)
         count.clear()
         assert_same(fresh, fxdecomp.transform(gm, policy, calibration=known))
@@ -106,7 +106,8 @@ def test_a_second_budget_takes_what_is_known(gm: GraphModule, count: Counter[str
 
 
 def test_a_search_studies_the_network_once(gm: GraphModule, count: Counter[str]) -> None:
-    found = fxdecomp.search(gm, BATCHES[0], calibration=BATCHES, max_drop=0.3, evaluations=3)
+    policy = Policy("channel_svd", budget=MACs(0.5), multiple_of=2)
+    found = fxdecomp.search(gm, BATCHES[0], calibration=BATCHES, policy=policy, max_drop=0.3, evaluations=3)
     assert len(found.trials) > 2
     assert count["collect"] == 1
     assert count["measure_sensitivity"] == 1

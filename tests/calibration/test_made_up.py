@@ -157,8 +157,12 @@ def vgg() -> GraphModule:
     return fxdecomp.trace(small_vgg(), image(1, 3, 16, 16))
 
 
-def test_a_budget_makes_inputs_up_and_says_so(vgg: GraphModule) -> None:
-    small = fxdecomp.transform(vgg, HALF)
+@pytest.fixture(scope="module")
+def small(vgg: GraphModule) -> GraphModule:
+    return fxdecomp.transform(vgg, HALF)
+
+
+def test_a_budget_makes_inputs_up_and_says_so(vgg: GraphModule, small: GraphModule) -> None:
     assert "made-up inputs; real ones are better (calibration=)" in notes(small)
     assert all(each.output_error is not None for each in fxdecomp.report(small).applied)
     off = fxdecomp.transform(vgg, Policy(budget=MACs(0.5), made_up=False))
@@ -177,8 +181,9 @@ def test_a_fixed_rank_stays_the_decomposition_of_the_weight_unless_asked(vgg: Gr
     }
 
 
-def test_a_plan_replays_bit_for_bit_with_the_same_made_up_inputs(vgg: GraphModule) -> None:
-    small = fxdecomp.transform(vgg, HALF)
+def test_a_plan_replays_bit_for_bit_with_the_same_made_up_inputs(
+    vgg: GraphModule, small: GraphModule
+) -> None:
     plan = fxdecomp.report(small).plan
     assert plan.made_up
     assert is_equal(fxdecomp.transform(vgg, Policy.from_plan(Plan.from_dict(plan.to_dict()))), small)
