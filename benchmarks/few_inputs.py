@@ -68,19 +68,19 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.5, help="of the multiply-accumulates")
     options = parser.parse_args()
     logging.getLogger("fxdecomp").setLevel(logging.ERROR)
-    policy = Policy(budget=MACs(options.share))
     unseen = pictures(500, 7)
     networks = [trained(seed) for seed in options.seeds]
     graphs = [fxdecomp.trace(net, unseen[:1]) for net in networks]
     head = " | ".join(f"R2, network {seed}" for seed in options.seeds)
     sys.stdout.write(f"| inputs | {head} | least agreement reported |\n|---|{'---|' * (len(networks) + 1)}\n")
-    for count in (0, *options.counts):
-        batches = list(torch.split(pictures(count, 3), 16)) if count else None
+    for count in ("none, weights alone", "none, made up", *options.counts):
+        batches = None if isinstance(count, str) else list(torch.split(pictures(count, 3), 16))
+        policy = Policy(budget=MACs(options.share), made_up=count == "none, made up")
         small = [fxdecomp.transform(gm, policy, calibration=batches) for gm in graphs]
         values = [explained(net, each, unseen) for net, each in zip(networks, small, strict=True)]
         told = [quality.agreement for each in small if (quality := fxdecomp.report(each).quality) is not None]
         shown = " | ".join(f"{value:.3f}" for value in values)
-        sys.stdout.write(f"| {count or 'none'} | {shown} | {min(told):.3f} |\n")
+        sys.stdout.write(f"| {count} | {shown} | {min(told):.3f} |\n")
         sys.stdout.flush()
 
 
