@@ -45,10 +45,12 @@ def matched(gm: GraphModule, batches: Sequence[Batch]) -> list[Any]:
 
     Cost: up to `STEPS` runs forward and back for each batch.
     """
+    known = norms_of(gm, Constants(gm))
     norms = {
-        node: norm for node, norm in norms_of(gm, Constants(gm)).items()
-        if norm.mean is not None and isinstance(norm.source, Node)
-    }  # fmt: skip
+        node: (norm.source, norm)
+        for node, norm in known.items()
+        if not norm.reason and isinstance(norm.source, Node)
+    }
     if not norms:
         return list(batches)
     with torch.inference_mode(False), torch.enable_grad(), evaluating(gm), unchanged_buffers(gm):
@@ -66,7 +68,8 @@ def _moved(reader: _Reader, batch: Batch) -> Any:
     if not free:
         return batch
     ends = {index: (leaf.detach().min(), leaf.detach().max()) for index, leaf in free.items()}
-    spread = max(float(leaf.detach().std()) for leaf in free.values()) or 1.0
+    spreads = [float(leaf.detach().std()) for leaf in free.values() if leaf.numel() > 1]
+    spread = max(spreads, default=0.0) or 1.0
     optimiser = torch.optim.Adam(list(free.values()), lr=_RATE * spread)
     best, least = leaves, float("inf")
     for _ in range(STEPS):
@@ -93,7 +96,7 @@ def _moved(reader: _Reader, batch: Batch) -> Any:
 class _Reader(fx.Interpreter):
     """Runs a graph and compares what its BatchNorms see with what they stored."""
 
-    def __init__(self, gm: GraphModule, norms: Mapping[Node, Norm]) -> None:
+    def __init__(self, gm: GraphModule, norms: Mapping[Node, tuple[Node, Norm]]) -> None:
         super().__init__(gm)
         self._gm = gm
         self._norms = norms
@@ -113,9 +116,9 @@ class _Reader(fx.Interpreter):
 
     def run_node(self, n: Node) -> Any:
         """Run a node; of a BatchNorm compare what it is about to see."""
-        norm = self._norms.get(n)
-        if norm is not None and isinstance(norm.source, Node):
-            self._losses.append(_gap(self.env[norm.source], norm))
+        if n in self._norms:
+            source, norm = self._norms[n]
+            self._losses.append(_gap(self.env[source], norm))
         return super().run_node(n)
 
 
