@@ -178,39 +178,43 @@ def transform(
     known.require(gm)
     workers = Workers(executor, progress)
 
-    def made(wanted: Policy, work: SiteWork, *, refitted: bool = True) -> GraphModule:
-        data, folded = work.calibration, known.folded
+    def decomposed(wanted: Policy, work: SiteWork) -> GraphModule:
         with unchanged_buffers(gm):
-            if wanted.has_widths:
-                folded = NarrowWidths(wanted, data, progress)(folded)
-                work = SiteWork(folded, data)
-            small = DecomposeLayers(wanted, work, workers)(folded)
-            if data is not None and data.refit and refitted:
-                small = RefitChains(known.folded, data, progress)(small)
+            if not wanted.has_widths:
+                return DecomposeLayers(wanted, work, workers)(known.folded)
+            fewer = NarrowWidths(wanted, work.calibration, progress)(known.folded)
+            return DecomposeLayers(wanted, SiteWork(fewer, work.calibration), workers)(fewer)
+
+    def finished(chains: GraphModule, data: Calibration | None) -> GraphModule:
+        """Refitted to data, if there are any, and compared with the original."""
+        if data is not None and data.refit:
+            with unchanged_buffers(gm):
+                chains = RefitChains(known.folded, data, progress)(chains)
         with torch.inference_mode(False):
-            return with_quality(copy_owning_tensors(small, gm), gm, known.judged, least_agreement)
+            return with_quality(copy_owning_tensors(chains, gm), gm, known.judged, least_agreement)
 
     work, problem = known.work_for(policy)
-    narrow = policy
+    data, narrow = work.calibration, policy
     if policy.has_open_widths:
         with unchanged_buffers(gm):
             widths = found_widths(policy, known.folded, work, workers)
         narrow, policy = policy.with_widths(widths), policy.with_widths({})
-    result = plain = made(policy, work)
+    chains = decomposed(policy, work)
+    result = finished(chains, data)
     if narrow != policy:
-        result = better(made(narrow, work), plain, WIDTHS)
+        narrower = decomposed(narrow, work)
+        winner = better(finished(narrower, data), result, WIDTHS)
+        chains, result = (chains if winner is result else narrower), winner
     if problem:
         record = record_of(result) or Record()
         attach_record(result, replace(record, notes=(*record.notes, problem)))
-    data = work.calibration
     is_timed = isinstance(policy.budget, Latency)
     if data is not None and not is_timed and is_doubtful(result, data, known.judged):
         if data.refit:
-            wanted = policy if result is plain else narrow
-            result = better(result, made(wanted, work, refitted=False), REFITTED)
+            result = better(result, finished(chains, None), REFITTED)
         with suppress(BudgetError):  # which the weights alone may not meet: heads then stay
             replayed = policy if policy.budget else _replayed(result)
-            result = better(result, made(replayed, known.weights_alone))
+            result = better(result, finished(decomposed(replayed, known.weights_alone), None))
     quality = (record_of(result) or Record()).quality
     if quality is not None and quality.warning:
         _log.warning("%s", quality.warning)

@@ -19,10 +19,12 @@ from fxdecomp.decompositions import (
     problems_of,
     refusal_of,
 )
-from fxdecomp.decompositions.factorising import forms_of
+from fxdecomp.decompositions.factorising import Task, forms_of
 from fxdecomp.layers import LayerSpec
+from fxdecomp.policy import Policy
 from fxdecomp.policy.budgets import Latency, MACs
 from fxdecomp.policy.rules import AUTO
+from fxdecomp.sites import Site
 
 _MOST_ITERATED = 600_000
 """Weights up to which `auto` considers the iterated methods; 3x3 from 256 to 256 takes each a second."""
@@ -82,6 +84,39 @@ class Question:
     def key(self) -> Hashable:
         """Questions about one layer with equal keys have one answer."""
         return self.site, self.method, self.multiple_of, self.cost, self.require_saving, self.floor
+
+
+def task_of(site: Site, policy: Policy) -> Task | None:
+    """What a policy wants done at a layer, without a rank where a budget is to find it; None for nothing."""
+    selection = policy.select(site.name)
+    if selection is None:
+        return None
+    return Task(
+        site.name,
+        site.specs,
+        site.weight,
+        site.bias,
+        selection.method,
+        selection.rank,
+        floor=selection.floor,
+        require_saving=policy.require_saving,
+    )
+
+
+def question_of(task: Task, multiple_of: int, cost: str) -> Question:
+    """What a budget asks of a layer whose rank is left to it."""
+    return Question(
+        task.site,
+        task.specs,
+        task.weight,
+        0 if task.bias is None else task.bias.numel(),
+        task.method,
+        multiple_of,
+        cost,
+        require_saving=task.require_saving,
+        floor=task.floor,
+        problems=task.problems,
+    )
 
 
 @torch.no_grad()

@@ -9,14 +9,14 @@ from typing import Any
 from torch.fx import GraphModule
 
 from fxdecomp.allocation.allocate import allocate
-from fxdecomp.allocation.candidates import Candidate, Question, candidates
+from fxdecomp.allocation.candidates import Candidate, Question, candidates, question_of
 from fxdecomp.allocation.pricing import price
 from fxdecomp.allocation.site_work import SiteWork, Workers
 from fxdecomp.allocation.timed import ABOVE, LatencyPlanner, best_attempt
 from fxdecomp.decompositions.factorising import Solution, Task, weight_refusal
 from fxdecomp.errors import BudgetError
 from fxdecomp.export.machine import machine
-from fxdecomp.outcomes import UNJUDGED, Outcome, Reason, Refusal
+from fxdecomp.outcomes import UNJUDGED, Outcome, Reason, Refusal, Skipped
 from fxdecomp.policy import Policy
 from fxdecomp.policy.budgets import Latency, MACs
 from fxdecomp.ranks import Fixed
@@ -124,13 +124,13 @@ def _counted_choice(policy: Policy, open_: Mapping[str, Task], situation: Situat
     dense, fixed = _other_costs(situation.others, cost)
     dense += situation.gone.get(cost, 0)
     for site in situation.sites:
-        dense += site.macs if cost == MACs.name else site.params
+        dense += cost_of(site, cost)
         if site.name not in open_:
             fixed += _settled_cost(site, situation.settled.get(site.name), cost)
     step = policy.multiple_of or rank_step()
     sensitivity = situation.sensitivity(open_)
     while True:
-        menus = situation.menus({name: _question(task, step, cost) for name, task in open_.items()})
+        menus = situation.menus({name: question_of(task, step, cost) for name, task in open_.items()})
         finest = step == 1 or policy.multiple_of is not None
         try:
             found = allocate(menus, policy.budget, fixed=fixed, dense=dense, sensitivity=sensitivity)
@@ -155,7 +155,7 @@ def _timed_choice(
     }
     with LatencyPlanner(situation.gm, situation.sites, budget, given) as planner:
         step = policy.multiple_of or planner.times.good_block()
-        questions = {name: _question(task, step, budget.name) for name, task in open_.items()}
+        questions = {name: question_of(task, step, budget.name) for name, task in open_.items()}
         menus = price(questions, situation.menus(questions), planner.times, situation.workers.progress)
         fixed = planner.fixed_s({name: menu[0].time_s or 0.0 for name, menu in menus.items()})
         attempts = planner.attempts(menus, fixed, situation.sensitivity(open_))
@@ -191,21 +191,6 @@ def rank_step() -> int:
     return 16 if "avx512f" in machine()["features"] else 8
 
 
-def _question(task: Task, step: int, cost: str) -> Question:
-    return Question(
-        task.site,
-        task.specs,
-        task.weight,
-        0 if task.bias is None else task.bias.numel(),
-        task.method,
-        step,
-        cost,
-        require_saving=task.require_saving,
-        floor=task.floor,
-        problems=task.problems,
-    )
-
-
 def _other_costs(others: Iterable[Outcome], cost: str) -> tuple[float, float]:
     """What the layers outside the plan cost before any decomposition, and now."""
     before = now = 0.0
@@ -233,9 +218,14 @@ def _unjudged(settled: Mapping[str, Solution | Refusal]) -> str:
     return f"; {shown}: left alone without calibration unless a rule names them" if names else ""
 
 
+def cost_of(layer: Site | Skipped, cost: str) -> int:
+    """What a layer takes as it is, by the name of what is counted."""
+    return layer.macs if cost == MACs.name else layer.params
+
+
 def _settled_cost(site: Site, result: Solution | Refusal | None, cost: str) -> int:
     if not isinstance(result, Solution):
-        return site.macs if cost == "macs" else site.params
+        return cost_of(site, cost)
     if cost != "macs":
         return result.chain.params
     return result.macs_at(site.specs)

@@ -14,17 +14,17 @@ from dataclasses import dataclass, replace
 from torch.fx import GraphModule
 
 from fxdecomp.allocation.allocate import allocate
-from fxdecomp.allocation.candidates import Candidate, Question, candidates, frontier
-from fxdecomp.allocation.planning import rank_step
+from fxdecomp.allocation.candidates import Candidate, candidates, frontier, question_of, task_of
+from fxdecomp.allocation.planning import cost_of, rank_step
 from fxdecomp.allocation.site_work import SiteWork, Workers
 from fxdecomp.calibration.collecting import collect
 from fxdecomp.calibration.moments import Moments
-from fxdecomp.decompositions.factorising import weight_refusal
+from fxdecomp.decompositions.factorising import Task, weight_refusal
 from fxdecomp.errors import BudgetError
 from fxdecomp.fitting.removal import removal_errors
 from fxdecomp.graphs.records import record_of
 from fxdecomp.places.coupling import Coupling, Couplings
-from fxdecomp.policy import MACs, Policy
+from fxdecomp.policy import Policy
 from fxdecomp.policy.rules import AUTO
 from fxdecomp.sites import Site, Survey, survey
 
@@ -46,10 +46,6 @@ class _Place:
     def name(self) -> str:
         return self.coupling.producers[0].name
 
-    @property
-    def layers(self) -> tuple[Site, ...]:
-        return (*self.coupling.producers, *self.coupling.carriers, self.coupling.consumer)
-
 
 def found_widths(policy: Policy, gm: GraphModule, work: SiteWork, workers: Workers) -> dict[str, int]:
     """The widths that serve a budget, by layer; none where too few real inputs tell what an error does.
@@ -68,26 +64,27 @@ def found_widths(policy: Policy, gm: GraphModule, work: SiteWork, workers: Worke
         return {}
     found = survey(gm)
     couplings = _apart(policy, gm, found, work)
-    open_ = {site.name: site for site in found.sites if _is_open(policy, site)}
+    tasks = {site.name: task_of(site, policy) for site in found.sites}
+    open_ = {name: task for name, task in tasks.items() if task is not None and _is_open(task)}
     needed = {*open_, *(each.consumer.name for each in couplings)}
     sensitivity = work.sensitivity(needed, workers.progress) if couplings else None
     if sensitivity is None:
         return {}
     step, cost = policy.multiple_of or rank_step(), policy.budget.name
     places = _with_errors(gm, couplings, work, step)
-    questions = {name: _question(policy, site, step) for name, site in open_.items()}
+    questions = {name: question_of(task, step, cost) for name, task in open_.items()}
     menus = work.each("candidates", candidates, questions, workers)
     joined: dict[str, tuple[Candidate, ...]] = {}
     weights = dict(sensitivity)
-    inside = {site.name for place in places for site in place.layers}
+    inside = {site.name for place in places for site in place.coupling.layers}
     for place in places:
         joined[place.name] = _menu(place, menus, sensitivity, cost)
         weights[place.name] = 1.0
     joined |= {name: menu for name, menu in menus.items() if name not in inside}
-    dense = sum(_cost_of(site, cost) for site in found.sites)
-    dense += sum(row.macs if cost == MACs.name else row.params for row in (*found.skipped, *found.others))
+    dense = sum(cost_of(site, cost) for site in found.sites)
+    dense += sum(cost_of(row, cost) for row in (*found.skipped, *found.others))
     counted = set(joined) | inside
-    fixed = dense - sum(_cost_of(site, cost) for site in found.sites if site.name in counted)
+    fixed = dense - sum(cost_of(site, cost) for site in found.sites if site.name in counted)
     try:
         choice = allocate(joined, policy.budget, fixed=fixed, dense=dense, sensitivity=weights)
     except BudgetError:
@@ -104,7 +101,7 @@ def _apart(policy: Policy, gm: GraphModule, found: Survey, work: SiteWork) -> li
     taken: set[str] = set()
     chosen = []
     for place in places:
-        names = {site.name for site in (*place.producers, *place.carriers, place.consumer)}
+        names = {site.name for site in place.layers}
         if taken.isdisjoint(names):
             taken |= names
             chosen.append(place)
@@ -133,9 +130,9 @@ def _menu(
     place: _Place, menus: Mapping[str, Sequence[Candidate]], sensitivity: Mapping[str, float], cost: str
 ) -> tuple[Candidate, ...]:
     """The place as it is, and the frontier of its chains and widths; errors are damages."""
-    dense = Candidate(None, (), 0.0, *_sums(place.layers))
+    dense = Candidate(None, (), 0.0, *_sums(place.coupling.layers))
     combined = [replace(dense, macs=0, params=0)]
-    for site in place.layers:
+    for site in place.coupling.layers:
         own = menus.get(site.name) or (Candidate(None, (), 0.0, site.macs, site.params),)
         weight = sensitivity.get(site.name, 0.0)
         sums = [
@@ -153,7 +150,7 @@ def _menu(
     reader = place.coupling.consumer
     for width, error in place.widths.items():
         share = width / place.coupling.producers[0].spec.out_channels
-        macs, params = (round(share * total) for total in _sums(place.layers))
+        macs, params = (round(share * total) for total in _sums(place.coupling.layers))
         combined.append(Candidate(_NARROWED, (width,), sensitivity[reader.name] * error, macs, params))
     return (dense, *(each for each in frontier(combined, cost) if each.method is not None))
 
@@ -162,28 +159,6 @@ def _sums(layers: Sequence[Site]) -> tuple[int, int]:
     return sum(site.macs for site in layers), sum(site.params for site in layers)
 
 
-def _cost_of(site: Site, cost: str) -> int:
-    return site.macs if cost == MACs.name else site.params
-
-
-def _is_open(policy: Policy, site: Site) -> bool:
+def _is_open(task: Task) -> bool:
     """Whether a layer's rank is left to the budget."""
-    selection = policy.select(site.name)
-    return selection is not None and selection.rank is None and weight_refusal(site.weight, site.spec) is None
-
-
-def _question(policy: Policy, site: Site, step: int) -> Question:
-    selection = policy.select(site.name)
-    assert selection is not None  # it is open
-    assert policy.budget is not None
-    return Question(
-        site.name,
-        site.specs,
-        site.weight,
-        0 if site.bias is None else site.bias.numel(),
-        selection.method,
-        step,
-        policy.budget.name,
-        require_saving=policy.require_saving,
-        floor=selection.floor,
-    )
+    return task.rank is None and weight_refusal(task.weight, task.specs[0]) is None

@@ -1,4 +1,4 @@
-"""A network that was fitted to calibration inputs against what the weights alone give, on others."""
+"""Networks made of one original against each other, on inputs that neither was fitted to."""
 
 from __future__ import annotations
 
@@ -40,24 +40,24 @@ WIDTHS = ("what has fewer inner channels", "what has all inner channels", "with 
 """What two competitors are called, and what the first one is and the second not."""
 
 
-def better(fitted: GraphModule, plain: GraphModule, words: tuple[str, str, str] = FITTED) -> GraphModule:
+def better(first: GraphModule, second: GraphModule, words: tuple[str, str, str] = FITTED) -> GraphModule:
     """The one of two networks that differs less from the original; its record says how they compared.
 
     By the relative error of the outputs: of the decisions of a few inputs, one more or less is chance.
 
     Args:
-        fitted: The network that was fitted to the calibration, which is taken where both are alike.
-        plain: What the weights alone give, measured on the same inputs.
+        first: A network, which is taken where both are alike; commonly the one that was fitted.
+        second: Another of the same original, measured on the same inputs.
         words: How the note tells them apart.
     """
-    record, other = record_of(fitted) or Record(), record_of(plain) or Record()
+    record, other = record_of(first) or Record(), record_of(second) or Record()
     if record.quality is None or other.quality is None:
-        return fitted
+        return first
     ours, theirs = record.quality.relative_error, other.quality.relative_error
     won = ours <= theirs
     taken, name = (record, words[0]) if won else (other, words[1])
     note = f"{name} was chosen on {record.quality.inputs}: error {ours:.1%} {words[2]}, {theirs:.1%} not"
-    chosen = fitted if won else plain
+    chosen = first if won else second
     why = {each.site: each for each in record.outcomes if isinstance(each, Skipped)}
     outcomes = tuple(
         each if isinstance(each, Applied) else why.get(each.site, each) for each in taken.outcomes

@@ -21,7 +21,7 @@ from fxdecomp.calibration.distance import named_outputs
 from fxdecomp.calibration.stored_statistics import matched
 from fxdecomp.errors import CalibrationError, FxdecompError, first_line
 from fxdecomp.graphs.drawing import natural_like
-from fxdecomp.graphs.inputs import placeholder_values
+from fxdecomp.graphs.inputs import has_batch, placeholder_values
 from fxdecomp.graphs.records import examples_of
 from fxdecomp.sites import survey
 from fxdecomp.sites.constants import Constants
@@ -87,9 +87,10 @@ class _Draw:
         self._leaves, self._structure = pytree.tree_flatten(examples)
         self._tables = _tables(gm, examples)
         self._seed = seed
-        first = next((leaf for leaf in self._leaves if isinstance(leaf, Tensor) and leaf.ndim), None)
-        self.rows = 1 if first is None else max(first.shape[0], 1)
-        size = sum(leaf[0].numel() for leaf in self._leaves if self._is_batched(leaf))
+        self._batched = has_batch(self._leaves)
+        rows = [leaf for leaf, batched in zip(self._leaves, self._batched, strict=True) if batched]
+        self.rows = max(rows[0].shape[0], 1) if rows else 1
+        size = sum(leaf[0].numel() for leaf in rows)
         cost = sum(site.macs for site in survey(gm).sites) / self.rows
         bearable = min(_NUMBERS // max(size, 1), int(_MACS / max(cost, 1)))
         self.count = count or min(max(bearable, _FEWEST), _MOST)
@@ -99,15 +100,15 @@ class _Draw:
         """Batches of a size, one after another until there are enough inputs."""
         generator = torch.Generator().manual_seed(self._seed)
         number = -(-self.count // size)
-        drawn = [[self._drawn(leaf, size, generator) for leaf in self._leaves] for _ in range(number)]
-        return [pytree.tree_unflatten(leaves, self._structure) for leaves in drawn]
+        return [pytree.tree_unflatten(self._drawn(size, generator), self._structure) for _ in range(number)]
 
-    def _is_batched(self, leaf: Any) -> bool:
-        return isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == self.rows
+    def _drawn(self, size: int, generator: torch.Generator) -> list[Any]:
+        """The leaves of a batch; what has no batch axis stays what it is."""
+        leaves = zip(self._leaves, self._batched, strict=True)
+        return [self._like(leaf, size, generator) if batched else leaf for leaf, batched in leaves]
 
-    def _drawn(self, leaf: Any, size: int, generator: torch.Generator) -> Any:
-        """One input of a batch; what has no batch axis, or is in an order of its own, stays what it is."""
-        if not self._is_batched(leaf) or leaf.is_complex():
+    def _like(self, leaf: Tensor, size: int, generator: torch.Generator) -> Tensor:
+        if leaf.is_complex():
             return leaf
         if leaf.is_floating_point():
             return natural_like(leaf, size, generator)

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
-from fxdecomp.export.examples import has_batch, with_batch
+from fxdecomp.export.examples import with_batch
+from fxdecomp.graphs.inputs import has_batch
 from fxdecomp.graphs.untouched import one_at_a_time
 
 _log = logging.getLogger(__name__)

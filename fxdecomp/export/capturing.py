@@ -14,12 +14,13 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from fxdecomp.errors import ExportError
-from fxdecomp.export.examples import has_batch, resized, with_batch
+from fxdecomp.export.examples import resized, with_batch
 from fxdecomp.export.exporter import export_graph
 from fxdecomp.export.matching import NotSpliceable
 from fxdecomp.export.parity import run_graph
 from fxdecomp.export.splicing import Spliced, splice
 from fxdecomp.graphs.drawing import drawn_like
+from fxdecomp.graphs.inputs import has_batch
 from fxdecomp.graphs.origins import Origin
 
 

@@ -12,7 +12,7 @@ from torch.fx.graph import _PyTreeCodeGen
 from torch.utils import _pytree as pytree
 
 from fxdecomp.errors import ExportError, TraceError
-from fxdecomp.graphs.inputs import ExampleInputs, placeholder_values
+from fxdecomp.graphs.inputs import ExampleInputs, has_batch, placeholder_values
 from fxdecomp.graphs.origins import origin_of
 
 
@@ -115,15 +115,6 @@ def as_inputs(gm: GraphModule, example_inputs: ExampleInputs) -> tuple[tuple[str
     if not values:
         raise ExportError("the example inputs hold no tensor; give one for each input")
     return tuple(names[: len(values)]), tuple(values)
-
-
-def has_batch(inputs: Sequence[Tensor]) -> tuple[bool, ...]:
-    """Which inputs carry the batch: those whose first axis is as long as the first input's."""
-    sizes = [value.shape[0] for value in inputs if isinstance(value, Tensor) and value.ndim]
-    return tuple(
-        bool(sizes) and isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == sizes[0]
-        for value in inputs
-    )
 
 
 def with_batch(inputs: Sequence[Tensor], batch: int) -> tuple[Tensor, ...]:

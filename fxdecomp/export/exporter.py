@@ -16,10 +16,11 @@ from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from fxdecomp.errors import ExportError
-from fxdecomp.export.examples import has_batch, with_batch
+from fxdecomp.export.examples import with_batch
 from fxdecomp.export.naming import name_after_sites, name_ends, name_weights
 from fxdecomp.export.pooling import settle_windows
 from fxdecomp.export.recurrent import WholeLayers, check_recurrent, translations
+from fxdecomp.graphs.inputs import has_batch
 from fxdecomp.graphs.untouched import copied, evaluating, unchanged_buffers
 
 _CHATTERING = ("torch.onnx", "torch.export", "torch._export", "onnxscript", "onnx_ir")

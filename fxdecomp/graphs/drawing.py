@@ -39,17 +39,21 @@ def drawn_like(inputs: Sequence[Tensor], seed: int) -> tuple[Tensor, ...]:
         if not isinstance(value, Tensor) or not value.numel():
             drawn.append(value)
         elif value.is_floating_point():
-            example = value.detach().double().cpu()
-            deviation = float(example.std()) if example.numel() > 1 else 0.0
             noise = torch.randn(value.shape, generator=generator, dtype=torch.float64)
-            new = float(example.mean()) + (deviation or 1.0) * noise
-            drawn.append(new.to(value.device, value.dtype))
+            drawn.append(_spread_as(value, noise).to(value.device, value.dtype))
         elif _ascends(value):
             drawn.append(_ascending_like(value, generator))
         else:
             picks = torch.randint(value.numel(), (value.numel(),), generator=generator)
             drawn.append(value.flatten()[picks.to(value.device)].reshape(value.shape))
     return tuple(drawn)
+
+
+def _spread_as(example: Tensor, noise: Tensor) -> Tensor:
+    """Noise of variance 1 with the mean and deviation of an example, deviation 1 where that is constant."""
+    known = example.detach().double().cpu()
+    deviation = float(known.std()) if known.numel() > 1 else 0.0
+    return float(known.mean()) + (deviation or 1.0) * noise
 
 
 def _ascends(value: Tensor) -> bool:
@@ -71,7 +75,7 @@ def _ascending_like(value: Tensor, generator: torch.Generator) -> Tensor:
     return torch.cat([ends, between]).sort().values.to(value.device, value.dtype)
 
 
-def natural_like(example: Tensor, count: int, generator: torch.Generator) -> Float[Tensor, count * size]:
+def natural_like(example: Tensor, count: int, generator: torch.Generator) -> Float[Tensor, "count ..."]:
     """Noise with the spectrum of pictures or signals, and the mean, spread and range of an example.
 
     The power of natural pictures falls as `1 / f^2`, that of many signals as `1 / f` (Field 1987, J. Opt.
@@ -84,18 +88,17 @@ def natural_like(example: Tensor, count: int, generator: torch.Generator) -> Flo
         count: Number of inputs.
         generator: Draws.
     """
-    known = example.detach().double().cpu()
-    deviation = float(known.std()) if known.numel() > 1 else 0.0
-    shape = (count, *known.shape[1:])
-    if _has_spectrum(known):
-        noise = _coloured((count, 1, *known.shape[2:]), generator)
-        if known.shape[1] > 1:
+    shape = (count, *example.shape[1:])
+    if _has_spectrum(example):
+        noise = _coloured((count, 1, *example.shape[2:]), generator)
+        if example.shape[1] > 1:
             noise = (noise + _COLOUR * _coloured(shape, generator)) / (1 + _COLOUR**2) ** 0.5
     else:
         noise = torch.randn(shape, generator=generator, dtype=torch.float64)
-    drawn = float(known.mean()) + (deviation or 1.0) * noise
-    if deviation:
-        drawn = drawn.clamp(float(known.min()), float(known.max()))
+    drawn = _spread_as(example, noise)
+    least, most = float(example.detach().min()), float(example.detach().max())
+    if least < most:
+        drawn = drawn.clamp(least, most)
     return drawn.to(example.device, example.dtype)
 
 

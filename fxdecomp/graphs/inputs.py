@@ -105,6 +105,15 @@ def naming_batch(batch: str, kind: type[FxdecompError]) -> Iterator[None]:
         raise kind(f"{batch} does not fit: {told}; give what the network takes, without labels") from error
 
 
+def has_batch(inputs: Sequence[Any]) -> tuple[bool, ...]:
+    """Which inputs carry the batch: those whose first axis is as long as the first input's."""
+    sizes = [value.shape[0] for value in inputs if isinstance(value, Tensor) and value.ndim]
+    return tuple(
+        bool(sizes) and isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == sizes[0]
+        for value in inputs
+    )
+
+
 def float_leaves(value: object) -> list[Tensor]:
     """The floating-point tensors of a nested structure, in order."""
     leaves = pytree.tree_leaves(value)

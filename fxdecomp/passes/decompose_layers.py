@@ -15,6 +15,7 @@ from typing import Any, ClassVar, final
 
 from torch.fx import GraphModule
 
+from fxdecomp.allocation.candidates import task_of
 from fxdecomp.allocation.planning import Situation, plan_budget
 from fxdecomp.allocation.proportion import out_of_proportion
 from fxdecomp.allocation.site_work import ALONE, SiteWork, Workers
@@ -122,7 +123,7 @@ class DecomposeLayers(Pass):
 
     def _tasks(self, sites: list[Site], settled: Container[str], *, of_budget: bool) -> dict[str, Task]:
         """What is to be done at the layers whose rank a budget finds, or at those whose rank is given."""
-        tasks = {site.name: _task(site, self.policy) for site in sites if site.name not in settled}
+        tasks = {site.name: task_of(site, self.policy) for site in sites if site.name not in settled}
         return {
             name: task
             for name, task in tasks.items()
@@ -196,22 +197,6 @@ def _plan(
             choice = replace(choice, method=form.method, rank=form.rank)
         choices[site.name] = choice
     return Plan(tuple(choices.values()), made_up).to_dict()
-
-
-def _task(site: Site, policy: Policy) -> Task | None:
-    selection = policy.select(site.name)
-    if selection is None:
-        return None
-    return Task(
-        site.name,
-        site.specs,
-        site.weight,
-        site.bias,
-        selection.method,
-        selection.rank,
-        floor=selection.floor,
-        require_saving=policy.require_saving,
-    )
 
 
 def _apply(replacer: Replacer, site: Site, solution: Solution) -> Applied:

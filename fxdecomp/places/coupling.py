@@ -49,6 +49,11 @@ class Coupling:
     axes: Mapping[Node, int]
     is_product: bool = True
 
+    @property
+    def layers(self) -> tuple[Site, ...]:
+        """All of them."""
+        return (*self.producers, *self.carriers, self.consumer)
+
 
 class Couplings:
     """Follows the outputs of layers through one graph. Cost: linear in its nodes, for each layer."""
