@@ -172,7 +172,7 @@ def test_an_input_of_one_number_has_no_spread_and_stops_nothing(time: Tensor) ->
     ((unmoved, moved),) = matched(gm, [batch])
     assert torch.equal(unmoved, time)
     assert not torch.equal(moved, batch[1])
-    assert "made-up inputs" in notes(fxdecomp.transform(gm, Policy(budget=MACs(0.9))))
+    assert "made-up inputs" in notes(fxdecomp.transform(gm, Policy(budget=MACs(0.9)), made_up(gm, count=8)))
 
 
 @pytest.fixture(scope="module")
