@@ -172,7 +172,8 @@ def test_an_input_of_one_number_has_no_spread_and_stops_nothing(time: Tensor) ->
     ((unmoved, moved),) = matched(gm, [batch])
     assert torch.equal(unmoved, time)
     assert not torch.equal(moved, batch[1])
-    assert "made-up inputs" in notes(fxdecomp.transform(gm, Policy(budget=MACs(0.9)), made_up(gm, count=8)))
+    small = fxdecomp.transform(gm, Policy(budget=MACs(0.9)), calibration=made_up(gm, count=8))
+    assert fxdecomp.report(small).macs_after <= 0.9 * fxdecomp.report(small).macs_before
 
 
 @pytest.fixture(scope="module")
