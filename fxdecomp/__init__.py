@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from fxdecomp.quality import OutputDistance, Quality
     from fxdecomp.ranks import VBMF, Energy, Fixed, Ratio
     from fxdecomp.recovery import recover
-    from fxdecomp.reporting import Report, graph_diff, report
+    from fxdecomp.reporting.graph_diff import graph_diff
+    from fxdecomp.reporting.report import Report, report
     from fxdecomp.searching.searcher import search
     from fxdecomp.searching.trials import SearchResult
     from fxdecomp.tracing import trace

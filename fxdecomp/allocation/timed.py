@@ -27,10 +27,10 @@ from fxdecomp.errors import BenchmarkError, BudgetError
 from fxdecomp.export import Ratio, benchmark
 from fxdecomp.export.kernels import profile_model
 from fxdecomp.export.parity import to_numpy
-from fxdecomp.export.sessions import CPU
 from fxdecomp.latency.chain_times import ChainTimes
 from fxdecomp.latency.mock_networks import Picks, recorded_inputs, write_mock
 from fxdecomp.policy.budgets import Latency
+from fxdecomp.providers import described
 from fxdecomp.sites import Site
 
 ABOVE, BELOW = 0.02, 0.03
@@ -120,7 +120,7 @@ class LatencyPlanner:
         Args:
             open_: The layers of the budget, with their dense times.
         """
-        if self._budget.provider != CPU:
+        if not described(self._budget.provider).times_nodes:
             return max(0.0, self._dense_s - self._settled_s(dense=True) - sum(open_.values()))
         names = [str(node.target) for node in self._gm.graph.nodes if node.op == "placeholder"]
         inputs = recorded_inputs(self._gm)

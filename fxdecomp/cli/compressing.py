@@ -132,8 +132,8 @@ def compress(
     from fxdecomp.cli.loading import load_model
     from fxdecomp.cli.policies import parse_budget, parse_rule, policy_from
     from fxdecomp.compressing import FileOptions, compress_to, run_files
-    from fxdecomp.export.sessions import provider_of
     from fxdecomp.files import check_replaces_none
+    from fxdecomp.providers import provider_of
 
     given = [Path(model), *([] if policy is None else [policy])]
     given += [Path(calibration)] if calibration and calibration.endswith((".npz", ".npy")) else []

@@ -37,9 +37,9 @@ def inspect(
             _tell(model, metadata)
         return
     from fxdecomp.cli.tables import inspect_table, left_alone
-    from fxdecomp.export.sessions import provider_of
     from fxdecomp.graphs.records import examples_of
     from fxdecomp.inspecting.layers import inspect_layers, time_shares
+    from fxdecomp.providers import provider_of
     from fxdecomp.reporting.text import short
 
     quiet = quiet or as_json

@@ -27,7 +27,7 @@ def bench_kernels(
     from fxdecomp.export import bench_kernels as measure
     from fxdecomp.export.kernel_bench import CHANNELS, KERNELS, SIZES
     from fxdecomp.export.kernel_map import check_picture
-    from fxdecomp.export.sessions import provider_of
+    from fxdecomp.providers import provider_of
 
     if plot is not None:
         check_picture(plot)

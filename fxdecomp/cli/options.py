@@ -12,9 +12,8 @@ import typer
 
 from fxdecomp.cli.references import ModelReferenceError, check_model, parse
 from fxdecomp.cli.words import parse_input
-
-PROVIDERS = ("cpu", "cuda", "tensorrt", "openvino", "coreml", "dml", "migraphx", "qnn", "xnnpack", "dnnl")
-_FULL = "ExecutionProvider"
+from fxdecomp.providers import PROVIDERS, provider_of
+from fxdecomp.providers.base import SUFFIX
 
 
 def checked_provider(name: Any) -> Any:
@@ -24,10 +23,10 @@ def checked_provider(name: Any) -> Any:
         BadParameter: It is neither a short name that is known nor a full one.
     """
     for each in name if isinstance(name, list) else [name] if name else []:
-        if each.lower() not in PROVIDERS and not each.endswith(_FULL):
+        if not provider_of(each).endswith(SUFFIX):
             raise typer.BadParameter(
-                f"there is no provider {each!r}; write {', '.join(PROVIDERS[:4])}, "
-                f"or a full name such as CPU{_FULL}"
+                f"there is no provider {each!r}; write {', '.join(each.short for each in PROVIDERS[:4])}, "
+                f"or a full name such as {PROVIDERS[0].name}"
             )
     return name
 

@@ -10,11 +10,12 @@ from typing import Any
 from fxdecomp.decompositions import METHODS
 from fxdecomp.errors import PolicyError
 from fxdecomp.export.metadata import read_metadata
-from fxdecomp.export.sessions import CPU, provider_of
+from fxdecomp.export.sessions import CPU
 from fxdecomp.outcomes import WIDTH
 from fxdecomp.plans import Plan
 from fxdecomp.policy import Budget, Latency, MACs, Params, Policy
 from fxdecomp.policy.rules import AUTO, Rule
+from fxdecomp.providers import provider_of
 from fxdecomp.ranks import VBMF, Energy, Fixed, RankRule, Ratio
 
 _SECONDS = {"ms": 1e-3, "s": 1.0}

@@ -183,6 +183,9 @@ class BenchmarkReport:
             macs = f"{row.macs / 1e6:>9.2f}" if row.macs else ""
             head = f"{row.name:<{width}}  {row.kind:<9} {row.time_s * 1e3:>8.3f} {row.share:>6.1%}"
             lines.append(f"{head} {macs} {speed}".rstrip())
+        if not any(row.macs for row in self.kernels[model]):
+            where = ", ".join(dict.fromkeys(row.provider for row in self.kernels[model]))
+            lines.append(f"{where} gives no times of single layers")
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """`bench_kernels`: the kernels that chains are made of, one by one, on one provider.
 
-Every kernel is a small ONNX graph. On the CPU its time is that of its own node in ONNX Runtime's profile, so
-that the layout changes at the ends of so small a graph do not count; elsewhere it is the time of the whole
-run.
+Every kernel is a small ONNX graph. Where the provider's nodes have times, its time is that of its own node in
+ONNX Runtime's profile, so that the layout changes at the ends of so small a graph do not count; elsewhere it
+is the time of the whole run.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from fxdecomp.export.kernels import profile_model
 from fxdecomp.export.machine import machine
 from fxdecomp.export.sessions import CPU, bound_run, check_available, open_session, thread_count
 from fxdecomp.progress import Progress, silent
+from fxdecomp.providers import described
 
 KERNELS: Mapping[str, tuple[tuple[int, int], bool]] = {
     "pointwise": ((1, 1), False),
@@ -128,8 +129,10 @@ class _Bench:
                 else:
                     write_fp16(path, lower, [feed], Fp16(max_error=float("inf")))
                 path = lower
-            if self._provider == CPU:
-                profile = profile_model(path, feed, provider=CPU, threads=self.threads, runs=self._runs)
+            if described(self._provider).times_nodes:
+                profile = profile_model(
+                    path, feed, provider=self._provider, threads=self.threads, runs=self._runs
+                )
                 named = [row for row in profile.kernels if row.name == "kernel"]
                 return sum(row.time_s for row in named or profile.kernels)
             return self._whole_run_s(path, feed)

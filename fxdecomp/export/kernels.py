@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from fxdecomp.export.onnx_layers import OnnxLayer, OnnxLayers
 from fxdecomp.export.sessions import open_session
+from fxdecomp.providers import described
 
 OTHER = "other"
 
@@ -108,11 +109,12 @@ def profile_events(
     before_run: Callable[[], object] = lambda: None,
 ) -> list[dict[str, Any]]:
     """What ONNX Runtime's profiler writes down of some runs, `before_run` called before each."""
+    hiding = described(provider).unprofiled
     with tempfile.TemporaryDirectory() as folder:
         session = open_session(
             path,
             provider=provider,
-            provider_options=provider_options,
+            provider_options={key: v for key, v in (provider_options or {}).items() if key not in hiding},
             threads=threads,
             profile_prefix=Path(folder) / "profile",
         )

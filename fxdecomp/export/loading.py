@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ from fxdecomp.export.feeds import fixed_batch, make_feed
 from fxdecomp.export.kernels import Kernel, profile_model
 from fxdecomp.export.memory import peak_bytes
 from fxdecomp.export.metadata import read_metadata
+from fxdecomp.export.onnx_layers import OnnxLayers
 from fxdecomp.export.sessions import CPU, available_providers, bound_run, open_session
+from fxdecomp.providers import described
 
 VISIT_S = 0.02
 """A visit runs a model until this time is full."""
@@ -132,11 +134,21 @@ def load_runner(name: str, path: Path, setting: Setting, *, profile: bool, memor
         )
         strays = [row.name for row in found.kernels if row.macs and row.provider != setting.provider]
         if strays:
-            raise NotTimed(f"left {len(strays)} layer(s) to another provider: {', '.join(strays[:3])}")
+            raise NotTimed(
+                f"left {len(strays)} layer(s) to another provider: {', '.join(strays[:3])}"
+                f"{_advice(path, strays, setting.provider)}"
+            )
         runner.kernels, runner.nodes = found.kernels, found.nodes
     if memory:
         runner.peak_bytes = peak_bytes(path, feed, setting.provider, setting.options, setting.threads)
     return runner
+
+
+def _advice(path: Path, strays: Sequence[str], provider: str) -> str:
+    """What to do about layers that a provider is known not to take."""
+    layers, refused = OnnxLayers(path).by_name, described(provider).refused
+    known = dict.fromkeys(refused[layers[name].op] for name in strays if layers[name].op in refused)
+    return "".join(f"; {advice}" for advice in known)
 
 
 def _feed(declared: Any, path: Path, setting: Setting) -> tuple[int, dict[str, NDArray[Any]]]:

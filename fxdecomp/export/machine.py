@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distribution
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,17 @@ def machine() -> dict[str, Any]:
     }
 
 
-_PACKAGES = ("fxdecomp", "torch", "onnx", "onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "numpy")
+_RUNTIME = "onnxruntime"
+_PACKAGES = ("fxdecomp", "torch", "onnx", _RUNTIME, "onnxruntime-gpu", "onnxruntime-openvino", "numpy")
 
 
 def _version(package: str) -> str:
+    """The version that is imported: of the packages that bring an onnxruntime, several may be in sight."""
     try:
-        return version(package)
+        found = distribution(package)
     except PackageNotFoundError:
         return ""
+    module = find_spec(_RUNTIME) if package.startswith(_RUNTIME) else None
+    if module is not None and module.origin != str(found.locate_file(f"{_RUNTIME}/__init__.py")):
+        return ""
+    return found.version

@@ -11,21 +11,10 @@ from typing import Any
 from numpy.typing import NDArray
 
 from fxdecomp.errors import BenchmarkError, ExportError
+from fxdecomp.providers import CPU as OWN
+from fxdecomp.providers import described
 
-CPU = "CPUExecutionProvider"
-
-DEVICES: Mapping[str, str] = {
-    "CUDAExecutionProvider": "cuda",
-    "TensorrtExecutionProvider": "cuda",
-    "NvTensorRTRTXExecutionProvider": "cuda",
-    "DmlExecutionProvider": "dml",
-}
-"""Providers with a memory of their own: inputs and outputs stay there while they are timed."""
-
-DEFAULT_OPTIONS: Mapping[str, Mapping[str, str]] = {
-    "CUDAExecutionProvider": {"cudnn_conv_algo_search": "EXHAUSTIVE"},
-}
-"""Options that a provider gets unless the caller says otherwise, so that a report can state them."""
+CPU = OWN.name
 
 _MOST_THREADS = 256
 
@@ -60,24 +49,10 @@ def check_available(provider: str) -> None:
         raise BenchmarkError(f"{provider} is not available; there are {', '.join(offered)}")
 
 
-def provider_of(name: str) -> str:
-    """The execution provider that a short name means: `cpu`, `cuda`, `openvino`; a full name stays as it is.
-
-    Whether it is installed is for those to say who use it.
-    """
-    known = dict.fromkeys([CPU, *DEVICES, "OpenVINOExecutionProvider", "CoreMLExecutionProvider"])
-    return next((full for full in known if full.lower() == f"{name}ExecutionProvider".lower()), name)
-
-
 def _plugin_devices() -> list[Any]:
     """Devices of registered plugin providers; onnxruntime has them since 1.22."""
     ort = onnxruntime()
     return list(ort.get_ep_devices()) if hasattr(ort, "get_ep_devices") else []
-
-
-def options_of(provider: str, given: Mapping[str, str] | None) -> dict[str, str]:
-    """The options that a provider is run with."""
-    return {**DEFAULT_OPTIONS.get(provider, {}), **(given or {})}
 
 
 def thread_count(threads: int) -> int:
@@ -114,8 +89,8 @@ def open_session(
     Args:
         path: The ONNX file, or its bytes.
         provider: The execution provider; the CPU stands behind it for operators that it does not have.
-        provider_options: Options of the provider.
-        threads: Intra-op threads, 0 for every core.
+        provider_options: Options of the provider, beside those of its description.
+        threads: Threads, 0 for every core; intra-op, or as the provider wants to be told.
         optimise: All graph optimisations, or none.
         profile_prefix: Where ONNX Runtime writes its profile, if it shall.
         optimised_path: Where it writes the graph that it really runs, if it shall.
@@ -141,7 +116,7 @@ def open_session(
         options.profile_file_prefix = str(profile_prefix)
     if optimised_path is not None:
         options.optimized_model_filepath = str(optimised_path)
-    chosen = options_of(provider, provider_options)
+    chosen = described(provider).settings(options.intra_op_num_threads, provider_options)
     source = path if isinstance(path, bytes) else str(path)
     if provider not in ort.get_available_providers():
         devices = [device for device in _plugin_devices() if device.ep_name == provider]
@@ -156,20 +131,26 @@ def open_session(
 def bound_run(session: Any, provider: str, feed: Mapping[str, NDArray[Any]]) -> Callable[[], object]:
     """One run of a session as a call, inputs and outputs in the provider's own memory where it has one.
 
+    Outputs stay where the first run put them: a captured CUDA graph writes to the same place in every run.
+
     Args:
         session: The session.
         provider: Its provider.
         feed: The inputs; copied to the device once, before the first call.
     """
-    device = DEVICES.get(provider)
+    device = described(provider).device
     if device is None:
         return lambda: session.run(None, feed)
     ort = onnxruntime()
     binding = session.io_binding()
     for name, value in feed.items():
         binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(value, device, 0))
-    for item in session.get_outputs():
-        binding.bind_output(item.name, device)
+    names = [item.name for item in session.get_outputs()]
+    for name in names:
+        binding.bind_output(name, device)
+    session.run_with_iobinding(binding)
+    for name, value in zip(names, binding.get_outputs(), strict=True):
+        binding.bind_ortvalue_output(name, value)
 
     def run() -> object:
         session.run_with_iobinding(binding)

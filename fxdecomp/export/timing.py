@@ -20,8 +20,9 @@ from fxdecomp.export.benchmark_report import BenchmarkReport, Timing
 from fxdecomp.export.kernels import Kernel
 from fxdecomp.export.loading import VISIT_S, NotTimed, Runner, Setting, load_runner
 from fxdecomp.export.machine import machine
-from fxdecomp.export.sessions import CPU, DEVICES, options_of, thread_count
+from fxdecomp.export.sessions import CPU, thread_count
 from fxdecomp.progress import Progress, silent
+from fxdecomp.providers import described
 
 
 def benchmark(
@@ -90,7 +91,7 @@ def benchmark(
     settings = [
         Setting(
             provider,
-            options_of(provider, (provider_options or {}).get(provider)),
+            described(provider).settings(thread_count(count), (provider_options or {}).get(provider)),
             thread_count(count),
             batch,
             inputs,
@@ -121,9 +122,11 @@ def benchmark(
             "spinning": "within a run only",
             "graph_optimisation": "all",
             "provider_options": {
-                name: options_of(name, (provider_options or {}).get(name)) for name in providers
+                name: {**described(name).options, **(provider_options or {}).get(name, {})}
+                for name in providers
             },
-            "io_binding": [name for name in providers if name in DEVICES],
+            "thread_options": {name: described(name).thread_option or "intra_op" for name in providers},
+            "io_binding": [name for name in providers if described(name).device],
             "files": files,
             "seed": seed,
         },

@@ -32,6 +32,7 @@ from fxdecomp.export.sessions import (
 from fxdecomp.latency.cache import LatencyCache, cache_folder
 from fxdecomp.latency.chain_graphs import AFTER, BEFORE, chain_graph
 from fxdecomp.layers import LayerSpec
+from fxdecomp.providers import described
 
 _RUNS = 9
 _QUANTILE = 0.25
@@ -105,7 +106,7 @@ class ChainTimes:
         return 1
 
     def _measure(self, chain: tuple[LayerSpec, ...]) -> float:
-        if self.provider == CPU:
+        if described(self.provider).times_nodes:
             return max(self._node_time_s(chain), 1e-9)
         return max(self._run_time_s(chain) - self._run_time_s(chain[:1], empty=True), 1e-9)
 

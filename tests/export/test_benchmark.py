@@ -14,6 +14,7 @@ from fxdecomp.errors import BenchmarkError
 from fxdecomp.export import BenchmarkReport, Kernel, Timing, benchmark, kernels, loading, sessions, to_onnx
 from fxdecomp.export.onnx_layers import OnnxLayers
 from fxdecomp.export.ratios import ratio_of_medians
+from fxdecomp.providers import Provider
 
 from .nets import Convolutional, Recurrent, Residual, traced, with_record
 
@@ -316,7 +317,7 @@ def test_peak_memory_is_that_of_the_model(tmp_path: Path) -> None:
 def test_inputs_and_outputs_stay_on_the_device(
     files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sessions, "DEVICES", {"CPUExecutionProvider": "cpu"})
+    monkeypatch.setattr(sessions, "described", lambda name: Provider(name, device="cpu"))
     session = sessions.open_session(files["conv"])
     feed = {"x": np.random.default_rng(0).standard_normal((2, 3, 16, 16)).astype(np.float32)}
     binding = sessions.bound_run(session, "CPUExecutionProvider", feed)()
@@ -343,7 +344,7 @@ def test_options_reach_the_provider_and_the_report(files: dict[str, Path]) -> No
     )
     assert report.settings["provider_options"] == {
         "CUDAExecutionProvider": {"cudnn_conv_algo_search": "EXHAUSTIVE"},
-        "TensorrtExecutionProvider": {"trt_fp16_enable": "1"},
+        "TensorrtExecutionProvider": {"trt_timing_cache_enable": "1", "trt_fp16_enable": "1"},
     }
     assert report.settings["io_binding"] == ["CUDAExecutionProvider", "TensorrtExecutionProvider"]
 

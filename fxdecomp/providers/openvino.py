@@ -1,0 +1,18 @@
+"""OpenVINO on the CPU, as `onnxruntime-openvino` installs it.
+
+It takes a graph whole, as one node, so that no single layer has a time. The session's number of threads means
+nothing to it: without `num_of_threads` it starts more than there are cores, and takes longer.
+"""
+
+from fxdecomp.providers.base import Provider
+
+OPENVINO = Provider(
+    "OpenVINOExecutionProvider",
+    thread_option="num_of_threads",
+    swept={
+        "num_streams": ("2",),
+        "load_config": ('{"CPU": {"ENABLE_CPU_PINNING": "NO"}}',),
+    },
+    rounding={"load_config": ('{"CPU": {"INFERENCE_PRECISION_HINT": "bf16"}}',)},
+    refused={"DynamicQuantizeLSTM": "write the file with Int8(recurrent=False)"},
+)
