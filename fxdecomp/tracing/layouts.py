@@ -20,8 +20,17 @@ from torch.fx import GraphModule
 from fxdecomp.graphs.inputs import Arguments, placeholder_values
 from fxdecomp.tracing.guards import add_condition, conditions_of
 
-_OPERATORS = ("_decomp/", "_meta_registrations.py", "_prims/", "_prims_common/", "_refs/", "_subclasses/")
-"""Where torch implements operators; what a network's own code asks, `torch.nn` included, is none of it."""
+_OPERATORS = (
+    "_decomp/",
+    "_ops.py",
+    "_meta_registrations.py",
+    "_prims/",
+    "_prims_common/",
+    "_refs/",
+    "_subclasses/",
+)
+"""Where torch implements operators, those in C++ behind `_ops.py`; what a network's own code asks, `torch.nn`
+included, is none of it."""
 
 _Call = tuple[tuple[Any, ...], dict[str, Any]]
 

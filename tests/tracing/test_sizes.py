@@ -35,6 +35,21 @@ class Summing(Attending):
         return super().forward(total, image(5, 5))
 
 
+class Unfolding(nn.Module):
+    """Rows of pixels that share their place in patches of two by two; the example has as many as patches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c, height, width = x.shape
+        patches = height // 2 * (width // 2)
+        rows = x.reshape(n * c * (height // 2), 2, width // 2, 2).transpose(1, 2)
+        rows = rows.reshape(n, c, patches, 4).transpose(1, 3).reshape(n * 4, patches, -1)
+        return self.fc(rows) if rows.shape[1] > 1 else rows
+
+
 class Scaling(nn.Module):
     """Takes its second input among `**kwargs`."""
 
@@ -69,3 +84,10 @@ def test_keyword_arguments_of_any_name() -> None:
     assert fxdecomp.report(gm).remarks == (
         "torch.export could leave no size free; the graph takes inputs of the example's sizes only",
     )
+
+
+def test_what_a_reshape_asks_of_strides_binds_no_batch() -> None:
+    model = drawn(Unfolding())
+    gm = fxdecomp.trace(model, image(2, 8, 4, 4))
+    for rows in (1, 3):
+        assert difference(model(image(rows, 8, 4, 4)), gm(image(rows, 8, 4, 4))) < 1e-5
