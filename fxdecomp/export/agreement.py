@@ -50,6 +50,7 @@ def agree(
     *,
     lowest: torch.dtype | None = None,
     least: float = 0.0,
+    tolerance: float | None = None,
     optimised: bool = False,
     shapes: tuple[tuple[int, ...], ...] = (),
 ) -> Agreement:
@@ -61,6 +62,7 @@ def agree(
         got: ONNX Runtime's.
         lowest: The coarsest type on the way to it.
         least: A tolerance that is allowed whatever the types.
+        tolerance: One in the place of those of the types; what must be equal still must.
         optimised: Whether ONNX Runtime's optimisations were on.
         shapes: Shapes of the inputs.
 
@@ -80,18 +82,18 @@ def agree(
         raise ParityError(f"{where}: shape {b.shape}, PyTorch gives {a.shape}")
     if not a.size:
         return Agreement(name, optimised, shapes, 0.0, 0.0)
-    tolerance, decisive = TOLERANCES.get(wanted.dtype, 0.0), wanted.dtype
-    if tolerance and lowest is not None and TOLERANCES[lowest] > tolerance:
-        tolerance, decisive = TOLERANCES[lowest], lowest
-    tolerance = max(tolerance, least)
+    allowed, decisive = TOLERANCES.get(wanted.dtype, 0.0), wanted.dtype
+    if allowed and lowest is not None and TOLERANCES[lowest] > allowed:
+        allowed, decisive = TOLERANCES[lowest], lowest
+    allowed = max(allowed if tolerance is None or not allowed else tolerance, least)
     absolute, relative = _differences(a, b)
     worst = np.unravel_index(int(relative.argmax()), relative.shape)
-    if relative[worst] > tolerance:
+    if relative[worst] > allowed:
         raise ParityError(
             f"{where}: at index {tuple(int(i) for i in worst)} PyTorch gives {a[worst]:.9g}, ONNX Runtime "
             f"{b[worst]:.9g}; largest absolute difference {absolute.max():.3g}, largest relative difference "
-            f"{relative[worst]:.3g}, tolerance {tolerance:g} for {_word(decisive)}; "
-            f"{float((relative > tolerance).mean()):.2%} of the elements differ"
+            f"{relative[worst]:.3g}, tolerance {allowed:g} for {_word(decisive)}; "
+            f"{float((relative > allowed).mean()):.2%} of the elements differ"
         )
     return Agreement(name, optimised, shapes, float(absolute.max()), float(relative.max()))
 

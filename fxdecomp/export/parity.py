@@ -1,38 +1,33 @@
 """Does an ONNX file compute what the PyTorch graph computes? ONNX Runtime's optimisations off, and on.
 
 An element agrees when `|a - b| <= tolerance * max(|a|, rms(a))`, a from PyTorch and b from ONNX Runtime:
-relative where values are large, absolute at the scale of the whole output where they are small. A network
-that magnifies rounding gets a tolerance of its own: ten times what its outputs differ by where nothing but
-rounding is another, the most of three: the file with optimisations off and on, the file on inputs whose last
-bit is another, the graph in single and double precision.
+relative where values are large, absolute at the scale of the whole output where they are small. What differs
+by more may still be rounding, which `rounding.fair_tolerances` finds out.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from fxdecomp.errors import ExportError, ParityError
-from fxdecomp.export.agreement import TOLERANCES, Agreement, agree, distance
+from fxdecomp.export.agreement import TOLERANCES, Agreement, agree
 from fxdecomp.export.examples import as_inputs, flat_graph
+from fxdecomp.export.rounding import fair_tolerances
 from fxdecomp.export.sessions import open_session
 from fxdecomp.export.tensor_runs import run_on_tensors
 from fxdecomp.graphs.inputs import ExampleInputs
 from fxdecomp.graphs.origins import origin_of
 from fxdecomp.graphs.untouched import copied, evaluating, one_at_a_time, unchanged_buffers
-from fxdecomp.sites.opaque import Opaque
 
-_MARGIN = 10.0
 _CASTS = {"half": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -63,6 +58,8 @@ def check_parity(gm: GraphModule, path: Path | str, inputs: Sequence[ExampleInpu
         >>> all(row.max_relative < 1e-4 for row in rows)
         True
     """
+    origin = origin_of(gm)
+    tolerance = None if origin is None else origin.tolerance
     given = [as_inputs(gm, value)[1] for value in inputs]
     gm = flat_graph(gm)
     expected = [_leaves(gm, value) for value in given]
@@ -71,7 +68,7 @@ def check_parity(gm: GraphModule, path: Path | str, inputs: Sequence[ExampleInpu
     try:
         sessions = {False: _open(Path(path), False), **sessions}
     except ExportError:
-        if origin_of(gm) is None:
+        if origin is None:
             raise  # else a file of others, some of whose operators are run in their optimised form alone
     count = len(sessions[True].get_inputs())
     rows = []
@@ -82,77 +79,22 @@ def check_parity(gm: GraphModule, path: Path | str, inputs: Sequence[ExampleInpu
         if len(found[True]) != len(wanted):
             raise ParityError(f"{path} gives {len(found[True])} outputs, the graph gives {len(wanted)}")
         shapes = tuple(tuple(item.shape) for item in value if isinstance(item, Tensor))
-        noise: list[float] = []
+        fair: list[float] = []
         for optimised, got in found.items():
             for index, ((name, b), a) in enumerate(zip(got, wanted, strict=True)):
                 options: dict[str, Any] = {"lowest": lowest, "optimised": optimised, "shapes": shapes}
+                options["tolerance"] = tolerance
                 try:
                     rows.append(agree(name, a, b, **options))
                 except ParityError:
-                    noise = noise or _noise(gm, sessions[True], value, wanted, found)
-                    rows.append(agree(name, a, b, least=_MARGIN * noise[index], **options))
+                    if tolerance is not None:
+                        raise
+                    outputs = [[each for _, each in each_of] for each_of in found.values()]
+                    fair = fair or fair_tolerances(
+                        gm, Path(path), sessions[True], value, wanted=wanted, found=outputs
+                    )
+                    rows.append(agree(name, a, b, least=fair[index], **options))
     return tuple(rows)
-
-
-def _noise(
-    gm: GraphModule,
-    session: Any,
-    value: Sequence[Any],
-    wanted: Sequence[Any],
-    found: Mapping[bool, list[tuple[str, Any]]],
-) -> list[float]:
-    """How far each output is from itself where nothing but rounding is another."""
-    usual = [each for _, each in found[True]]
-    others = [(usual, [each for _, each in found[min(found)]])]
-    with suppress(Exception):  # what is a little less than a whole number may be no input
-        others.append((usual, pytree.tree_leaves(run_on_tensors(session, [_nudged(each) for each in value]))))
-    with suppress(Exception):  # not every operator has a form in double precision
-        exact = _InDouble(copy.deepcopy(gm).double()).run(
-            *map(_in_double, copied(tuple(value))), enable_io_processing=False
-        )
-        others.append((list(wanted), pytree.tree_leaves(exact)))
-    found_noise = [max(distance(a[index], b[index]) for a, b in others) for index in range(len(wanted))]
-    return [max(noise, _of_a_probability(a, gm)) for noise, a in zip(found_noise, wanted, strict=True)]
-
-
-class _InDouble(fx.Interpreter):
-    """Runs a graph in double precision, but for the leaves that hold a piece of a file."""
-
-    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if not isinstance(self.fetch_attr(target), Opaque):
-            return super().call_module(target, args, kwargs)
-        single = pytree.tree_map_only(Tensor, lambda t: t.float() if t.dtype is torch.float64 else t, args)
-        found = super().call_module(target, single, kwargs)
-        return pytree.tree_map_only(Tensor, _in_double, found)
-
-
-def _of_a_probability(value: Any, gm: GraphModule) -> float:
-    """What an output between 0 and 1 is uncertain by, where it comes from a sigmoid or a softmax.
-
-    ONNX Runtime computes them to 1.2e-7 of 1, however small they are.
-    """
-    if not isinstance(value, Tensor) or value.dtype is not torch.float32 or not value.numel():
-        return 0.0
-    bounded = bool((value >= 0).all() and (value <= 1).all())
-    kinds = (torch.sigmoid, torch.softmax, torch.nn.functional.softmax)
-    leaves = any(isinstance(module, Opaque | nn.Sigmoid | nn.Softmax) for module in gm.modules())
-    if not bounded or not (leaves or any(node.target in kinds for node in gm.graph.nodes)):
-        return 0.0
-    size = float(value.double().square().mean().sqrt())
-    return torch.finfo(torch.float32).eps / size if size else 0.0
-
-
-def _nudged(value: Any) -> Any:
-    """A tensor with the last bit of every other number changed."""
-    if not isinstance(value, Tensor) or not value.is_floating_point():
-        return value
-    sign = torch.ones(value.numel(), dtype=value.dtype).reshape(value.shape)
-    sign.view(-1)[::2] = -1
-    return value.cpu() * (1 + sign * torch.finfo(value.dtype).eps)
-
-
-def _in_double(value: Any) -> Any:
-    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def _named(session: Any, values: Sequence[Any]) -> list[tuple[str, Any]]:

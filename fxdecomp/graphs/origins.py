@@ -24,6 +24,10 @@ class Origin(Protocol):
     def in_one_file(self) -> bool:
         """Whether its weights are in the file itself."""
 
+    @property
+    def tolerance(self) -> float | None:
+        """Largest relative difference of an output that passes, None for that of its type."""
+
     def model(self) -> Any:
         """The file as an `onnx.ModelProto`, with its weights."""
 

@@ -7,6 +7,7 @@ of their weights, so that everything else of this package meets what it knows.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -64,6 +65,7 @@ def from_onnx(
     shapes: Sequence[tuple[int, ...]] = (),
     inputs: Mapping[str, Any] | Sequence[Any] | None = None,
     seed: int = 0,
+    tolerance: float | None = None,
 ) -> ImportedModel:
     """Convert an ONNX file, and compare the result with the file under ONNX Runtime.
 
@@ -76,16 +78,21 @@ def from_onnx(
             the file fixes, or was made with; 1 for a batch that it leaves open.
         inputs: Example inputs of your own, by name or in the order of the file, instead of random ones.
         seed: Seed of the random inputs.
+        tolerance: Largest difference from the file that passes, relative to `max(|a|, rms(a))` of an output
+            that is no whole number; here and for what is written of the graph. None for
+            `fxdecomp.export.agreement.TOLERANCES`, or what the file differs from itself by.
 
     Raises:
-        ExportError: If the file is no model, or ONNX Runtime cannot run it.
+        ExportError: If the file is no model, ONNX Runtime cannot run it, or the tolerance is not above 0.
         ParityError: If the graph computes something else than the file.
         BenchmarkError: If the length of an input's axis is not known.
     """
     path = Path(path)
+    if tolerance is not None and not 0 < tolerance < math.inf:
+        raise ExportError(f"the tolerance is {tolerance!r}; wanted a number above 0, such as 0.001")
     session = _session(path)  # first: what ONNX Runtime refuses need not be read any further
     with _naming_damage(path):
-        origin = OnnxOrigin.of(path)
+        origin = OnnxOrigin.of(path, tolerance)
         proto = origin.model()
     declared = session.get_inputs()
     names = tuple(item.name for item in declared)

@@ -29,6 +29,7 @@ class OnnxOrigin:
         shapes: Lengths of the axes of inputs, None for those that are left open.
         ranks: Numbers of axes of values inside that onnx does not find.
         carry: Names of values whose nodes are carried, though they have a counterpart.
+        tolerance: Largest relative difference of an output that passes, None for that of its type.
         is_prepared: Whether operators are brought to a recent set, constants folded and shapes inferred.
     """
 
@@ -38,12 +39,13 @@ class OnnxOrigin:
     shapes: Mapping[str, tuple[int | None, ...]] = field(default_factory=dict)
     ranks: Mapping[str, int] = field(default_factory=dict)
     carry: frozenset[str] = frozenset()
+    tolerance: float | None = None
     is_prepared: bool = True
 
     @staticmethod
-    def of(path: Path) -> OnnxOrigin:
+    def of(path: Path, tolerance: float | None = None) -> OnnxOrigin:
         """Read a file."""
-        return OnnxOrigin(str(path), path.read_bytes(), str(path.parent.absolute()))
+        return OnnxOrigin(str(path), path.read_bytes(), str(path.parent.absolute()), tolerance=tolerance)
 
     @property
     def in_one_file(self) -> bool:

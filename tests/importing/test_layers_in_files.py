@@ -1,5 +1,7 @@
 """Layers as files write them are found, replaced, and put into the file again; awkward files come in."""
 
+import copy
+import math
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +12,8 @@ from onnx import TensorProto, helper
 from torch import nn
 
 import fxdecomp
-from fxdecomp import Policy, Ratio
-from fxdecomp.export import to_onnx
+from fxdecomp import ParityError, Policy, Ratio
+from fxdecomp.export import check_parity, to_onnx
 from fxdecomp.importing import from_onnx
 from tests.importing.files import drawn, ints, node, write
 
@@ -188,7 +190,11 @@ def test_a_sigmoid_near_zero_is_not_something_else(tmp_path: Path) -> None:
     nodes = [helper.make_node("Conv", ["x", "w", "b"], ["a"]), helper.make_node("Sigmoid", ["a"], ["y"])]
     constants = {"w": drawn(16, 4, 1, 1) / 4, "b": np.full(16, -16.0, np.float32)}
     path = write(tmp_path / "a.onnx", nodes, constants, shape=(1, 4, 16, 16))
-    from_onnx(path)
+    imported = from_onnx(path)
+    other = copy.deepcopy(imported.gm)  # half as much again, as rounding makes of these in single precision
+    next(each for each in other.modules() if isinstance(each, nn.Conv2d)).bias.data += math.log(1.5)
+    with pytest.raises(ParityError, match=r"tolerance 0\.0001 for float32"):
+        check_parity(other, path, [imported.example_inputs])
 
 
 def test_whole_numbers_are_drawn_over_the_range_that_the_file_shows(tmp_path: Path) -> None:
