@@ -178,18 +178,16 @@ def transform(
     known.require(gm)
     workers = Workers(executor, progress)
 
-    def decomposed(wanted: Policy, work: SiteWork) -> GraphModule:
-        with unchanged_buffers(gm):
-            if not wanted.has_widths:
-                return DecomposeLayers(wanted, work, workers)(known.folded)
-            fewer = NarrowWidths(wanted, work.calibration, progress)(known.folded)
-            return DecomposeLayers(wanted, SiteWork(fewer, work.calibration), workers)(fewer)
+    def narrowed(wanted: Policy, work: SiteWork) -> SiteWork:
+        """The work at the layers that are decomposed: of fewer channels, where the policy says so."""
+        if not wanted.has_widths:
+            return work
+        return SiteWork(NarrowWidths(wanted, work.calibration, progress)(work.gm), work.calibration)
 
     def finished(chains: GraphModule, data: Calibration | None) -> GraphModule:
         """Refitted to data, if there are any, and compared with the original."""
         if data is not None and data.refit:
-            with unchanged_buffers(gm):
-                chains = RefitChains(known.folded, data, progress)(chains)
+            chains = RefitChains(known.folded, data, progress)(chains)
         with torch.inference_mode(False):
             return with_quality(copy_owning_tensors(chains, gm), gm, known.judged, least_agreement)
 
@@ -199,10 +197,12 @@ def transform(
         with unchanged_buffers(gm):
             widths = found_widths(policy, known.folded, work, workers)
         narrow, policy = policy.with_widths(widths), policy.with_widths({})
-    chains = decomposed(policy, work)
+    start = narrowed(policy, work)
+    chains = DecomposeLayers(policy, start, workers)(start.gm)
     result = finished(chains, data)
     if narrow != policy:
-        narrower = decomposed(narrow, work)
+        start = narrowed(narrow, work)
+        narrower = DecomposeLayers(narrow, start, workers)(start.gm)
         winner = better(finished(narrower, data), result, WIDTHS)
         chains, result = (chains if winner is result else narrower), winner
     if problem:
@@ -214,7 +214,8 @@ def transform(
             result = better(result, finished(chains, None), REFITTED)
         with suppress(BudgetError):  # which the weights alone may not meet: heads then stay
             replayed = policy if policy.budget else _replayed(result)
-            result = better(result, finished(decomposed(replayed, known.weights_alone), None))
+            start = narrowed(replayed, known.weights_alone)
+            result = better(result, finished(DecomposeLayers(replayed, start, workers)(start.gm), None))
     quality = (record_of(result) or Record()).quality
     if quality is not None and quality.warning:
         _log.warning("%s", quality.warning)

@@ -37,3 +37,14 @@ def _exporter_without_coverage() -> Iterator[None]:
         for module in (torch.onnx, torch.export):
             patch.setattr(module, "export", untraced(module.export))
         yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _passes_keep_their_contract() -> Iterator[None]:
+    """Every pass of every test is checked (tests/contract.py)."""
+    from fxdecomp.passes.base import Pass
+    from tests.contract import checked
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Pass, "__call__", checked(Pass.__call__))
+        yield

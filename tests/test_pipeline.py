@@ -4,8 +4,10 @@ import copy
 import io
 import pickle
 import shutil
+import traceback
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +16,9 @@ from torch.fx import GraphModule
 from torch.nn import functional as F
 
 import fxdecomp
+from fxdecomp import Policy, Rule
+from fxdecomp.decompositions import Problem
+from fxdecomp.decompositions.tucker2 import Tucker2
 from fxdecomp.graphs.copies import stored_tensors
 from tests.nets import FULL, HALF, drawn, full_rank_error, image, relative_difference, small_resnet, small_vgg
 
@@ -278,3 +283,25 @@ def test_the_names_that_a_report_shows_are_those_that_rules_take() -> None:
     assert fxdecomp.report(fxdecomp.transform(small, fxdecomp.Policy(method="svd", rank=2))) == told
     better = fxdecomp.recover(small, gm, list(image(16, 16).split(4)), block_steps=2, steps=2)
     assert fxdecomp.report(better).applied == (done,)
+
+
+def test_five_functions_stand_between_transform_and_a_methods_factors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    package = str(Path(fxdecomp.__file__).parent)
+    stacks: list[list[str]] = []
+    factors = Tucker2.factors
+
+    def seen(self: Tucker2, problem: Problem, rank: tuple[int, ...]) -> tuple[Tensor, ...]:
+        frames = [f for f in traceback.extract_stack() if f.filename.startswith(package)]
+        stacks.append(
+            [f.name for f in frames if not f.name.startswith("<")]
+        )  # a comprehension is no function
+        return factors(self, problem, rank)
+
+    monkeypatch.setattr(Tucker2, "factors", seen)
+    gm = fxdecomp.trace(nn.Sequential(nn.Conv2d(32, 32, 3), nn.Conv2d(32, 32, 3)), torch.randn(1, 32, 8, 8))
+    fxdecomp.transform(gm, Policy(rules=[Rule("0", "tucker2", 8)]))
+    (stack,) = stacks
+    between = stack[stack.index("transform") + 1 :]
+    assert between == ["__call__", "call", "each", "factorise", "decompose"]

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from fxdecomp.decompositions import (
-    METHODS,
     Decomposition,
     Problem,
     RankGrid,
+    all_methods,
     method_for,
     method_named,
     problems_of,
@@ -174,7 +174,7 @@ def cost_of(candidate: Candidate, cost: str) -> float:
 
 def methods_of(name: str, spec: LayerSpec) -> list[Decomposition]:
     """The methods that a name stands for at a layer: one, or with `auto` all, each once."""
-    wanted = METHODS if name == AUTO else (method_named(name),)
+    wanted = all_methods() if name == AUTO else (method_named(name),)
     return list({method.name: method for method in (method_for(m, spec.per_group) for m in wanted)}.values())
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fxdecomp.decompositions import METHODS
+from fxdecomp.decompositions import method_named
 from fxdecomp.errors import PolicyError
 from fxdecomp.export.metadata import read_metadata
 from fxdecomp.export.sessions import CPU
@@ -99,13 +99,8 @@ def _policy(
 
 def check_method(method: str | None) -> None:
     """Raise `PolicyError` for a method that there is not, with those that there are."""
-    names = [each.name for each in METHODS]
-    if method is not None and method not in {*names, AUTO}:
-        import difflib
-
-        near = difflib.get_close_matches(method, names, 1)
-        hint = f"use {near[0]}; " if near else ""
-        raise PolicyError(f"there is no method {method!r}; {hint}there are {', '.join(names)}")
+    if method is not None and method != AUTO:
+        method_named(method)
 
 
 def parse_rule(text: str) -> Rule:

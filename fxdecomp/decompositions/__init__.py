@@ -1,8 +1,11 @@
-"""The methods: one file each, all in the registry tuple `METHODS`."""
+"""The methods: one file each, in the registry tuple `METHODS`; those of other packages are entry points."""
 
 from __future__ import annotations
 
 import difflib
+import logging
+from functools import cache
+from importlib.metadata import entry_points
 
 from fxdecomp.decompositions.base import (
     Decomposition,
@@ -29,6 +32,7 @@ __all__ = [
     "Rank",
     "RankGrid",
     "Spectrum",
+    "all_methods",
     "decompose",
     "method_for",
     "method_named",
@@ -47,17 +51,44 @@ METHODS: tuple[Decomposition, ...] = (
 )
 
 
+ENTRY_POINTS = "fxdecomp.methods"
+"""The group of entry points under which a package offers methods: a subclass of `Decomposition` each."""
+
+_log = logging.getLogger(__name__)
+
+
+@cache
+def all_methods() -> tuple[Decomposition, ...]:
+    """`METHODS`, and behind them those of installed packages, by their names.
+
+    What cannot be loaded, is no method, or takes a name that is there already is left out, with a warning.
+    """
+    found = {method.name: method for method in METHODS}
+    for entry in sorted(entry_points(group=ENTRY_POINTS), key=lambda entry: entry.name):
+        try:
+            method = entry.load()()
+            problem = "" if isinstance(method, Decomposition) else "it is no Decomposition"
+        except Exception as error:  # noqa: BLE001 - the code of other packages may raise anything
+            problem = f"{type(error).__name__}: {error}"
+        if not problem and found.setdefault(method.name, method) is not method:
+            problem = f"there is another method {method.name!r}"
+        if problem:
+            _log.warning("the method %s (%s) is left out: %s", entry.name, entry.value, problem)
+    return tuple(found.values())
+
+
 def method_named(name: str) -> Decomposition:
     """The method of a name.
 
     Raises:
         PolicyError: There is no such method; the message offers the nearest names.
     """
-    names = [method.name for method in METHODS]
-    if name in names:
-        return METHODS[names.index(name)]
-    near = difflib.get_close_matches(name, names, cutoff=0.5)
-    raise PolicyError(f"there is no method {name!r}; use {' or '.join(near) or 'one of ' + ', '.join(names)}")
+    methods = {method.name: method for method in all_methods()}
+    if name in methods:
+        return methods[name]
+    near = difflib.get_close_matches(name, methods, cutoff=0.5)
+    hint = f"use {' or '.join(near)}; there are" if near else "use one of"
+    raise PolicyError(f"there is no method {name!r}; {hint} {', '.join(methods)}")
 
 
 def method_for(method: Decomposition, spec: LayerSpec) -> Decomposition:

@@ -31,12 +31,15 @@ class Decomposition(ABC):
     Attributes:
         name: What a policy calls it.
         is_iterative: Whether its error at a rank takes an iteration of its own.
+        rise: By what share the error at a higher rank may exceed that at a lower one: nothing where the
+            factors are the best of their rank.
         alternation_gain: What the squared output error that `estimates` gives falls by, under calibration,
             when all stages are fitted (docs/budgets.md); 1 where `estimates` fits them.
     """
 
     name: ClassVar[str]
     is_iterative: ClassVar[bool] = False
+    rise: ClassVar[float] = 0.0
     alternation_gain: ClassVar[float] = 1.0
 
     @abstractmethod
@@ -78,9 +81,10 @@ class Decomposition(ABC):
             grid: Which ranks to consider.
         """
         errors = {}
-        for rank in grid.diagonal(self.rank_limits(problems[0].spec)):
-            kernels = [solve(self, problem, rank).composed_weight() for problem in problems]
-            errors[rank] = measured_error(problems, kernels)
+        spec, dtype = problems[0].spec, problems[0].weight.dtype
+        for rank in grid.diagonal(self.rank_limits(spec)):
+            chain = decompose(self, problems, spec.times_groups(len(problems)), rank, dtype=dtype)
+            errors[rank] = measured_error(problems, chain.composed_weight().chunk(len(problems)))
         return errors
 
     def form(self, spec: LayerSpec, rank: tuple[int, ...]) -> Form:
@@ -127,7 +131,7 @@ def refusal_of(method: Decomposition, specs: Sequence[LayerSpec]) -> str | None:
 
 def decompose(
     method: Decomposition,
-    problems: tuple[Problem, ...],
+    problems: Sequence[Problem],
     spec: LayerSpec,
     rank: tuple[int, ...],
     *,
@@ -147,26 +151,27 @@ def decompose(
     Returns:
         The chain that replaces the layer.
     """
-    chains = [solve(method, problem, rank) for problem in problems]
+    form = method.form(spec.per_group, rank)
+    chains = []
+    for problem in problems:
+        plain = Chain(form, method.factors(problem.bare, rank))
+        chains.append(fitted(method, problem, plain))
     whole = Chain.joined(method.form(spec, rank), chains)
     return Chain(whole.form, tuple(weight.to(dtype).contiguous() for weight in whole.weights), bias)
 
 
-def solve(method: Decomposition, problem: Problem, rank: tuple[int, ...]) -> Chain:
-    """The chain of one group, fitted to the moments of the layer's inputs where there are any.
+def fitted(method: Decomposition, problem: Problem, plain: Chain) -> Chain:
+    """The chain of one group, fitted to the moments of the layer's inputs, if those hold anything.
 
-    The fit starts from the method's factors, once of the bare weight and once of the whitened one, and takes
-    the better outcome: never worse than weight-only in the metric of the moments.
+    The fit starts from the method's factors, once of the bare weight, which are `plain`, and once of the
+    whitened one, and takes the better outcome: never worse than weight-only in the metric of the moments.
 
-    Cost: that of `factors`; with moments twice that, and `rank d^2` for every step of the iteration, d the
-    size of an input patch.
+    Cost: that of `factors`, and `rank d^2` for every step of the iteration, d the size of an input patch.
     """
-    form = method.form(problem.spec, rank)
-    plain = Chain(form, method.factors(problem.bare, rank))
     if problem.moments is None or not problem.power > 0:
         return plain
-    starts = (plain, Chain(form, method.factors(problem, rank)))
-    if tail_length(form) == len(form.stages):  # the second of them is the optimum
+    starts = (plain, Chain(plain.form, method.factors(problem, plain.form.rank)))
+    if tail_length(plain.form) == len(plain.form.stages):  # the second of them is the optimum
         return min(starts, key=lambda chain: problem.lost(chain.composed_weight()))
     return refine(problem.metric, starts)
 

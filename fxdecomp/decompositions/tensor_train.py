@@ -37,6 +37,7 @@ class TensorTrain(Decomposition):
     """Tensor train, one rank between each two stages, from the input to the output."""
 
     name: ClassVar[str] = "tensor_train"
+    rise: ClassVar[float] = 0.01
     alternation_gain: ClassVar[float] = 1.4
 
     def refusal(self, spec: LayerSpec) -> str | None:

@@ -42,6 +42,7 @@ class Tucker2(Decomposition):
     """
 
     name: ClassVar[str] = "tucker2"
+    rise: ClassVar[float] = 0.01
     alternation_gain: ClassVar[float] = 1.05
     tolerance: float = 2e-4
     rounds: int = 30

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch.fx import GraphModule
 
-from fxdecomp.decompositions import METHODS, Decomposition, method_for
+from fxdecomp.decompositions import Decomposition, all_methods, method_for
 from fxdecomp.decompositions.factorising import weight_refusal
 from fxdecomp.export import benchmark, to_onnx
 from fxdecomp.export.sessions import CPU
@@ -128,7 +128,7 @@ def time_shares(
 
 
 def _suited(group: LayerSpec) -> Sequence[Decomposition]:
-    methods = [method_for(method, group) for method in METHODS]
+    methods = [method_for(method, group) for method in all_methods()]
     suited = {method.name: method for method in methods if method.refusal(group) is None}
     return tuple(suited.values())
 

@@ -68,8 +68,16 @@ class DecomposeLayers(Pass):
         self.policy.check_names([*(site.name for site in sites), *outcomes, *_planned(record)])
         work = self.work or SiteWork(gm, None)
         runs = work.runs
-        everything = [*outcomes.values(), *(site.skipped(Reason.NOT_SELECTED) for site in sites)]
-        results = self._without_budget(sites, found.heads, everything, work)
+        unnamed = [site for site in sites if self._may_stay(site.name)]
+        results: dict[str, Solution | Refusal] = {}
+        if not work.tells_sensitivity or work.is_made_up:
+            everything = [*outcomes.values(), *(site.skipped(Reason.NOT_SELECTED) for site in sites)]
+            results |= unjudged_layers(unnamed, found.heads, everything)
+        tasks = self._tasks(sites, results, of_budget=False)
+        results |= work.each("decompose", factorise, tasks, self.workers)
+        if work.tells_sensitivity:
+            in_question = [site for site in unnamed if isinstance(results.get(site.name), Solution)]
+            results |= out_of_proportion(in_question, results, work, self.workers.progress)
         planned = None
         if self.policy.budget is not None and sites:
             others = list(outcomes.values())
@@ -79,16 +87,7 @@ class DecomposeLayers(Pass):
             chains = work.each("decompose", factorise, planned.tasks, self.workers)
             results |= {**planned.left, **chains}
         notes = () if planned is None else planned.notes
-        if work.calibration is not None:
-            made = work.runs - runs
-            large = [site.name for site in sites if site.name in results and not work.is_fitted(site)]
-            if large:
-                room = f"{work.calibration.budget_bytes / 2**30:.3g} GiB (budget_bytes)"
-                notes += (f"moments of {', '.join(large)} do not fit {room}: their weights alone were used",)
-            if work.is_made_up:
-                count = sum(map(inputs_of, work.calibration.batches))
-                notes += (f"fitted to {count} made-up inputs; real ones are better (calibration=)",)
-            notes += (f"forward passes over the calibration batches for the activations' moments: {made}",)
+        notes += _data_notes(work, work.runs - runs, [site for site in sites if site.name in results])
         replacer = Replacer(gm)
         for site in sites:
             outcomes[site.name] = _settled(replacer, site, results.get(site.name))
@@ -106,21 +105,6 @@ class DecomposeLayers(Pass):
             latency=record.latency if planned is None else planned.latency,
         )
 
-    def _without_budget(
-        self, sites: list[Site], heads: Container[str], everything: list[Outcome], work: SiteWork
-    ) -> dict[str, Solution | Refusal]:
-        """Layers that are not worth it, and the chains of those whose rank the policy gives."""
-        unnamed = [site for site in sites if self._may_stay(site.name)]
-        results: dict[str, Solution | Refusal] = {}
-        if not work.tells_sensitivity or work.is_made_up:
-            results |= unjudged_layers(unnamed, heads, everything)
-        tasks = self._tasks(sites, results, of_budget=False)
-        results |= work.each("decompose", factorise, tasks, self.workers)
-        if work.tells_sensitivity:
-            in_question = [site for site in unnamed if isinstance(results.get(site.name), Solution)]
-            results |= out_of_proportion(in_question, results, work, self.workers.progress)
-        return results
-
     def _tasks(self, sites: list[Site], settled: Container[str], *, of_budget: bool) -> dict[str, Task]:
         """What is to be done at the layers whose rank a budget finds, or at those whose rank is given."""
         tasks = {site.name: task_of(site, self.policy) for site in sites if site.name not in settled}
@@ -134,6 +118,20 @@ class DecomposeLayers(Pass):
         """Whether no rule names a layer, so that it is decomposed only where that is worth it."""
         selection = self.policy.select(name)
         return self.policy.require_saving and selection is not None and not selection.is_named
+
+
+def _data_notes(work: SiteWork, runs: int, sites: Sequence[Site]) -> tuple[str, ...]:
+    """What people should know of the data that layers were fitted to, and how often it was run."""
+    if work.calibration is None:
+        return ()
+    notes: tuple[str, ...] = ()
+    if large := [site.name for site in sites if not work.is_fitted(site)]:
+        room = f"{work.calibration.budget_bytes / 2**30:.3g} GiB (budget_bytes)"
+        notes += (f"moments of {', '.join(large)} do not fit {room}: their weights alone were used",)
+    if work.is_made_up:
+        count = sum(map(inputs_of, work.calibration.batches))
+        notes += (f"fitted to {count} made-up inputs; real ones are better (calibration=)",)
+    return (*notes, f"forward passes over the calibration batches for the activations' moments: {runs}")
 
 
 def _settled(replacer: Replacer, site: Site, result: Solution | Refusal | None) -> Outcome:

@@ -33,7 +33,7 @@ class Provider:
     Example:
         >>> from fxdecomp.providers import OPENVINO
         >>> OPENVINO.settings(2, {"num_streams": "1"})
-        {'num_streams': '1', 'num_of_threads': '2'}
+        {'num_of_threads': '2', 'num_streams': '1'}
     """
 
     name: str
