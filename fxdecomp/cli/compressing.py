@@ -15,7 +15,9 @@ from fxdecomp.cli.options import (
     PolicyFile,
     Quiet,
     RankText,
+    Seed,
     Threads,
+    Tolerance,
     Trust,
     checked_precision,
     checked_provider,
@@ -67,7 +69,7 @@ def compress(
         ),
     ] = None,
     images: Annotated[
-        Path | None, typer.Option(help="A folder of pictures for calibration, at most 256 of them")
+        Path | None, typer.Option(help="Folder of pictures for calibration, 256 at most")
     ] = None,
     image_size: Annotated[str | None, typer.Option(help="224x224; by default the example's")] = None,
     mean: Annotated[str, typer.Option(help="Taken from pictures of 0 to 1: 0.485,0.456,0.406")] = "0",
@@ -107,6 +109,8 @@ def compress(
             help="Options in TOML, as run.toml among the results", callback=use_config, is_eager=True
         ),
     ] = None,
+    seed: Seed = 0,
+    tolerance: Tolerance = None,
     trust: Trust = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -152,7 +156,14 @@ def compress(
         exclude=exclude or (),
         made_up=made_up,
     )
-    loaded = load_model(model, tuple(map(parse_input, inputs or ())), trust=trust)
+    loaded = load_model(
+        model,
+        tuple(map(parse_input, inputs or ())),
+        trust=trust,
+        seed=seed,
+        tolerance=tolerance,
+        calibration=calibration,
+    )
     if images is None:
         batches = load_calibration(calibration, loaded.example_inputs)
     else:

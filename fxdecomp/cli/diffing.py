@@ -6,7 +6,18 @@ from typing import Annotated
 
 import typer
 
-from fxdecomp.cli.options import Inputs, Method, Model, PolicyFile, Quiet, RankText, Trust, traced
+from fxdecomp.cli.options import (
+    Inputs,
+    Method,
+    Model,
+    PolicyFile,
+    Quiet,
+    RankText,
+    Seed,
+    Tolerance,
+    Trust,
+    traced,
+)
 from fxdecomp.cli.terminal import console, print_error, progress_bars
 
 
@@ -19,6 +30,8 @@ def diff(
     method: Method = None,
     rank: RankText = None,
     policy: PolicyFile = None,
+    seed: Seed = 0,
+    tolerance: Tolerance = None,
     trust: Trust = False,
     quiet: Quiet = False,
 ) -> None:
@@ -28,9 +41,10 @@ def diff(
     from fxdecomp.cli.tables import coloured_diff
 
     chosen = None if after else policy_from(method, rank, policy)
-    gm = traced(before, inputs, quiet=quiet, trust=trust)
+    options = {"trust": trust, "seed": seed, "tolerance": tolerance}
+    gm = traced(before, inputs, quiet=quiet, **options)
     if chosen is None:
-        other = traced(str(after), inputs, quiet=quiet, trust=trust)
+        other = traced(str(after), inputs, quiet=quiet, **options)
     else:
         with progress_bars(quiet=quiet) as progress:
             other = transform(gm, chosen, progress=progress)

@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fxdecomp.cli.options import AsJson, Inputs, Model, Provider, Quiet, Threads, Trust, traced
+from fxdecomp.cli.options import (
+    AsJson,
+    Inputs,
+    Model,
+    Provider,
+    Quiet,
+    Seed,
+    Threads,
+    Tolerance,
+    Trust,
+    traced,
+)
 from fxdecomp.cli.terminal import print_blocks, print_json, working
 
 if TYPE_CHECKING:
@@ -21,6 +32,8 @@ def inspect(
     time: Annotated[bool, typer.Option("--time", help="Measure each layer's part of the time too")] = False,
     provider: Provider = "cpu",
     threads: Threads = 1,
+    seed: Seed = 0,
+    tolerance: Tolerance = None,
     trust: Trust = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -43,7 +56,7 @@ def inspect(
     from fxdecomp.reporting.text import short
 
     quiet = quiet or as_json
-    gm = traced(model, inputs, quiet=quiet, trust=trust)
+    gm = traced(model, inputs, quiet=quiet, trust=trust, seed=seed, tolerance=tolerance)
     times = None
     if time:
         with working("timing it", quiet=quiet):

@@ -5,6 +5,7 @@ What is wrong with an option by itself is told by its callback, before torch is 
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -61,6 +62,17 @@ def checked_precision(text: str | None) -> str | None:
     return text
 
 
+def checked_tolerance(value: float | None) -> float | None:
+    """A tolerance above 0.
+
+    Raises:
+        BadParameter: It is another number.
+    """
+    if value is not None and not 0 < value < math.inf:
+        raise typer.BadParameter(f"{value} is no tolerance; wanted a number above 0, such as 0.001")
+    return value
+
+
 def _model(text: str) -> str:
     check_model(text)
     return text
@@ -86,6 +98,14 @@ Inputs = Annotated[
         callback=_inputs,
     ),
 ]
+Seed = Annotated[int, typer.Option(help="Seed of drawn example inputs")]
+Tolerance = Annotated[
+    float | None,
+    typer.Option(
+        help="How far an .onnx file's graph may be off: 0.001",
+        callback=checked_tolerance,
+    ),
+]
 Method = Annotated[str | None, typer.Option(help="svd, tucker2, cp, cp3, spatial_svd, ...")]
 RankText = Annotated[str | None, typer.Option("--rank", help="vbmf, energy:0.9, a share 0.5, 32, or 64,32")]
 PolicyFile = Annotated[
@@ -103,12 +123,19 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing els
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress")]
 
 
-def traced(reference: str, inputs: list[str] | None, *, quiet: bool, trust: bool = False) -> Any:
-    """The graph of the model that `reference` names, traced with example inputs of these shapes."""
+def traced(reference: str, inputs: list[str] | None, *, quiet: bool, **options: Any) -> Any:
+    """The graph of the model that `reference` names, traced with example inputs of these shapes.
+
+    Args:
+        reference: The model.
+        inputs: Its inputs in words.
+        quiet: Whether nothing is shown meanwhile.
+        **options: As of `load_model`.
+    """
     from fxdecomp import trace
     from fxdecomp.cli.loading import load_model
     from fxdecomp.cli.terminal import working
 
     with working(f"tracing {reference}", quiet=quiet):
-        loaded = load_model(reference, tuple(map(parse_input, inputs or ())), trust=trust)
+        loaded = load_model(reference, tuple(map(parse_input, inputs or ())), **options)
         return trace(loaded.model, loaded.example_inputs)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fxdecomp.errors import BenchmarkError
 
-_TYPES = {
+TYPES = {
     "tensor(float)": np.float32,
     "tensor(double)": np.float64,
     "tensor(float16)": np.float16,
@@ -25,6 +25,7 @@ _TYPES = {
     "tensor(int8)": np.int8,
     "tensor(bool)": np.bool_,
 }
+"""The types that an input may have and numpy has, by the name that ONNX Runtime calls them."""
 
 _LARGEST = 1 << 36
 """Numbers of an input that is drawn; real ones have millions."""
@@ -100,9 +101,9 @@ def random_feed(
     generator = np.random.default_rng(seed)
     feed: dict[str, NDArray[Any]] = {}
     for item, shape in zip(declared, shapes, strict=True):
-        if item.type not in _TYPES:
+        if item.type not in TYPES:
             raise BenchmarkError(f"input {item.name!r} is a {item.type}; give the inputs yourself")
-        dtype = np.dtype(_TYPES[item.type])
+        dtype = np.dtype(TYPES[item.type])
         if math.prod(shape) > _LARGEST:
             raise BenchmarkError(f"input {item.name!r} has shape {shape}, more numbers than can be drawn")
         whole = dtype.kind != "f"

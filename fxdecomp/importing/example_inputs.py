@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fxdecomp.errors import ExportError
-from fxdecomp.export.feeds import make_feed, random_feed
+from fxdecomp.export.feeds import TYPES, make_feed, random_feed
 from fxdecomp.export.metadata import read_metadata
+from fxdecomp.export.sessions import open_session
 from fxdecomp.export.tensor_runs import as_value, run_on_tensors
 from fxdecomp.importing.building import identifier
 
@@ -38,6 +40,33 @@ def given_inputs(declared: Any, path: Path, inputs: Mapping[str, Any] | Sequence
         raise ExportError(f"{path} takes the inputs {', '.join(names)}; given were {', '.join(inputs)}")
     values = [inputs[name] for name in names]
     return tuple(value if isinstance(value, Tensor) else as_value(value) for value in values)
+
+
+def first_inputs(path: Path, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """The first of many inputs, as many as a file takes at once, by name; none where they do not fit it.
+
+    Args:
+        path: The file.
+        arrays: Inputs by the names of the file's own, or in their order, along the first axis.
+    """
+    try:
+        declared = open_session(path).get_inputs()
+    except Exception:  # noqa: BLE001 - `from_onnx` tells what is wrong with the file
+        return {}
+    named = {identifier(name): array for name, array in arrays.items()}
+    words = [identifier(item.name) for item in declared]
+    ordered = [named[word] for word in words] if set(words) <= set(named) else list(arrays.values())
+    found = {}
+    for item, array in zip(declared, ordered, strict=False):
+        kind = np.dtype(TYPES.get(item.type, np.bool_))
+        rows = item.shape[0] if item.shape and isinstance(item.shape[0], int) else 1
+        first = array[:rows] if array.ndim else array
+        lengths = [n for n, wanted in zip(first.shape, item.shape, strict=False) if isinstance(wanted, int)]
+        fits = first.ndim == len(item.shape) and lengths == [n for n in item.shape if isinstance(n, int)]
+        if not fits or (first.dtype.kind == "f") != (kind.kind == "f"):
+            return {}
+        found[item.name] = first.astype(kind)
+    return found if len(found) == len(declared) else {}
 
 
 def random_inputs(

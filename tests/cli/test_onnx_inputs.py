@@ -5,7 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
+from typer.testing import CliRunner
 
+from fxdecomp import ParityError
+from fxdecomp.cli import app
 from fxdecomp.cli.loading import load_model
 from fxdecomp.cli.references import ModelReferenceError
 from fxdecomp.cli.words import parse_input
@@ -41,3 +44,39 @@ def test_a_file_of_arrays(tokens: str, tmp_path: Path) -> None:
     (tmp_path / "bad.npz").write_bytes(b"no arrays")
     with pytest.raises(ModelReferenceError, match="cannot be read as arrays"):
         load_model(tokens, [parse_input(str(tmp_path / "bad.npz"))])
+
+
+def test_the_seed_is_of_what_is_drawn(tokens: str) -> None:
+    for text in ("1x6", "1x6:0..49"):
+        drawn_ = [
+            load_model(tokens, [parse_input(text)], seed=seed).example_inputs[0].tolist()  # type: ignore[index]
+            for seed in (0, 0, 7)
+        ]
+        assert drawn_[0] == drawn_[1] != drawn_[2]
+
+
+def test_a_tolerance_of_the_users_own(tmp_path: Path) -> None:
+    """A file whose rows add up what a float32 does not hold."""
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+    path = str(write(tmp_path / "a.onnx", nodes, {"w": drawn(512, 32)}, shape=(4, 512)))
+    load_model(path)
+    with pytest.raises(ParityError, match="tolerance 1e-12 for float32"):
+        load_model(path, tolerance=1e-12)
+    with pytest.raises(ModelReferenceError, match=r"--tolerance is for \.onnx files"):
+        load_model("torch.nn:ReLU", [parse_input("1x2")], tolerance=1e-3)
+    told = CliRunner().invoke(app, ["inspect", path, "--tolerance", "0"])
+    assert told.exit_code == 2
+    assert "wanted a number above 0" in told.output
+
+
+@pytest.mark.parametrize("name", ["x", "other"])
+def test_the_file_is_compared_on_the_calibration(name: str, tokens: str, tmp_path: Path) -> None:
+    ids = np.arange(40, dtype=np.int32).reshape(8, 5)
+    np.savez(tmp_path / "mine.npz", **{name: ids, "labels": np.arange(8)})
+    (example,) = load_model(tokens, calibration=str(tmp_path / "mine.npz")).example_inputs  # type: ignore[misc]
+    assert example.tolist() == ids[:1].tolist()
+    np.savez(tmp_path / "mine.npz", ids.astype(np.float32))
+    (example,) = load_model(
+        tokens, [parse_input("1x6")], calibration=str(tmp_path / "mine.npz")
+    ).example_inputs  # type: ignore[misc]
+    assert tuple(example.shape) == (1, 6)
