@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import time
 from pathlib import Path
 
 import torch
@@ -24,6 +23,7 @@ from fxdecomp.demo.lines import Split, render_lines
 from fxdecomp.demo.recogniser import load_recogniser
 from fxdecomp.demo.running import CALIBRATION_LINES
 from fxdecomp.latency.chain_graphs import chain_graph
+from fxdecomp.latency.place import Place
 from fxdecomp.layers import LayerSpec, Recurrence
 
 _BATCH = 8
@@ -31,26 +31,15 @@ _BATCH = 8
 
 def _time_layer(runs: int = 800) -> None:
     """Print the least time of the recogniser's LSTM on 159 steps: others on the machine only add to it."""
-    import numpy as np
-    import onnxruntime
-
     recurrence = Recurrence("LSTM", 256, directions=2, steps=159)
     spec = LayerSpec(256, recurrence.products, positions=159, recurrence=recurrence)
     chains = {f"rank {r}": method_named("svd").form(spec, (r,)).stages for r in (128, 112, 96, 64, 16)}
     specs = {"whole": [spec]} | {name: [stage.spec for stage in stages] for name, stages in chains.items()}
-    settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = 1
-    sessions, inputs = {}, {}
-    for name, parts in specs.items():
-        model, shape = chain_graph(parts)
-        sessions[name] = onnxruntime.InferenceSession(model.SerializeToString(), settings)
-        inputs[name] = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    timed = {name: Place().run_of(chain_graph(parts)) for name, parts in specs.items()}
     least = dict.fromkeys(specs, float("inf"))
     for _ in range(runs):
-        for name, session in sessions.items():
-            start = time.perf_counter()
-            session.run(None, {"x": inputs[name]})
-            least[name] = min(least[name], time.perf_counter() - start)
+        for name, run in timed.items():
+            least[name] = min(least[name], run())
     print(", ".join(f"{name} {taken * 1e3:.2f} ms" for name, taken in least.items()))
 
 

@@ -12,7 +12,7 @@ from fxdecomp.allocation.allocate import allocate
 from fxdecomp.allocation.candidates import Candidate, Question, candidates, question_of
 from fxdecomp.allocation.pricing import price
 from fxdecomp.allocation.site_work import SiteWork, Workers
-from fxdecomp.allocation.timed import ABOVE, LatencyPlanner, best_attempt
+from fxdecomp.allocation.timed import ABOVE, BELOW, LatencyPlanner, best_attempt
 from fxdecomp.decompositions.factorising import Solution, Task, weight_refusal
 from fxdecomp.errors import BudgetError
 from fxdecomp.export.machine import machine
@@ -154,13 +154,24 @@ def _timed_choice(
         if isinstance(result, Solution)
     }
     with LatencyPlanner(situation.gm, situation.sites, budget, given) as planner:
-        step = policy.multiple_of or planner.times.good_block()
+        step = policy.multiple_of or planner.times.good_multiple()
         questions = {name: question_of(task, step, budget.name) for name, task in open_.items()}
-        menus = price(questions, situation.menus(questions), planner.times, situation.workers.progress)
+        untimed = situation.menus(questions)
+        menus = price(questions, untimed, planner.times, situation.workers.progress)
+        if planner.has_drifted():
+            planner.times.forget()
+            menus = price(questions, untimed, planner.times, situation.workers.progress)
+            planner.has_drifted()
         fixed = planner.fixed_s({name: menu[0].time_s or 0.0 for name, menu in menus.items()})
-        attempts = planner.attempts(menus, fixed, situation.sensitivity(open_))
+        try:
+            attempts = planner.attempts(menus, fixed, situation.sensitivity(open_))
+        except BudgetError as error:
+            raise BudgetError(
+                "; ".join(filter(None, (str(error), planner.how(None).warning))), error.least_share
+            ) from None
         target = planner.target
-    best = best_attempt(attempts, target)
+        best = best_attempt(attempts, target)
+        how = planner.how(best)
     sizes = {name: len(menu) for name, menu in menus.items()}
     tried = [each.to_dict() for each in attempts]
     if best is None:
@@ -171,18 +182,25 @@ def _timed_choice(
             if attempts
             else "no choice of layers was predicted to be faster"
         )
-        return _Choice({}, sizes, (note,), Reason.NOT_FASTER, {"attempts": tried, "taken": None})
+        return _Choice(
+            {},
+            sizes,
+            (note, *how.notes()),
+            Reason.NOT_FASTER,
+            {"attempts": tried, "taken": None, **how.to_dict()},
+        )
     repaired = f", after {len(attempts)} attempts" if len(attempts) > 1 else ""
     missed = "; the budget is missed" if best.share > target * (1 + ABOVE) else ""
+    missed = missed or ("; more was taken than was asked for" if best.share < target - 2 * BELOW else "")
     note = (
-        f"measured {best.measured_s * 1e3:.3f} ms against {best.dense_s * 1e3:.3f} ms of the dense network "
+        f"measured {best.small_s * 1e3:.3f} ms against {best.dense_s * 1e3:.3f} ms of the dense network "
         f"on {budget.provider}, {budget.threads} thread(s): {best.speedup}{repaired}{missed}"
     )
     return _Choice(
         best.allocation.chosen,
         sizes,
-        (*best.allocation.notes, note),
-        latency={"attempts": tried, "taken": attempts.index(best)},
+        (*best.allocation.notes, note, *how.notes()),
+        latency={"attempts": tried, "taken": attempts.index(best), **how.to_dict()},
     )
 
 

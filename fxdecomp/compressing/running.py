@@ -22,9 +22,10 @@ from fxdecomp.export.lowering import chosen_precision
 from fxdecomp.export.sessions import CPU, check_available, onnxruntime, thread_count
 from fxdecomp.files import check_folder, read_json, write_json, write_text, write_with_torch
 from fxdecomp.graphs.inputs import call_arguments
+from fxdecomp.latency.quickest_options import timed_at
 from fxdecomp.pipeline import transform
 from fxdecomp.plans import Plan
-from fxdecomp.policy import Policy
+from fxdecomp.policy import Latency, Policy
 from fxdecomp.policy.rules import Rule
 from fxdecomp.progress import Progress, silent
 from fxdecomp.quality import LEAST_AGREEMENT
@@ -126,7 +127,10 @@ def compress_to(
         if time:
             exports["dense"] = _export(loaded, gm, draft / "dense.onnx", plain)
             paths = {name: exports[name].path for name in sorted(exports)}
-            times = benchmark(paths, providers=[provider], threads=threads, progress=progress)
+            asked = policy.budget if isinstance(policy.budget, Latency) else None
+            options = asked.options if asked and asked.provider == provider else None
+            where = timed_at(Latency(1.0, provider, threads, options=options))
+            times = benchmark(paths, **where, progress=progress)
         progress("compress", 4, _STEPS)
         args, kwargs = call_arguments(loaded.example_inputs)
         opaque = [module.told for module in small.modules() if isinstance(module, Opaque)]

@@ -18,10 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fxdecomp.errors import BenchmarkError
-from fxdecomp.export.fp16 import Fp16, write_fp16
-from fxdecomp.export.int8 import Int8, quantize_int8
 from fxdecomp.export.kernel_map import KernelMap, KernelPoint
 from fxdecomp.export.kernels import profile_model
+from fxdecomp.export.lowering import write_lowered
 from fxdecomp.export.machine import machine
 from fxdecomp.export.sessions import CPU, bound_run, check_available, open_session, thread_count
 from fxdecomp.progress import Progress, silent
@@ -114,21 +113,11 @@ class _Bench:
 
     def time_s(self, model: Any, shape: tuple[int, ...]) -> float:
         """Median time of the model's node, in seconds."""
-        import onnx
-
         feed: dict[str, NDArray[Any]] = {
             "x": np.random.default_rng(0).standard_normal(shape).astype(np.float32)
         }
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "kernel.onnx"
-            onnx.save(model, str(path))
-            if self._precision != "float32":
-                lower = Path(folder) / "lower.onnx"
-                if self._precision == "int8":
-                    quantize_int8(path, lower, [feed], Int8(max_error=float("inf")))
-                else:
-                    write_fp16(path, lower, [feed], Fp16(max_error=float("inf")))
-                path = lower
+            path = write_lowered(model, Path(folder), self._precision, feed)
             if described(self._provider).times_nodes:
                 profile = profile_model(
                     path, feed, provider=self._provider, threads=self.threads, runs=self._runs

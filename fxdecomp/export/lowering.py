@@ -37,6 +37,26 @@ def chosen_precision(quantize: Precision | None, *, calibrated: bool) -> Int8 | 
     return precision
 
 
+def write_lowered(model: Any, folder: Path, precision: str, feed: Feed) -> Path:
+    """Write a small network for timing alone, in a type by its name, whatever that does to its outputs.
+
+    Args:
+        model: An ONNX model in float32.
+        folder: Where to.
+        precision: float32, float16 or int8.
+        feed: Its inputs.
+    """
+    import onnx
+
+    path, lower = folder / "float32.onnx", folder / f"{precision}.onnx"
+    onnx.save(model, str(path))
+    if precision == "int8":
+        quantize_int8(path, lower, [feed], Int8(max_error=float("inf")))
+    elif precision == "float16":
+        write_fp16(path, lower, [feed], Fp16(max_error=float("inf")))
+    return lower
+
+
 def fitting_batches(
     model: Any, names: Sequence[str], batches: Sequence[Sequence[Any]]
 ) -> tuple[list[Sequence[Any]], tuple[str, ...]]:

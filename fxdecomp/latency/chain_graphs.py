@@ -9,7 +9,8 @@ Chains of recurrent layers take sequences `[steps, batch, features]`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,16 @@ BEFORE, AFTER = "before", "after"
 """Names of the two neighbours."""
 
 
-def chain_graph(specs: Sequence[LayerSpec], *, empty: bool = False) -> tuple[Any, tuple[int, ...]]:
-    """The ONNX model of a chain, and the shape of its input `x`.
+@dataclass(frozen=True, slots=True, eq=False)
+class Network:
+    """A small ONNX model, and the shapes of its inputs by name."""
+
+    model: Any
+    inputs: Mapping[str, tuple[int, ...]]
+
+
+def chain_graph(specs: Sequence[LayerSpec], *, empty: bool = False, copies: int = 1) -> Network:
+    """A chain between its neighbours.
 
     Weights are alike: time does not depend on their values. Padding modes other than zeros are padded with
     zeros.
@@ -29,17 +38,41 @@ def chain_graph(specs: Sequence[LayerSpec], *, empty: bool = False) -> tuple[Any
     Args:
         specs: The stages, in order.
         empty: Leave the stages out: an input and what surrounds a chain.
+        copies: Chains side by side, each with an input and weights of its own, so that none is made one with
+            another.
     """
     from onnx import TensorProto, helper
 
+    shape = _input_shape(specs[0])
+    if (recurs := specs[-1].recurrence) is not None:
+        shape = (recurs.steps, specs[0].positions // recurs.steps, specs[0].in_channels)
     nodes: list[Any] = []
     weights: list[Any] = []
-    value = "x"
+    prefixes = ["", *(f"copy.{index}." for index in range(1, copies))]
+    outputs = [_chain(nodes, weights, specs, prefix, empty=empty) for prefix in prefixes]
+    graph = helper.make_graph(
+        nodes,
+        "chain",
+        [helper.make_tensor_value_info(f"{prefix}x", TensorProto.FLOAT, shape) for prefix in prefixes],
+        [helper.make_empty_tensor_value_info(value) for value in outputs],
+        weights,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    return Network(model, {f"{prefix}x": shape for prefix in prefixes})
+
+
+def _chain(
+    nodes: list[Any], weights: list[Any], specs: Sequence[LayerSpec], prefix: str, *, empty: bool
+) -> str:
+    """One chain between its neighbours; the name of its output."""
+    from onnx import helper
+
+    value = f"{prefix}x"
     if specs[0].ndim == 2:
-        value = _neighbour(nodes, BEFORE, value)
+        value = _neighbour(nodes, prefix + BEFORE, value)
     recurs = specs[-1].recurrence
     for index, spec in enumerate(() if empty else specs):
-        name = f"stage.{index}"
+        name = f"{prefix}stage.{index}"
         if spec.recurrence is not None:
             value = _recurrent(nodes, weights, (name, value), spec.in_channels, spec.recurrence)
             continue
@@ -54,21 +87,11 @@ def chain_graph(specs: Sequence[LayerSpec], *, empty: bool = False) -> tuple[Any
         nodes.append(helper.make_node(op, [value, f"{name}.weight"], [f"{name}.value"], name, **attributes))
         value = f"{name}.value"
     if specs[-1].ndim == 2:
-        value = _neighbour(nodes, AFTER, value)
-    if not nodes:
-        nodes.append(helper.make_node("Identity", [value], ["nothing"]))
-        value = "nothing"
-    shape = _input_shape(specs[0])
-    if recurs is not None:
-        shape = (recurs.steps, specs[0].positions // recurs.steps, specs[0].in_channels)
-    graph = helper.make_graph(
-        nodes,
-        "chain",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
-        [helper.make_empty_tensor_value_info(value)],
-        weights,
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), shape
+        value = _neighbour(nodes, prefix + AFTER, value)
+    if value == f"{prefix}x":
+        nodes.append(helper.make_node("Identity", [value], [f"{prefix}nothing"]))
+        value = f"{prefix}nothing"
+    return value
 
 
 def _alike(name: str, shape: tuple[int, ...]) -> Any:

@@ -103,6 +103,8 @@ class Latency(Budget):
         provider: The execution provider that is measured.
         threads: Its intra-op threads; 0 for every core of this process.
         seconds: An absolute time instead.
+        options: Options of the provider, such as `{"trt_fp16_enable": "1"}`; those that change only how quick
+            it is are found by trying, once a machine, where they are not given.
 
     Example:
         >>> Latency(0.5).limit(0.030), Latency(seconds=0.010).limit(0.030)
@@ -114,6 +116,7 @@ class Latency(Budget):
     provider: str = "CPUExecutionProvider"
     threads: int = 1
     seconds: float | None = None
+    options: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
         if (self.target is None) == (self.seconds is None):
@@ -125,6 +128,9 @@ class Latency(Budget):
                 f"Latency: provider {self.provider!r} and threads {self.threads!r}; wanted a name such as "
                 "'CPUExecutionProvider' and a whole number"
             )
+        options = {} if self.options is None else self.options
+        if not isinstance(options, Mapping) or not all(isinstance(each, str) for each in options.values()):
+            raise PolicyError(f"Latency: options {options!r}; wanted names and values, both text")
         if self.target is not None:
             if isinstance(self.target, int) and not isinstance(self.target, bool):
                 object.__setattr__(self, "target", float(self.target))

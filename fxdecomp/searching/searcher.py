@@ -25,6 +25,7 @@ from fxdecomp.export import benchmark, to_onnx
 from fxdecomp.files import check_file
 from fxdecomp.graphs.inputs import ExampleInputs, placeholder_values
 from fxdecomp.graphs.records import attach_record, record_of
+from fxdecomp.latency.quickest_options import timed_at
 from fxdecomp.outcomes import Reason, Skipped
 from fxdecomp.pipeline import Study, transform
 from fxdecomp.plans import Plan
@@ -111,14 +112,14 @@ def search(
     base = policy or Policy(budget=MACs(0.5))
     if not isinstance(base.budget, MACs | Latency):
         raise PolicyError("search needs a policy with a budget that it can replace, such as MACs(0.5)")
-    if provider is None and isinstance(base.budget, Latency):
-        provider, threads = base.budget.provider, base.budget.threads
+    where = base.budget if isinstance(base.budget, Latency) else None
+    where = where if provider is None else Latency(1.0, provider, threads)
     known = calibration if isinstance(calibration, Study) else Study(gm, calibration)
     known.require(gm)
     data = known.calibration
     settings = {
         "max_drop": max_drop,
-        "policy": replace(base, budget=_budget(0.5, provider, threads)).to_dict(),
+        "policy": replace(base, budget=_budget(0.5, where)).to_dict(),
         "metric": name_of(metric),
         "recovery": name_of(recovery),
         "fingerprint": fingerprint_of(gm, data, example_inputs),
@@ -128,15 +129,15 @@ def search(
         metric, data, judged_on = default_metric(gm, data, example_inputs)
         known = Study(gm, data)
     state = own_state(state, settings)
-    trials = restored_trials(state, settings) or [_first_trial(metric, gm, timed=provider is not None)]
-    floor = least_macs_share(gm, base) if provider is None else 0.0
+    trials = restored_trials(state, settings) or [_first_trial(metric, gm, timed=where is not None)]
+    floor = least_macs_share(gm, base) if where is None else 0.0
     seeker = _Seeker(gm, base, known, metric, trials[0].metric - max_drop, recovery, progress, floor)
     for step in range(len(trials) - 1, evaluations):
         least = max(least_share, seeker.floor)
         if least >= min(trial.share for trial in trials if trial.accepted):
             break  # nothing smaller than what is accepted already
         share = next_share(trials, least, max_drop)
-        trials.append(seeker.judge(_budget(share, provider, threads)))
+        trials.append(seeker.judge(_budget(share, where)))
         save_state(state, settings, trials)
         progress("search", step + 1, evaluations)
     best = min((t for t in trials if t.accepted), key=lambda t: t.cost)
@@ -145,9 +146,9 @@ def search(
     if best is trials[0]:
         why = f"nothing worth changing: {_why_nothing(trials, seeker.floor)}"
         return replace(result, notes=(why, *judged_on))
-    if provider is None:
+    if where is None:
         return result
-    timed = _timed(result, gm, example_inputs, Latency(1.0, provider, threads), progress)
+    timed = _timed(result, gm, example_inputs, where, progress)
     return replace(timed, model=_left_for(timed.model, base, Reason.NOT_FASTER))
 
 
@@ -240,8 +241,8 @@ class _Seeker:
         return trial
 
 
-def _budget(share: float, provider: str | None, threads: int) -> Budget:
-    return MACs(share) if provider is None else Latency(share, provider, threads)
+def _budget(share: float, where: Latency | None) -> Budget:
+    return MACs(share) if where is None else replace(where, target=share, seconds=None)
 
 
 def _time_share(latency: Any) -> float | None:
@@ -285,9 +286,7 @@ def _timed(
         paths = {"dense": Path(folder, "dense.onnx"), "small": Path(folder, "small.onnx")}
         to_onnx(dense, inputs, paths["dense"])
         to_onnx(result.model, inputs, paths["small"])
-        times = benchmark(
-            paths, providers=[where.provider], threads=where.threads, profile=False, progress=progress
-        )
+        times = benchmark(paths, **timed_at(where), profile=False, progress=progress)
     ratio = times.ratio("dense", "small")
     measured = replace(result, speedup=(ratio.value, ratio.low, ratio.high))
     told = f"measured on {where.provider}, {where.threads} thread(s): {ratio} of the dense network's speed"

@@ -13,8 +13,10 @@ import fxdecomp
 from fxdecomp import Latency, Plan, Policy, PolicyError, Reason, Rule
 from fxdecomp.allocation import timed
 from fxdecomp.export import Ratio
+from fxdecomp.latency.cache import Taken
 from fxdecomp.latency.chain_times import ChainTimes
 from fxdecomp.layers import LayerSpec
+from fxdecomp.providers import described
 
 pytest.importorskip("onnxruntime")
 
@@ -52,13 +54,14 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Clock]:
-    def measure(self: ChainTimes, chain: tuple[LayerSpec, ...]) -> float:
-        return 1e-9 * sum(spec.macs for spec in chain)
+    def measure(self: ChainTimes, chain: tuple[LayerSpec, ...]) -> Taken:
+        return Taken(1e-9 * sum(spec.macs for spec in chain))
 
     def install(slow: Callable[[int], float], noise: float = 0.01) -> Clock:
         found = Clock(slow, noise)
         monkeypatch.setenv("FXDECOMP_CACHE_DIR", str(tmp_path))
         monkeypatch.setattr(ChainTimes, "_measure", measure)
+        monkeypatch.setattr(ChainTimes, "_slowdown", lambda _: 1.0)
         monkeypatch.setattr(timed.LatencyPlanner, "fixed_s", lambda *_: FIXED_S)
         monkeypatch.setattr(timed, "benchmark", found.benchmark)
         monkeypatch.setattr(timed, "write_mock", lambda *_: None)  # this clock reads no file
@@ -171,7 +174,8 @@ def test_on_other_providers_the_rest_is_what_the_dense_layers_leave(monkeypatch:
     monkeypatch.setattr(planner_type, "_settled_s", lambda _, *, dense: 3e-3 if dense else 1e-3)
     budget = Latency(0.5, provider="CUDAExecutionProvider")
     with planner_type(None, [], budget, {}) as planner:  # type: ignore[arg-type]
-        planner._dense_s = 10e-3
+        place = SimpleNamespace(description=described(budget.provider))
+        planner._dense_s, planner._times = 10e-3, SimpleNamespace(place=place)  # type: ignore[assignment]
         assert planner.fixed_s({"open": 4e-3}) == pytest.approx(3e-3)
 
 
@@ -183,7 +187,7 @@ def test_a_plan_replays_without_a_clock(gm: GraphModule, clock: Any, monkeypatch
         raise AssertionError("a plan times nothing")
 
     monkeypatch.setattr(timed, "benchmark", forbidden)
-    monkeypatch.setattr(ChainTimes, "__post_init__", forbidden)
+    monkeypatch.setattr(ChainTimes, "__init__", forbidden)
     plan = Plan.from_dict(fxdecomp.report(small).plan.to_dict())
     again = fxdecomp.transform(gm, Policy.from_plan(plan))
     x = torch.randn(1, 3, 16, 16)

@@ -8,9 +8,11 @@ import pytest
 from fxdecomp import PolicyError
 from fxdecomp.decompositions import method_named
 from fxdecomp.export.sessions import thread_count
-from fxdecomp.latency.cache import LatencyCache
+from fxdecomp.latency.cache import LatencyCache, Taken
 from fxdecomp.latency.chain_graphs import chain_graph
-from fxdecomp.latency.chain_times import ChainTimes, _inside_s, _plain
+from fxdecomp.latency.chain_times import ChainTimes, _plain
+from fxdecomp.latency.node_times import _inside_s
+from fxdecomp.latency.place import Place
 from fxdecomp.layers import LayerSpec, Recurrence
 
 pytest.importorskip("onnxruntime")
@@ -39,9 +41,11 @@ def test_the_small_graph_computes_what_the_layer_does(name: str, chained: bool, 
 
     spec = SPECS[name]
     method = "svd" if spec.is_linear else "channel_svd"
-    model, shape = chain_graph(stages(method, spec, (8,)) if chained else (spec,))
-    onnx.save(model, str(tmp_path / "x.onnx"))
-    (y,) = open_session(tmp_path / "x.onnx").run(None, {"x": np.ones(shape, np.float32)})
+    network = chain_graph(stages(method, spec, (8,)) if chained else (spec,), copies=2)
+    onnx.save(network.model, str(tmp_path / "x.onnx"))
+    feed = {name: np.ones(shape, np.float32) for name, shape in network.inputs.items()}
+    y, again = open_session(tmp_path / "x.onnx").run(None, feed)
+    np.testing.assert_array_equal(y, again)
     assert y.shape == (spec.positions, spec.out_channels, *spec.output_size)
 
 
@@ -62,7 +66,8 @@ def test_the_small_graph_of_a_recurrent_layer_too(
     from fxdecomp.export.sessions import open_session
 
     spec = LayerSpec(24, recurrence.products, positions=15, recurrence=recurrence)
-    model, shape = chain_graph(stages("svd", spec, (8,)) if chained else (spec,))
+    network = chain_graph(stages("svd", spec, (8,)) if chained else (spec,))
+    model, shape = network.model, network.inputs["x"]
     assert shape == (5, 3, 24)
     assert [node.op_type for node in model.graph.node].count(recurrence.kind) == recurrence.levels
     onnx.save(model, str(tmp_path / "x.onnx"))
@@ -93,31 +98,32 @@ def test_every_time_is_measured_once_and_an_interruption_loses_none(
     chains = [stages("channel_svd", CONV, (rank,)) for rank in (8, 16, 24)]
     taken: list[tuple[LayerSpec, ...]] = []
 
-    def measure(self: ChainTimes, chain: tuple[LayerSpec, ...]) -> float:
+    def measure(self: ChainTimes, chain: tuple[LayerSpec, ...]) -> Taken:
         if len(taken) == 2:
             raise KeyboardInterrupt
         taken.append(chain)
-        return 1e-3 * len(taken)
+        return Taken(1e-3 * len(taken))
 
+    monkeypatch.setattr(ChainTimes, "_slowdown", lambda _: 1.0)
     monkeypatch.setattr(ChainTimes, "_measure", measure)
     first = ChainTimes(cache=LatencyCache(tmp_path))
     assert first.time_s(chains[0]) == first.time_s(chains[0]) == 1e-3
     assert first.time_s(chains[1]) == 2e-3
     with pytest.raises(KeyboardInterrupt):
         first.time_s(chains[2])
-    monkeypatch.setattr(ChainTimes, "_measure", lambda *_: 7.0)
+    monkeypatch.setattr(ChainTimes, "_measure", lambda *_: Taken(7.0))
     again = ChainTimes(cache=LatencyCache(tmp_path))
     assert [again.time_s(chain) for chain in chains] == [1e-3, 2e-3, 7.0]
     assert again.measured == 1
-    other = ChainTimes(threads=2, cache=LatencyCache(tmp_path))
+    other = ChainTimes(Place(threads=2), cache=LatencyCache(tmp_path))
     assert other.time_s(chains[0]) == 7.0
 
 
 def test_all_cores_are_as_many_threads_as_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ChainTimes, "_measure", lambda *_: 1.0)
-    ChainTimes(threads=0, cache=LatencyCache(tmp_path)).time_s((CONV,))
-    monkeypatch.setattr(ChainTimes, "_measure", lambda *_: 2.0)
-    assert ChainTimes(threads=thread_count(0), cache=LatencyCache(tmp_path)).time_s((CONV,)) == 1.0
+    monkeypatch.setattr(ChainTimes, "_measure", lambda *_: Taken(1.0))
+    ChainTimes(Place(threads=0), cache=LatencyCache(tmp_path)).time_s((CONV,))
+    monkeypatch.setattr(ChainTimes, "_measure", lambda *_: Taken(2.0))
+    assert ChainTimes(Place(threads=thread_count(0)), cache=LatencyCache(tmp_path)).time_s((CONV,)) == 1.0
 
 
 def test_a_measured_time_is_a_time(tmp_path: Path) -> None:
@@ -128,17 +134,17 @@ def test_a_measured_time_is_a_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("true", "found"), [(16, 16), (8, 8), (4, 4), (1, 1)])
-def test_the_good_block_is_the_largest_that_is_paid_in_full(
+def test_the_good_multiple_is_the_largest_that_is_paid_in_full(
     true: int, found: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def measure(self: ChainTimes, chain: tuple[LayerSpec, ...]) -> float:
-        return float(-(-chain[0].out_channels // true) * true)
+    def measure(self: ChainTimes, chain: tuple[LayerSpec, ...]) -> Taken:
+        return Taken(float(-(-chain[0].out_channels // true) * true))
 
     monkeypatch.setattr(ChainTimes, "_measure", measure)
     # Three quarters of 32 are 24, seven eighths are 28, fifteen sixteenths 30: a block of 1 pays for each.
-    assert ChainTimes(cache=LatencyCache(tmp_path)).good_block() == found
+    assert ChainTimes(cache=LatencyCache(tmp_path)).good_multiple() == found
 
 
-def test_a_provider_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_provider_that_is_not_there_is_named() -> None:
     with pytest.raises(PolicyError, match=r"no NoSuchProvider; it has .*CPUExecutionProvider"):
-        ChainTimes("NoSuchProvider", cache=LatencyCache(tmp_path))
+        Place("NoSuchProvider")
