@@ -103,8 +103,8 @@ class Latency(Budget):
         provider: The execution provider that is measured.
         threads: Its intra-op threads; 0 for every core of this process.
         seconds: An absolute time instead.
-        options: Options of the provider, such as `{"trt_fp16_enable": "1"}`; those that change only how quick
-            it is are found by trying, once a machine, where they are not given.
+        options: Options of the provider, by name. Those that change only how quick it is are found by trying,
+            once a machine, where they are not given.
 
     Example:
         >>> Latency(0.5).limit(0.030), Latency(seconds=0.010).limit(0.030)

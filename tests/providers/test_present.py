@@ -14,12 +14,12 @@ from fxdecomp import Latency, Policy, Rule
 from fxdecomp.export import Int8, benchmark, to_onnx
 from fxdecomp.export.running import relative_distance
 from fxdecomp.export.sessions import available_providers, open_session
-from fxdecomp.providers import CPU, described
+from fxdecomp.providers import CPU, PROVIDERS, described
 
 pytest.importorskip("onnxruntime")
 
-OTHERS = [name for name in available_providers() if name != CPU.name]
-pytestmark = pytest.mark.skipif(not OTHERS, reason="onnxruntime has no provider but the CPU here")
+OTHERS = [each.name for each in PROVIDERS if each.name in available_providers() and each is not CPU]
+pytestmark = pytest.mark.skipif(not OTHERS, reason="onnxruntime has no other provider here")
 each_provider = pytest.mark.parametrize("provider", OTHERS)
 
 X = torch.randn(1, 3, 24, 24, generator=torch.Generator().manual_seed(0))
