@@ -130,12 +130,14 @@ def slices_at_slices() -> Iterator[None]:
     """Let the optimiser look for two slices that make a Split at slices only.
 
     It would look for them at every node, and go through the whole graph each time: the time of an export
-    grew with the square of the number of nodes.
+    grew with the square of the number of nodes. What other threads optimise at the same time is none of it.
     """
     from onnxscript.rewriter.rules.common import slice_split_rule as rule
 
+    thread = threading.get_ident()
+
     def try_rewrite(model: Any, graph: Any, node: Any, **options: Any) -> Any:
-        if node.op_type != "Slice":
+        if node.op_type != "Slice" and threading.get_ident() == thread:
             return None
         return type(rule).try_rewrite(rule, model, graph, node, **options)
 
