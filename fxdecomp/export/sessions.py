@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 from numpy.typing import NDArray
 
@@ -77,7 +77,7 @@ def open_session(
     provider: str = CPU,
     provider_options: Mapping[str, str] | None = None,
     threads: int = 1,
-    optimise: bool = True,
+    optimise: bool | Literal["basic"] = True,
     profile_prefix: Path | None = None,
     optimised_path: Path | None = None,
 ) -> Any:
@@ -91,7 +91,7 @@ def open_session(
         provider: The execution provider; the CPU stands behind it for operators that it does not have.
         provider_options: Options of the provider, beside those of its description.
         threads: Threads, 0 for every core; intra-op, or as the provider wants to be told.
-        optimise: All graph optimisations, or none.
+        optimise: All graph optimisations, or none, or those alone whose graphs every runtime takes.
         profile_prefix: Where ONNX Runtime writes its profile, if it shall.
         optimised_path: Where it writes the graph that it really runs, if it shall.
 
@@ -110,7 +110,12 @@ def open_session(
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.force_spinning_stop", "1")
     levels = ort.GraphOptimizationLevel
-    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimise else levels.ORT_DISABLE_ALL
+    chosen_level = {
+        True: levels.ORT_ENABLE_ALL,
+        False: levels.ORT_DISABLE_ALL,
+        "basic": levels.ORT_ENABLE_BASIC,
+    }
+    options.graph_optimization_level = chosen_level[optimise]
     if profile_prefix is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile_prefix)

@@ -130,6 +130,12 @@ def _notes(gm: GraphModule, proto: Any) -> tuple[str, ...]:
         for name, module in gm.named_modules()
         if isinstance(module, Carried)
     ]
+    if any(module.layers and "If" in module.told for module in gm.modules() if isinstance(module, Carried)):
+        notes.append(
+            "layers in the branches of an If are left alone, as the file chooses a branch whenever it runs; "
+            "where an input chooses it, such as a sampling rate, give that one value with "
+            "fxdecomp.importing.fix_inputs"
+        )
     quantised = [node.op_type for node in proto.graph.node if _QUANTISED.search(node.op_type)]
     if quantised:
         kinds = ", ".join(sorted(set(quantised)))
