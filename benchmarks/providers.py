@@ -12,36 +12,28 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
 from torch.fx import GraphModule
 
 import fxdecomp
+from benchmarks.timed_networks import NETWORKS
+from benchmarks.torch_times import COMPILED, EAGER, torch_report
 from fxdecomp.errors import BenchmarkError
 from fxdecomp.export import BenchmarkReport, Int8, benchmark, to_onnx
 from fxdecomp.export.sessions import available_providers
-from fxdecomp.providers import described
+from fxdecomp.latency.chain_times import ChainTimes
+from fxdecomp.latency.place import Place
+from fxdecomp.latency.quickest_options import timed_at
+from fxdecomp.providers import PROVIDERS, described
 
 
-def recogniser() -> tuple[GraphModule, Tensor]:
-    from fxdecomp.demo.recogniser import load_recogniser
-
-    x = torch.randn(1, 1, 64, 320, generator=torch.Generator().manual_seed(0))
-    return fxdecomp.trace(load_recogniser(), x), x
-
-
-def resnet18() -> tuple[GraphModule, Tensor]:
-    from pytorchcv.model_provider import get_model
-
-    torch.manual_seed(0)
-    x = torch.randn(1, 3, 224, 224)
-    return fxdecomp.trace(get_model("resnet18").eval(), x), x
-
-
-NETWORKS = {"recogniser": recogniser, "resnet18": resnet18}
+def present() -> list[str]:
+    """The providers that are described and installed, the CPU's own first."""
+    offered = available_providers()
+    return [each.name for each in PROVIDERS if each.name in offered]
 
 
 def planned(gm: GraphModule, share: float, provider: str) -> GraphModule | str:
@@ -60,10 +52,11 @@ def table(report: BenchmarkReport, files: list[str], providers: list[str]) -> st
     for name in files:
         cells = []
         for provider in providers:
-            row = next(each for each in report.timings if (each.model, each.provider) == (name, provider))
-            if row.problem:
-                cells.append(row.problem)
+            rows = [each for each in report.timings if (each.model, each.provider) == (name, provider)]
+            if not rows or rows[0].problem:
+                cells.append(rows[0].problem if rows else "")
                 continue
+            (row,) = rows
             cell = f"{row.median_s * 1e3:.2f} ms"
             if name != "dense":
                 cell += f", {report.ratio('dense', name, provider=provider)}"
@@ -72,10 +65,26 @@ def table(report: BenchmarkReport, files: list[str], providers: list[str]) -> st
     return "\n".join(lines)
 
 
+def liked_multiples(provider: str) -> str:
+    """What ranks should be multiples of, by the type that is computed in, as measured now."""
+    found = []
+    for precision in ("float32", "float16", "int8"):
+        times = ChainTimes(Place(provider, precision=precision))
+        found.append(f"{precision} {times.good_multiple()}")
+    return f"{described(provider).short}: ranks in multiples of {', '.join(found)}"
+
+
+def options_of(provider: str) -> str:
+    """The options that were found quickest."""
+    options = timed_at(fxdecomp.Latency(1.0, provider))["provider_options"][provider]
+    return f"{described(provider).short}: options {options or 'as they are'}"
+
+
 def measure(name: str, share: float, folder: Path, rounds: int) -> dict[str, Any]:
-    gm, x = NETWORKS[name]()
+    network, inputs = NETWORKS[name](1)
+    gm = fxdecomp.trace(network, inputs)
     folder.mkdir(parents=True, exist_ok=True)
-    providers = list(reversed(available_providers()))  # onnxruntime lists its CPU provider last
+    providers = present()
     made: dict[str, GraphModule] = {"dense": gm}
     row: dict[str, Any] = {"network": name, "share": share}
     for provider in providers:
@@ -96,18 +105,20 @@ def measure(name: str, share: float, folder: Path, rounds: int) -> dict[str, Any
     for label, each in made.items():
         for suffix, precision in (("", None), (", int8", Int8(recurrent=False, max_error=100))):
             paths[label + suffix] = folder / f"{name}-{label}{suffix}.onnx".replace(" ", "-").replace(",", "")
-            batches = None if precision is None else [x + 0.1 * torch.randn_like(x) for _ in range(2)]
+            batches = None if precision is None else [inputs, inputs]
             to_onnx(
                 each,
-                x,
+                inputs,
                 paths[label + suffix],
                 dynamic_batch=False,
                 quantize=precision,
                 calibration=batches,
             )
     report = benchmark(paths, providers=providers, rounds=rounds)
+    eager = torch_report(made, inputs, rounds=rounds)
+    report = replace(report, timings=(*report.timings, *eager.timings))
     print(f"\n{name}, {report.machine['processor']}, one thread\n")
-    print(table(report, list(paths), providers), "\n")
+    print(table(report, list(paths), [*providers, EAGER, COMPILED]), "\n")
     print(report.kernel_table("dense"), "\n", flush=True)
     return row | {"benchmark": report.to_dict()}
 
@@ -121,6 +132,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--out", type=Path, default=Path("build/providers"))
     given = parser.parse_args()
+    for provider in present():
+        print(options_of(provider), liked_multiples(provider), sep="\n", flush=True)
     rows = [measure(name, given.share, given.out, given.rounds) for name in given.networks]
     (given.out / "providers.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 

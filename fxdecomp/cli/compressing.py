@@ -217,7 +217,7 @@ def _tell(result: CompressResult, out: Path) -> None:
     last = [f"Everything is in {out}; open {out / 'report.html'} first"]
     last += [quality.warning for quality in qualities if quality.warning]
     if verdict is not None:
-        hint = "" if verdict.timed else "; --time tells whether it is faster"
+        hint = "" if timed is not None else "; --time tells whether it is faster"
         if verdict.ship == "dense":
             lost = any(quality.warning for quality in qualities)
             hint = "; try " + (

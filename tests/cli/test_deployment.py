@@ -16,6 +16,7 @@ from fxdecomp.cli import main
 from fxdecomp.cli.words import parse_provider_options
 from fxdecomp.export import BenchmarkReport, int8, kernel_bench, read_metadata, to_onnx
 from fxdecomp.export.file_network import FileNetwork
+from fxdecomp.export.sessions import available_providers
 from tests.cli_models import batches, mean_output, small_net
 
 NET, BATCHES = "tests.cli_models:small_net", "tests.cli_models:batches"
@@ -108,6 +109,24 @@ def test_a_provider_that_vanishes_beside_one_that_is_there_changes_no_exit_code(
     out, error = fxd("bench", dense, "--provider", "cuda", "--provider", "cpu", "--rounds", 2)
     assert "not available" in out
     assert "dense on CUDAExecutionProvider was not timed: not available" in error
+
+
+REMOTE = "AzureExecutionProvider"
+"""It comes with onnxruntime and takes no layer of any network."""
+
+
+@pytest.mark.skipif(REMOTE not in available_providers(), reason="this onnxruntime has no such provider")
+def test_a_provider_that_takes_only_part_of_a_network_is_a_row(
+    dense: Path, fxd: Shell, tmp_path: Path
+) -> None:
+    out, error = fxd("bench", dense, "--provider", REMOTE, "--provider", "cpu", "--rounds", 2)
+    assert "left 1 layer(s)" in " ".join(out.split())
+    assert f"dense on {REMOTE} was not timed: left 1 layer(s) to another provider" in error
+    arguments = ("--method", "svd", "--rank", 0.5, "--time", "--provider", REMOTE, "--quiet")
+    out, _ = fxd("compress", NET, *arguments, "-o", tmp_path / "out")
+    assert "ship small.onnx: not timed" in " ".join(out.split())
+    assert "--time tells" not in out
+    assert "left 3 layer(s) to another provider: 0, 2, 4" in " ".join(out.split())
 
 
 def test_kernels_are_timed_as_a_table_as_data_and_as_a_picture(

@@ -8,12 +8,14 @@ import pytest
 from fxdecomp import PolicyError
 from fxdecomp.decompositions import method_named
 from fxdecomp.export.sessions import thread_count
+from fxdecomp.latency import place
 from fxdecomp.latency.cache import LatencyCache, Taken
 from fxdecomp.latency.chain_graphs import chain_graph
 from fxdecomp.latency.chain_times import ChainTimes, _plain
 from fxdecomp.latency.node_times import _inside_s
 from fxdecomp.latency.place import Place
 from fxdecomp.layers import LayerSpec, Recurrence
+from fxdecomp.providers import Provider
 
 pytest.importorskip("onnxruntime")
 
@@ -143,6 +145,36 @@ def test_the_good_multiple_is_the_largest_that_is_paid_in_full(
     monkeypatch.setattr(ChainTimes, "_measure", measure)
     # Three quarters of 32 are 24, seven eighths are 28, fifteen sixteenths 30: a block of 1 pays for each.
     assert ChainTimes(cache=LatencyCache(tmp_path)).good_multiple() == found
+
+
+@pytest.mark.parametrize(
+    ("precision", "true", "found"), [("float16", 32, 32), ("float16", 64, 64), ("float32", 32, 16)]
+)
+def test_multiples_are_measured_for_the_type_that_is_computed_in(
+    precision: str, true: int, found: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = Provider(
+        "CPUExecutionProvider", multiples={"float32": (16, 8), "float16": (64, 32)}, trial=(512, 56)
+    )
+    seen: list[tuple[LayerSpec, ...]] = []
+
+    def measure(self: ChainTimes, chain: tuple[LayerSpec, ...]) -> Taken:
+        seen.append(chain)
+        return Taken(float(-(-chain[0].out_channels // true) * true))
+
+    monkeypatch.setattr(place, "described", lambda _: kind)
+    monkeypatch.setattr(ChainTimes, "_slowdown", lambda _: 1.0)
+    monkeypatch.setattr(ChainTimes, "_measure", measure)
+    times = ChainTimes(Place(precision=precision), LatencyCache(tmp_path))
+    assert times.good_multiple() == found
+    assert {(chain[0].in_channels, chain[0].input_size) for chain in seen} == {(512, (56, 56))}
+    assert times.place.key() != Place().key() or precision == "float32"
+
+
+@pytest.mark.parametrize("precision", ["float16", "int8"])
+def test_a_shorter_type_is_timed_as_such(precision: str, tmp_path: Path) -> None:
+    times = ChainTimes(Place(precision=precision), LatencyCache(tmp_path))
+    assert 0 < times.time_s((replace(CONV, stride=(1, 1)),)) < 1
 
 
 def test_a_provider_that_is_not_there_is_named() -> None:
