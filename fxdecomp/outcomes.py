@@ -35,6 +35,7 @@ class Reason(StrEnum):
     OTHER_LAYER = "no method knows this kind of layer"
     UNUSED = "the graph does not use it"
     INSIDE_LEAF = "the layer is inside a module that the graph does not look into"
+    IN_BRANCH = "the layer stands in a branch of the file, which is written as it is"
     HOOKED = "the module carries hooks that a chain would lose"
     OUTPUT_SIZE = "the layer is told its output's size at the call, which a chain's layers cannot be"
     UNSUPPORTED_TENSOR = "the weight is not an ordinary dense floating-point tensor"

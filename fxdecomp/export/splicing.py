@@ -77,8 +77,8 @@ def splice(gm: GraphModule, origin: Origin) -> Spliced:
     original, proto = origin.graph(), origin.model()
     try:
         match = matched(gm, original)
-    except NotSpliceable:
-        match = matched(gm, _as_unpickled(original))
+    except NotSpliceable as reason:
+        match = matched(gm, _as_unpickled(original, reason))
     if match.is_whole:
         own = any(item.key.startswith(_PREFIX) for item in proto.metadata_props)
         data = None if own or not origin.in_one_file else origin.data
@@ -87,12 +87,19 @@ def splice(gm: GraphModule, origin: Origin) -> Spliced:
     return Spliced(proto, origin.in_one_file)
 
 
-def _as_unpickled(gm: GraphModule) -> GraphModule:
-    """The graph with the names and arguments that it has after a way through pickle, which traces it anew."""
+def _as_unpickled(gm: GraphModule, reason: NotSpliceable) -> GraphModule:
+    """The graph with the names and arguments that it has after a way through pickle, which traces it anew.
+
+    Raises:
+        NotSpliceable: The reason that is given: it has other nodes then, or no such way.
+    """
     nodes = list(gm.graph.nodes)
-    again: GraphModule = pickle.loads(pickle.dumps(gm))
+    try:
+        again: GraphModule = pickle.loads(pickle.dumps(gm))
+    except Exception:  # noqa: BLE001 - what torch raises where it cannot trace
+        raise reason from None
     if len(again.graph.nodes) != len(nodes):
-        raise NotSpliceable("its nodes are not those of the file")
+        raise reason
     for node, known in zip(again.graph.nodes, nodes, strict=True):
         node.meta = dict(known.meta)
     return again

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
 from fxdecomp.graphs.origins import VALUE
+from fxdecomp.importing.functions import tensor_of_sizes
 
 _WITHOUT_NUMPY = {
     name: getattr(torch, name)
@@ -126,7 +127,7 @@ class Builder:
         if isinstance(value, Sizes):
             items: Any = value.items[0] if value.scalar else list(value.items)
             if any(isinstance(item, Node) for item in value.items):
-                return self.call(torch.tensor, items, dtype=value.dtype)
+                return self.call(tensor_of_sizes, items, dtype=value.dtype)
             value = np.asarray(items, str(value.dtype).removeprefix("torch."))
         if id(value) not in self._constants:
             name = self._free(f"constant_{len(self._constants)}")

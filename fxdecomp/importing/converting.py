@@ -187,7 +187,7 @@ class _Conversion:
         constants = [name for name in read if name in self._constants]
         arguments = [builder.tensor(builder.value(name)) for name in taken]
         leaf = Carried(self._piece(group, constants, given, taken), taken)
-        call = builder.module(f"carried_{group.nodes[0].op_type}", group.nodes[0], leaf, *arguments)
+        call = builder.module(f"carried_{group.nodes[0].op_type}", leaf, leaf, *arguments)
         for index, name in enumerate(given):
             builder.values[name] = call if len(given) == 1 else builder.item(call, index)
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
+from torch.overrides import handle_torch_function, has_torch_function
 
 
 def same_padded(
@@ -59,3 +60,17 @@ def space_to_depth(x: Tensor, block: int) -> Tensor:
     batch, channels, height, width = x.shape
     blocks = x.reshape(batch, channels, height // block, block, width // block, block)
     return blocks.permute(0, 3, 5, 1, 2, 4).reshape(batch, -1, height // block, width // block)
+
+
+def tensor_of_sizes(sizes: int | Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Sizes as a tensor: one call for a tracer too, which unpickling is; `torch.tensor` cannot be traced.
+
+    Args:
+        sizes: One for a scalar, or several.
+        dtype: Of the result.
+    """
+    each = tuple(sizes) if isinstance(sizes, list | tuple) else (sizes,)
+    if has_torch_function(each):
+        traced: Tensor = handle_torch_function(tensor_of_sizes, each, sizes, dtype)
+        return traced
+    return torch.tensor(sizes, dtype=dtype)

@@ -11,11 +11,12 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from fxdecomp.errors import ExportError
-from fxdecomp.graphs.origins import VALUE
+from fxdecomp.graphs.origins import LAYER, VALUE
 from fxdecomp.importing.carried import Carried
 from fxdecomp.importing.converting import converted
 from fxdecomp.importing.preparing import prepared
 from fxdecomp.importing.repairing import has_wrong_shapes, inner_values, misconverted
+from fxdecomp.sites.recurrent import IN_BRANCH
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,6 +78,9 @@ class OnnxOrigin:
             names = [name for name in node.meta.pop(VALUE, ()) if name in known]
             if names:
                 node.meta[VALUE] = names[0]
+        for node in gm.graph.nodes:
+            if LAYER in node.meta and VALUE not in node.args[0].meta:  # an If was decided around it
+                setattr(gm.get_submodule(str(node.target)), IN_BRANCH, True)
         return gm
 
     def understood(
@@ -91,19 +95,31 @@ class OnnxOrigin:
         Returns:
             The file with what is taken for known, and its graph.
         """
+        values = list(inputs.values())
         best, gm = self, self.graph()
-        free = {name: (None, *shape[1:]) for name, shape in fixed.items()}
-        for shapes, is_run in (({}, True), (free, False), (free, True), (fixed, False), (fixed, True)):
-            if not carried_nodes(gm):
-                break
-            if not (shapes or is_run):
-                continue
-            tried = replace(self, shapes=shapes)
-            if is_run:
-                tried = replace(tried, ranks=tried._ranks(list(inputs.values())))
-            other = tried.graph()
-            if carried_nodes(other) < carried_nodes(gm):
-                best, gm = tried, other
+        if not carried_nodes(gm):
+            return best, gm
+
+        def carries_less(tried: OnnxOrigin | None) -> bool:
+            nonlocal best, gm
+            if tried is None or carried_nodes(other := tried.graph()) >= carried_nodes(gm):
+                return False
+            best, gm = tried, other
+            return True
+
+        is_run = carries_less(self._with_ranks(values))
+        if not fixed or not carried_nodes(gm):
+            return best, gm
+        stated = replace(self, shapes=fixed)
+        if not is_run:
+            is_run = not carries_less(stated)
+        if is_run:
+            carries_less(stated._with_ranks(values))
+        if best.shapes:  # a free batch, where it does as well
+            free = replace(best, shapes={name: (None, *shape[1:]) for name, shape in fixed.items()})
+            other = free.graph()
+            if carried_nodes(other) <= carried_nodes(gm):
+                best, gm = free, other
         return best, gm
 
     def carrying_more(self, inputs: Sequence[Any]) -> OnnxOrigin | None:
@@ -125,6 +141,11 @@ class OnnxOrigin:
             return None
         bare = replace(self, is_prepared=False, carry=frozenset(), ranks={})
         return replace(bare, ranks=bare._ranks(inputs))
+
+    def _with_ranks(self, inputs: Sequence[Any]) -> OnnxOrigin | None:
+        """The same with the numbers of axes that a run shows; None where onnx finds them all."""
+        found = self._ranks(inputs)
+        return replace(self, ranks=found) if found else None
 
     def _ranks(self, inputs: Sequence[Any]) -> dict[str, int]:
         model = self._prepared(self.model())

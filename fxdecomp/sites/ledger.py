@@ -28,7 +28,8 @@ class Ledger:
 
         Args:
             roots: Identities of the stored tensors that the weight is made of.
-            wanted: Number of its elements: fewer than the tensors hold where it is a slice of them.
+            wanted: Number of its elements: fewer than a tensor holds where it is a slice of that. Tensors
+                that are multiplied or added, such as a weight and its mask, are charged each.
 
         Returns:
             How many of its elements no other layer has been charged with.
@@ -37,7 +38,7 @@ class Ledger:
         for root in roots:
             self._seen.add(root)
             if root in self._left:
-                share = min(wanted - taken, self._left[root])
+                share = min(wanted, self._left[root])
                 self._left[root] -= share
                 taken += share
         return taken

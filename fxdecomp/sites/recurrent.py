@@ -21,6 +21,8 @@ from fxdecomp.sites.base import Reading, Refusal, Site, shape_of
 from fxdecomp.sites.modules import hooks_of
 
 _KINDS = (nn.LSTM, nn.GRU)
+IN_BRANCH = "_fxdecomp_in_branch"
+"""An attribute of layers that an ONNX file has in a branch only."""
 
 
 def recurrent_geometry(module: nn.RNNBase) -> LayerSpec:
@@ -48,7 +50,7 @@ def read_recurrent_call(gm: GraphModule, node: Node) -> Reading | Refusal | None
     source = node.args[0] if node.args else node.kwargs.get("input")
     if not isinstance(source, Node):
         return Refusal(name, kind, Reason.UNKNOWN_SHAPE, "the input is not a graph value")
-    obstacle = _obstacle(module, source)
+    obstacle = (Reason.IN_BRANCH, "") if IN_BRANCH in vars(module) else _obstacle(module, source)
     if obstacle is not None:
         return Refusal(name, kind, *obstacle, geometry)
     weights, biases = input_parameters(module, "weight"), input_parameters(module, "bias")

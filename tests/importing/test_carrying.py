@@ -17,6 +17,7 @@ from fxdecomp.errors import ExportError, FxdecompError
 from fxdecomp.export import sessions, to_onnx
 from fxdecomp.importing import building, converting, from_onnx
 from fxdecomp.importing.carried import Carried
+from fxdecomp.importing.origin import OnnxOrigin
 from fxdecomp.latency.mock_networks import write_mock
 from tests.importing.files import drawn, ints, node, write
 
@@ -307,3 +308,62 @@ def test_whole_numbers_of_a_shape_keep_their_type(tmp_path: Path) -> None:
     path = write(tmp_path / "a.onnx", nodes, {"axis": np.asarray(0)}, shape=("n", 4, "h"))
     imported = from_onnx(path, shapes=[(2, 4, 3)])
     assert imported.gm(*imported.example_inputs).dtype is torch.int32
+
+
+def test_a_leaf_that_grows_is_another_leaf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows of a batch in an order, as packed sequences are; nothing has to be repaired."""
+    monkeypatch.setattr(OnnxOrigin, "carrying_more", lambda *_: None)
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"]),
+        helper.make_node("ReduceMean", ["a", "axes"], ["m"], keepdims=0),
+        helper.make_node("Shape", ["m"], ["k"]),
+        helper.make_node("TopK", ["m", "k"], ["best", "places"]),
+        helper.make_node("Gather", ["a", "places"], ["y"]),
+    ]
+    path = write(tmp_path / "a.onnx", nodes, CONV | {"axes": ints(1, 2, 3)}, shape=("n", 4, 6, 8))
+    assert from_onnx(path, shapes=[(2, 4, 6, 8)]).carried == ("TopK, Gather",)
+
+
+def test_an_lstm_in_a_branch_that_was_decided_stays(tmp_path: Path) -> None:
+    """As torch's exporter writes a squeeze of an axis of open length, with what stands behind it."""
+    inner = [
+        helper.make_node("Transpose", ["a"], ["p"], perm=[2, 0, 1]),
+        helper.make_node("LSTM", ["p", "u", "r"], ["t"], "inner", hidden_size=16),
+    ]
+    otherwise = [helper.make_node("Unsqueeze", ["a", "axes"], ["e"])]
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"]),
+        helper.make_node("Shape", ["a"], ["s"]),
+        helper.make_node("Gather", ["s", "two"], ["n"]),
+        helper.make_node("Equal", ["n", "six"], ["q"]),
+        helper.make_node(
+            "If", ["q"], ["b"], then_branch=branch("then", *inner), else_branch=branch("else", *otherwise)
+        ),
+        helper.make_node("MatMul", ["b", "v"], ["y"]),
+    ]
+    constants = {"w": drawn(16, 4, 3), "u": drawn(1, 64, 16), "r": drawn(1, 64, 16), "v": drawn(16, 16)}
+    constants |= {"two": np.asarray(2), "six": np.asarray(6), "axes": ints(0)}
+    path = write(tmp_path / "a.onnx", nodes, constants, shape=("n", 4, "t"))
+    imported = from_onnx(path, shapes=[(1, 4, 8)])
+    assert imported.carried == ()
+    gm = fxdecomp.trace(imported.gm, imported.example_inputs)
+    small = fxdecomp.transform(gm, Policy(method="svd", rank=Ratio(0.5), require_saving=False))
+    told = fxdecomp.report(small)
+    assert [each.reason for each in told.skipped if each.site == "_inner"] == [Reason.IN_BRANCH]
+    assert len(told.applied) == 1
+    written = to_onnx(small, imported.example_inputs, tmp_path / "b.onnx")
+    assert not any("was not used" in note for note in written.notes)
+    assert "If" in {each.op_type for each in onnx.load(tmp_path / "b.onnx").graph.node}
+
+
+def test_sizes_among_the_values_are_pickled(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Shape", ["x"], ["s"]),
+        helper.make_node("Cast", ["s"], ["f"], to=TensorProto.FLOAT),
+        helper.make_node("Conv", ["x", "w"], ["a"]),
+        helper.make_node("ReduceMean", ["a"], ["m"], keepdims=0),
+        helper.make_node("Mul", ["f", "m"], ["y"]),
+    ]
+    gm = from_onnx(write(tmp_path / "a.onnx", nodes, CONV, shape=("n", 4, 6, 8)), shapes=[(2, 4, 6, 8)]).gm
+    x = torch.from_numpy(drawn(3, 4, 6, 8))
+    assert torch.equal(pickle.loads(pickle.dumps(gm))(x), gm(x))

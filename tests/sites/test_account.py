@@ -248,3 +248,25 @@ def test_a_share_of_the_cost_is_a_share_of_the_whole_network() -> None:
     assert 0.85 * numel(model) < numel(small) <= 0.9 * numel(model)
     with pytest.raises(fxdecomp.PolicyError, match=r"75\.0% is in layers that no budget reduces \(rnn\)$"):
         fxdecomp.transform(gm, fxdecomp.Policy(made_up=False, budget=fxdecomp.MACs(0.5), rules=both))
+
+
+class Masked(nn.Module):
+    """A convolution of which a mask leaves some connections."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(16, 8, 3, 3))
+        self.mask = nn.Parameter(
+            (torch.rand(16, 8, 1, 1) > 0.5).float().repeat(1, 1, 3, 3), requires_grad=False
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.conv2d(x, self.weight.mul(self.mask))
+
+
+def test_a_weight_and_its_mask_are_both_counted() -> None:
+    model = Masked().eval()
+    gm = fxdecomp.trace(model, torch.randn(1, 8, 9, 9))
+    small = fxdecomp.transform(gm, fxdecomp.Policy(method="tucker2", rank=0.25))
+    told = fxdecomp.report(small)
+    assert (told.params_before, told.params_after) == (numel(model), numel(small))
