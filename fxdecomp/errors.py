@@ -47,7 +47,7 @@ class PolicyError(FxdecompError, ValueError):
         >>> try:
         ...     fxdecomp.Policy(method="tuker2")
         ... except fxdecomp.PolicyError as error:
-        ...     print(error)
+        ...     print(str(error)[:40])
         there is no method 'tuker2'; use tucker2
     """
 
