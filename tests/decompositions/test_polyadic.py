@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 
 import pytest
 import torch
+from beartype import beartype
+from jaxtyping import TypeCheckError, jaxtyped
 from torch import Tensor
 
+from fxdecomp.decompositions.polyadic import als, fit, separable
 from fxdecomp.decompositions.polyadic.als import Kernel, descend, even_norms, khatri_rao
-from fxdecomp.decompositions.polyadic.fit import ENERGY, ROUNDING, Effort, PolyadicFit, fit_polyadic
+from fxdecomp.decompositions.polyadic.fit import ENERGY, ROUNDING, Effort, PolyadicFit
 from fxdecomp.decompositions.polyadic.separable import separable_terms
 from fxdecomp.linalg.factoring import left_svd
 from tests.decompositions.layers_in_torch import relative_error
@@ -38,7 +42,21 @@ def fitted(tensor: Tensor, rank: int, *, sweeps: int = 100, tolerance: float = 2
     def basis(mode: int) -> Tensor:
         return left_svd(tensor.movedim(mode, 0).flatten(1))[0]
 
-    return fit_polyadic(tensor, basis, rank, Effort(tolerance, sweeps))
+    return fit.fit_polyadic(tensor, basis, rank, Effort(tolerance, sweeps))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_shapes_are_what_the_annotations_say(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    checked = 0
+    for owner in (als, separable, fit, Kernel):
+        for name, value in vars(owner).items():
+            if inspect.isfunction(value) and value.__module__.startswith("fxdecomp.decompositions.polyadic"):
+                monkeypatch.setattr(owner, name, jaxtyped(value, typechecker=beartype))
+                checked += 1
+    assert checked >= 20
+    fitted(drawn(shape), 3)
+    with pytest.raises(TypeCheckError):
+        als.gram(drawn(shape))
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
