@@ -44,8 +44,10 @@ class Encoder(nn.Module):
         return self.encoder(x)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3])
-@pytest.mark.parametrize(("make", "shape"), [(Patches, (3, 16, 16)), (Encoder, (5, 32))])
+@pytest.mark.parametrize(
+    ("make", "shape", "rows"),
+    [(Patches, (3, 16, 16), 1), (Patches, (3, 16, 16), 2), (Encoder, (5, 32), 3)],
+)
 def test_attention_is_right_at_every_batch(
     make: type[nn.Module], shape: tuple[int, ...], rows: int, tmp_path: Path
 ) -> None:
