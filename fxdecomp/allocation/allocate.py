@@ -89,10 +89,11 @@ def allocate(
         f"budget {budget}: {_amount(cost, budget)} of {_amount(dense, budget)} {_UNITS[budget.name]} "
         f"({cost / dense:.2%})"
     )
-    kept = math.exp(-chosen.damage) if sensitivity is None else max(0.0, 1 - chosen.damage)
-    note += f"; predicted to keep {kept:.0%} of the output's signal"
-    if kept < BEARABLE:
-        note += ", which hardly any network bears: search(max_drop=...) finds what this one does"
+    if sensitivity is not None:  # errors of weights alone say next to nothing of the outputs
+        kept = max(0.0, 1 - chosen.damage)
+        note += f"; predicted to keep {kept:.0%} of the output's signal"
+        if kept < BEARABLE:
+            note += ", which hardly any network bears: search(max_drop=...) finds what this one does"
     near = cost >= limit * (1 - WITHIN) or not any(pick.method for pick in picks.values())
     if not near:
         note += f"; the ranks considered come no nearer to {_amount(limit, budget)} without more damage"

@@ -8,6 +8,8 @@ from torch.fx import GraphModule
 
 import fxdecomp
 from fxdecomp import Energy, Fixed, Latency, MACs, Params, Plan, Policy, PolicyError, Reason, Rule
+from fxdecomp.allocation.allocate import allocate
+from fxdecomp.allocation.candidates import Candidate
 from fxdecomp.policy import Budget
 from fxdecomp.policy.rules import Selection
 
@@ -50,14 +52,21 @@ def test_a_budget_is_met_from_below(gm: GraphModule, kind: type[MACs | Params], 
     assert (after < 0.99 * share * before) == ("no nearer" in note)
 
 
-def test_a_budget_that_ruins_the_network_is_met_and_warned_of(gm: GraphModule) -> None:
-    notes = [
-        fxdecomp.report(fxdecomp.transform(gm, Policy(made_up=False, budget=MACs(share)))).record.notes[0]
-        for share in (0.95, 0.25)
-    ]
-    kept = [int(note.split("predicted to keep ")[1].split("%")[0]) for note in notes]
-    assert kept[0] > 50 > kept[1]
-    assert ["hardly any network bears" in note for note in notes] == [False, True]
+@pytest.mark.parametrize(("error", "kept"), [(0.2, 90), (0.8, 60), (1.0, 50), (1.02, 49), (3.0, 0)])
+def test_a_choice_that_ruins_the_network_is_warned_of(error: float, kept: int) -> None:
+    menus = {"a": [Candidate(None, (), 0.0, 100, 10), Candidate("svd", (1,), error, 40, 4)]}
+    found = allocate(menus, MACs(0.5), dense=100, sensitivity={"a": 0.5})
+    (note,) = found.notes
+    assert f"predicted to keep {kept}% of the output's signal" in note
+    assert ("hardly any network bears" in note) == (kept < 50)
+
+
+def test_the_weights_alone_predict_nothing_of_the_outputs(gm: GraphModule) -> None:
+    menus = {"a": [Candidate(None, (), 0.0, 100, 10), Candidate("svd", (1,), 0.99, 40, 4)]}
+    assert "predicted" not in allocate(menus, MACs(0.5), dense=100).notes[0]
+    report = fxdecomp.report(fxdecomp.transform(gm, Policy(made_up=False, budget=MACs(0.5))))
+    assert "predicted" not in report.record.notes[0]
+    assert report.quality is not None
 
 
 def test_ranks_too_coarse_for_the_budget_are_remarked_upon(gm: GraphModule) -> None:
