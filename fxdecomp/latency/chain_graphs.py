@@ -20,6 +20,9 @@ from fxdecomp.layers import LayerSpec, Recurrence
 BEFORE, AFTER = "before", "after"
 """Names of the two neighbours."""
 
+_NARROW = 16
+"""Channels of neighbours that are layers."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Network:
@@ -29,54 +32,91 @@ class Network:
     inputs: Mapping[str, tuple[int, ...]]
 
 
-def chain_graph(specs: Sequence[LayerSpec], *, empty: bool = False, copies: int = 1) -> Network:
-    """A chain between its neighbours.
+def chain_graph(specs: Sequence[LayerSpec]) -> Network:
+    """A chain between two poolings.
 
     Weights are alike: time does not depend on their values. Padding modes other than zeros are padded with
     zeros.
 
     Args:
         specs: The stages, in order.
-        empty: Leave the stages out: an input and what surrounds a chain.
-        copies: Chains side by side, each with an input and weights of its own, so that none is made one with
-            another.
     """
+    return _network([_Strand(specs[0].ndim, _input_of(specs), tuple(specs))], narrow=False)
+
+
+def chains_and_ends(specs: Sequence[LayerSpec], copies: int) -> tuple[Network, Network]:
+    """A chain several times side by side, and its ends alone: what the first takes longer is the chains'.
+
+    The neighbours are layers through few channels, which keep the layout of what is between them, and which
+    no runtime takes away as it does a pooling over single positions. The second network has as many strands:
+    half of them two neighbours at the chain's input, half two at its output. Every strand has an input and
+    weights of its own, so that none is made one with another.
+
+    Args:
+        specs: The stages, in order.
+        copies: How often, an even number.
+    """
+    chain = _Strand(specs[0].ndim, _input_of(specs), tuple(specs))
+    ends = [_Strand(specs[0].ndim, shape, ()) for shape in (_input_of(specs), _output_of(specs))]
+    return _network([chain] * copies, narrow=True), _network(ends * (copies // 2), narrow=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Strand:
+    """A chain between neighbours, or these alone.
+
+    Attributes:
+        ndim: Spatial axes.
+        shape: What the chain reads.
+        specs: Its stages; none for neighbours alone.
+    """
+
+    ndim: int
+    shape: tuple[int, ...]
+    specs: tuple[LayerSpec, ...]
+
+
+def _network(strands: Sequence[_Strand], *, narrow: bool) -> Network:
+    """Strands side by side; neighbours are poolings, or where it is narrow layers through few channels."""
     from onnx import TensorProto, helper
 
-    shape = _input_shape(specs[0])
-    if (recurs := specs[-1].recurrence) is not None:
-        shape = (recurs.steps, specs[0].positions // recurs.steps, specs[0].in_channels)
     nodes: list[Any] = []
     weights: list[Any] = []
-    prefixes = ["", *(f"copy.{index}." for index in range(1, copies))]
-    outputs = [_chain(nodes, weights, specs, prefix, empty=empty) for prefix in prefixes]
+    outputs: list[str] = []
+    inputs: dict[str, tuple[int, ...]] = {}
+    for index, strand in enumerate(strands):
+        prefix = f"strand.{index}." if index else ""
+        narrow_here = narrow and strand.ndim == 2
+        batch, _, *size = strand.shape
+        inputs[f"{prefix}x"] = (batch, _NARROW, *size) if narrow_here else strand.shape
+        outputs.append(_chain(nodes, weights, strand, prefix, narrow=narrow_here))
     graph = helper.make_graph(
         nodes,
         "chain",
-        [helper.make_tensor_value_info(f"{prefix}x", TensorProto.FLOAT, shape) for prefix in prefixes],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in inputs.items()],
         [helper.make_empty_tensor_value_info(value) for value in outputs],
         weights,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    return Network(model, {f"{prefix}x": shape for prefix in prefixes})
+    return Network(model, inputs)
 
 
-def _chain(
-    nodes: list[Any], weights: list[Any], specs: Sequence[LayerSpec], prefix: str, *, empty: bool
-) -> str:
-    """One chain between its neighbours; the name of its output."""
+def _chain(nodes: list[Any], weights: list[Any], strand: _Strand, prefix: str, *, narrow: bool) -> str:
+    """One strand; the name of its output."""
     from onnx import helper
 
-    value = f"{prefix}x"
-    if specs[0].ndim == 2:
-        value = _neighbour(nodes, prefix + BEFORE, value)
-    recurs = specs[-1].recurrence
-    for index, spec in enumerate(() if empty else specs):
+    value, specs = f"{prefix}x", strand.specs
+    channels = specs[-1].out_channels if specs else strand.shape[1]
+    if narrow:
+        value = _pointwise(nodes, weights, prefix + BEFORE, value, (_NARROW, strand.shape[1]))
+    elif strand.ndim == 2:
+        value = _pooling(nodes, prefix + BEFORE, value)
+    for index, spec in enumerate(specs):
         name = f"{prefix}stage.{index}"
         if spec.recurrence is not None:
             value = _recurrent(nodes, weights, (name, value), spec.in_channels, spec.recurrence)
             continue
-        if recurs is not None:
+        if specs[-1].recurrence is not None:
             weights.append(_alike(f"{name}.weight", (spec.in_channels, spec.out_channels)))
             nodes.append(helper.make_node("MatMul", [value, f"{name}.weight"], [f"{name}.value"], name))
             value = f"{name}.value"
@@ -86,12 +126,23 @@ def _chain(
         op, attributes = _operator(spec)
         nodes.append(helper.make_node(op, [value, f"{name}.weight"], [f"{name}.value"], name, **attributes))
         value = f"{name}.value"
-    if specs[-1].ndim == 2:
-        value = _neighbour(nodes, prefix + AFTER, value)
+    if narrow:
+        value = _pointwise(nodes, weights, prefix + AFTER, value, (channels, _NARROW))
+    elif strand.ndim == 2:
+        value = _pooling(nodes, prefix + AFTER, value)
     if value == f"{prefix}x":
         nodes.append(helper.make_node("Identity", [value], [f"{prefix}nothing"]))
         value = f"{prefix}nothing"
     return value
+
+
+def _pointwise(nodes: list[Any], weights: list[Any], name: str, value: str, widths: tuple[int, int]) -> str:
+    """A neighbour: a 1x1 convolution from and to so many channels."""
+    from onnx import helper
+
+    weights.append(_alike(f"{name}.weight", (widths[1], widths[0], 1, 1)))
+    nodes.append(helper.make_node("Conv", [value, f"{name}.weight"], [f"{name}.value"], name))
+    return f"{name}.value"
 
 
 def _alike(name: str, shape: tuple[int, ...]) -> Any:
@@ -135,15 +186,26 @@ def _recurrent(
     return value
 
 
-def _neighbour(nodes: list[Any], name: str, value: str) -> str:
+def _pooling(nodes: list[Any], name: str, value: str) -> str:
+    """A neighbour: a pooling over single positions."""
     from onnx import helper
 
     nodes.append(helper.make_node("MaxPool", [value], [f"{name}.value"], name, kernel_shape=[1, 1]))
     return f"{name}.value"
 
 
-def _input_shape(spec: LayerSpec) -> tuple[int, ...]:
-    return (spec.positions, spec.in_channels, *spec.input_size)
+def _input_of(specs: Sequence[LayerSpec]) -> tuple[int, ...]:
+    first, recurs = specs[0], specs[-1].recurrence
+    if recurs is not None:
+        return (recurs.steps, first.positions // recurs.steps, first.in_channels)
+    return (first.positions, first.in_channels, *first.input_size)
+
+
+def _output_of(specs: Sequence[LayerSpec]) -> tuple[int, ...]:
+    last, recurs = specs[-1], specs[-1].recurrence
+    if recurs is not None:
+        return (recurs.steps, last.positions // recurs.steps, recurs.directions * recurs.hidden)
+    return (last.positions, last.out_channels, *last.output_size)
 
 
 def _stored_shape(spec: LayerSpec) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from fxdecomp.decompositions import method_named
 from fxdecomp.export.sessions import thread_count
 from fxdecomp.latency import place
 from fxdecomp.latency.cache import LatencyCache, Taken
-from fxdecomp.latency.chain_graphs import chain_graph
+from fxdecomp.latency.chain_graphs import chain_graph, chains_and_ends
 from fxdecomp.latency.chain_times import ChainTimes, _plain
 from fxdecomp.latency.node_times import _inside_s
 from fxdecomp.latency.place import Place
@@ -43,12 +43,20 @@ def test_the_small_graph_computes_what_the_layer_does(name: str, chained: bool, 
 
     spec = SPECS[name]
     method = "svd" if spec.is_linear else "channel_svd"
-    network = chain_graph(stages(method, spec, (8,)) if chained else (spec,), copies=2)
-    onnx.save(network.model, str(tmp_path / "x.onnx"))
-    feed = {name: np.ones(shape, np.float32) for name, shape in network.inputs.items()}
-    y, again = open_session(tmp_path / "x.onnx").run(None, feed)
-    np.testing.assert_array_equal(y, again)
-    assert y.shape == (spec.positions, spec.out_channels, *spec.output_size)
+    chain = stages(method, spec, (8,)) if chained else (spec,)
+    networks = (chain_graph(chain), *chains_and_ends(chain, 2))
+    outputs = []
+    for network in networks:
+        onnx.save(network.model, str(tmp_path / "x.onnx"))
+        feed = {name: np.ones(shape, np.float32) for name, shape in network.inputs.items()}
+        outputs.append(open_session(tmp_path / "x.onnx").run(None, feed))
+    shape = (spec.positions, spec.out_channels, *spec.output_size)
+    assert outputs[0][0].shape == shape
+    np.testing.assert_array_equal(*outputs[1])
+    before, after = outputs[2]
+    narrow = (16,) if spec.ndim == 2 else ()
+    assert outputs[1][0].shape == (shape[0], *(narrow or shape[1:2]), *shape[2:]) == after.shape
+    assert before.shape == (shape[0], *(narrow or (spec.in_channels,)), *spec.input_size)
 
 
 RECURRENT = [

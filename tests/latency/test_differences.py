@@ -27,26 +27,27 @@ def test_two_runs_in_turn_give_their_difference_and_its_error() -> None:
 
 
 class Noisy:
-    """A place where a run takes 100 ms and each layer 1 ms, to 10 ms."""
+    """A place where a run takes 100 ms, a layer of the chain 0.1 ms and a neighbour 10 ms."""
 
     def __init__(self, noise_s: float) -> None:
         self.draw, self.noise_s = np.random.default_rng(0), noise_s
         self.copies: list[int] = []
 
     def run_of(self, network: Network) -> Callable[[], float]:
-        layers = sum(node.op_type == "Conv" for node in network.model.graph.node)
+        names = [node.name for node in network.model.graph.node]
+        stages = sum("stage" in name for name in names)
         self.copies.append(len(network.inputs))
-        return lambda: 0.1 + 1e-3 * layers + self.draw.normal(0, self.noise_s)
+        return lambda: 0.1 + 1e-4 * stages + 1e-2 * (len(names) - stages) + self.draw.normal(0, self.noise_s)
 
 
-@pytest.mark.parametrize(("noise_s", "most"), [(1e-6, 1), (1e-2, 16)])
+@pytest.mark.parametrize(("noise_s", "most"), [(1e-6, 2), (1e-3, 16)])
 def test_what_a_run_costs_besides_its_layers_cancels_and_small_chains_stand_side_by_side(
     noise_s: float, most: int
 ) -> None:
     place = Noisy(noise_s)
     found = difference(place, CHAIN)  # type: ignore[arg-type]
     assert max(place.copies) == most
-    assert found.time_s == pytest.approx(2e-3, abs=4 * found.error_s + 1e-5)
+    assert found.time_s == pytest.approx(2e-4, abs=4 * found.error_s + 1e-5)
     assert found.error_s <= max(noise_s / 10, 1e-6)
 
 
