@@ -40,7 +40,7 @@ class Noisy:
         return lambda: 0.1 + 1e-4 * stages + 1e-2 * (len(names) - stages) + self.draw.normal(0, self.noise_s)
 
 
-@pytest.mark.parametrize(("noise_s", "most"), [(1e-6, 2), (1e-3, 16)])
+@pytest.mark.parametrize(("noise_s", "most"), [(1e-6, 2), (1e-3, 8)])
 def test_what_a_run_costs_besides_its_layers_cancels_and_small_chains_stand_side_by_side(
     noise_s: float, most: int
 ) -> None:
