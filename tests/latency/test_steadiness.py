@@ -1,13 +1,15 @@
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from fxdecomp.latency import chain_times
+from fxdecomp.latency import chain_times, place
 from fxdecomp.latency.cache import LatencyCache, Taken
 from fxdecomp.latency.chain_times import ChainTimes
 from fxdecomp.latency.steadiness import Watch
 from fxdecomp.layers import LayerSpec
+from fxdecomp.providers import Provider
 
 pytest.importorskip("onnxruntime")
 
@@ -80,3 +82,19 @@ def test_on_a_machine_that_is_never_idle_times_come_to_an_end(
     for width in range(1, 11):
         machine.times.time_s((LayerSpec(8, width),))
     assert (machine.times.again, machine.times.disturbed, machine.calls) == (5, 10, 15)
+
+
+@pytest.mark.parametrize(("device", "again"), [(None, 1), ("cuda", 0)])
+def test_a_chain_during_which_others_had_the_processor_is_timed_again(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, device: str | None, again: int
+) -> None:
+    """Not where a device does the work: it is waited for without a processor."""
+    wall, cpu = iter((0.0, 0.03, 1.0, 1.02)), iter((0.0, 0.01, 1.0, 1.02))
+    clock = SimpleNamespace(
+        perf_counter=lambda: next(wall), process_time=lambda: next(cpu), sleep=lambda _: None
+    )
+    monkeypatch.setattr(chain_times, "time", clock)
+    monkeypatch.setattr(place, "described", lambda name: Provider(name, device=device))
+    machine.times.time_s(A)
+    assert machine.times.again == again
+    assert machine.times.disturbed == 0
