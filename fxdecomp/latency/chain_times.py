@@ -104,7 +104,7 @@ class ChainTimes:
         while True:
             start = time.perf_counter(), time.process_time()
             taken = self._measure(chain)
-            tries.append((max(self._waited(*start), self._slowdown()), taken))
+            tries.append((self._slowdown(*start), taken))
             if tries[-1][0] <= DISTURBED:
                 return taken, True
             if len(tries) == _TRIES or self.again >= _MOST_AGAIN + _MOST_SHARE * self.measured:
@@ -119,16 +119,17 @@ class ChainTimes:
     def _measure(self, chain: tuple[LayerSpec, ...]) -> Taken:
         return (node_time if self.place.description.times_nodes else difference)(self.place, chain)
 
-    def _waited(self, wall_s: float, cpu_s: float) -> float:
-        """How many times longer than this process had a processor it took since then.
+    def _slowdown(self, wall_s: float, cpu_s: float) -> float:
+        """How much slower the machine is than at its quickest, by what was done since two clocks, and now.
 
-        The watch's runs are short, and slip between the turns that others get. A device is waited for, which
-        says nothing.
+        The watch's runs are short, and slip between the turns that others get: where more time passed than
+        this process had a processor, it waited. A device is waited for too, which says nothing.
         """
         wall_s, cpu_s = time.perf_counter() - wall_s, time.process_time() - cpu_s
-        return wall_s / cpu_s if wall_s > _TELLING_S and cpu_s and not self.place.description.device else 1.0
+        tells = wall_s > _TELLING_S and cpu_s > 0 and not self.place.description.device
+        return max(wall_s / cpu_s if tells else 1.0, self._watched())
 
-    def _slowdown(self) -> float:
+    def _watched(self) -> float:
         if self._watch is None:
             run = self.place.run_of(chain_graph(_pair(*_WATCHED)))
             self._watch = Watch(run, self.cache, self.place.key() | {"watched": list(_WATCHED)})

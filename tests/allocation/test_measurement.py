@@ -59,7 +59,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
     found = Machine()
     monkeypatch.setenv("FXDECOMP_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(ChainTimes, "_measure", lambda _, chain: found.measure(chain))
-    monkeypatch.setattr(ChainTimes, "_slowdown", lambda _: found.slowdown)
+    monkeypatch.setattr(ChainTimes, "_slowdown", lambda *_: found.slowdown)
     monkeypatch.setattr("fxdecomp.latency.chain_times._PAUSE_S", 0.0)
     monkeypatch.setattr(timed.LatencyPlanner, "fixed_s", lambda *_: 1e-6)
     monkeypatch.setattr(timed, "benchmark", found.benchmark)

@@ -61,7 +61,7 @@ def clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Cloc
         found = Clock(slow, noise)
         monkeypatch.setenv("FXDECOMP_CACHE_DIR", str(tmp_path))
         monkeypatch.setattr(ChainTimes, "_measure", measure)
-        monkeypatch.setattr(ChainTimes, "_slowdown", lambda _: 1.0)
+        monkeypatch.setattr(ChainTimes, "_slowdown", lambda *_: 1.0)
         monkeypatch.setattr(timed.LatencyPlanner, "fixed_s", lambda *_: FIXED_S)
         monkeypatch.setattr(timed, "benchmark", found.benchmark)
         monkeypatch.setattr(timed, "write_mock", lambda *_: None)  # this clock reads no file

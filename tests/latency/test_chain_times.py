@@ -114,7 +114,7 @@ def test_every_time_is_measured_once_and_an_interruption_loses_none(
         taken.append(chain)
         return Taken(1e-3 * len(taken))
 
-    monkeypatch.setattr(ChainTimes, "_slowdown", lambda _: 1.0)
+    monkeypatch.setattr(ChainTimes, "_slowdown", lambda *_: 1.0)
     monkeypatch.setattr(ChainTimes, "_measure", measure)
     first = ChainTimes(cache=LatencyCache(tmp_path))
     assert first.time_s(chains[0]) == first.time_s(chains[0]) == 1e-3
@@ -171,7 +171,7 @@ def test_multiples_are_measured_for_the_type_that_is_computed_in(
         return Taken(float(-(-chain[0].out_channels // true) * true))
 
     monkeypatch.setattr(place, "described", lambda _: kind)
-    monkeypatch.setattr(ChainTimes, "_slowdown", lambda _: 1.0)
+    monkeypatch.setattr(ChainTimes, "_slowdown", lambda *_: 1.0)
     monkeypatch.setattr(ChainTimes, "_measure", measure)
     times = ChainTimes(Place(precision=precision), LatencyCache(tmp_path))
     assert times.good_multiple() == found

@@ -13,6 +13,7 @@ from fxdecomp.providers import Provider
 
 pytest.importorskip("onnxruntime")
 
+SLOWDOWN = ChainTimes._slowdown
 A, B = ((LayerSpec(8, 8 * n),) for n in (1, 2))
 
 
@@ -34,7 +35,7 @@ def test_the_watch_compares_with_its_quickest_time_that_of_earlier_processes_too
 def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> "Machine":
     found = Machine(ChainTimes(cache=LatencyCache(tmp_path)))
     monkeypatch.setattr(ChainTimes, "_measure", lambda *_: found.measure())
-    monkeypatch.setattr(ChainTimes, "_slowdown", lambda _: found.slowdown)
+    monkeypatch.setattr(ChainTimes, "_slowdown", lambda *_: found.slowdown)
     monkeypatch.setattr(chain_times, "_PAUSE_S", 0.0)
     return found
 
@@ -93,6 +94,8 @@ def test_a_chain_during_which_others_had_the_processor_is_timed_again(
     clock = SimpleNamespace(
         perf_counter=lambda: next(wall), process_time=lambda: next(cpu), sleep=lambda _: None
     )
+    monkeypatch.setattr(ChainTimes, "_slowdown", SLOWDOWN)
+    monkeypatch.setattr(ChainTimes, "_watched", lambda _: 1.0)
     monkeypatch.setattr(chain_times, "time", clock)
     monkeypatch.setattr(place, "described", lambda name: Provider(name, device=device))
     machine.times.time_s(A)
