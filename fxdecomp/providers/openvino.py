@@ -1,8 +1,8 @@
 """OpenVINO on the CPU, as `onnxruntime-openvino` installs it.
 
 It takes a graph whole, as one node, so that no single layer has a time. The session's number of threads means
-nothing to it: without `num_of_threads` it takes a number of its own, and longer. Ranks: multiples of 16 in int8;
-in float32 and float16 only seen on a busy machine, where it was anything from 1 to 16.
+nothing to it: without `num_of_threads` it takes a number of its own, and longer. On a busy machine it liked
+ranks in multiples of 16 in int8; what it likes in float32 and float16 was anything from 1 to 16 there.
 """
 
 from fxdecomp.providers.base import Provider
