@@ -133,7 +133,7 @@ def _through(row: Row, path: Path, *, half: bool) -> Row:
     else:
         imported = from_onnx(path, inputs=[_value(item, path) for item in declared])
     row = replace(row, import_s=time.perf_counter() - start, nodes=len(onnx.load(str(path)).graph.node))
-    row = replace(row, carried="; ".join(imported.carried))
+    row = replace(row, carried="; ".join(dict.fromkeys(imported.carried)))
     gm = fxdecomp.trace(imported.gm, imported.example_inputs)
     sites = survey(gm).sites
     small = gm
@@ -152,7 +152,8 @@ def _through(row: Row, path: Path, *, half: bool) -> Row:
     try:
         small = fxdecomp.transform(gm, Policy(budget=MACs(0.5)))
     except PolicyError as error:
-        return replace(row, macs=f"not to half: {str(error).split(';')[0][-60:]}")
+        least = re.search(r"\(([\d.]+)%\)", str(error))
+        return replace(row, macs=f"{float(least[1]):.0f} % at least" if least else str(error)[:60])
     fxdecomp.export.to_onnx(small, imported.example_inputs, path.with_name("half.onnx"))
     told = fxdecomp.report(small)
     inputs = dict(zip(imported.input_names, map(np.asarray, imported.example_inputs), strict=True))
