@@ -10,7 +10,7 @@ from fxdecomp.providers.base import Provider
 OPENVINO = Provider(
     "OpenVINOExecutionProvider",
     thread_option="num_of_threads",
-    trial=(256, 56),
+    trial=(128, 56),
     swept={
         "num_streams": ("2",),
         "load_config": ('{"CPU": {"ENABLE_CPU_PINNING": "NO"}}',),
