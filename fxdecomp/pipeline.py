@@ -178,12 +178,6 @@ def transform(
     known.require(gm)
     workers = Workers(executor, progress)
 
-    def narrowed(wanted: Policy, work: SiteWork) -> SiteWork:
-        """The work at the layers that are decomposed: of fewer channels, where the policy says so."""
-        if not wanted.has_widths:
-            return work
-        return SiteWork(NarrowWidths(wanted, work.calibration, progress)(work.gm), work.calibration)
-
     def finished(chains: GraphModule, data: Calibration | None) -> GraphModule:
         """Refitted to data, if there are any, and compared with the original."""
         if data is not None and data.refit:
@@ -197,11 +191,11 @@ def transform(
         with unchanged_buffers(gm):
             widths = found_widths(policy, known.folded, work, workers)
         narrow, policy = policy.with_widths(widths), policy.with_widths({})
-    start = narrowed(policy, work)
+    start = _narrowed(policy, work, progress)
     chains = DecomposeLayers(policy, start, workers)(start.gm)
     result = finished(chains, data)
     if narrow != policy:
-        start = narrowed(narrow, work)
+        start = _narrowed(narrow, work, progress)
         narrower = DecomposeLayers(narrow, start, workers)(start.gm)
         winner = better(finished(narrower, data), result, WIDTHS)
         chains, result = (chains if winner is result else narrower), winner
@@ -213,19 +207,32 @@ def transform(
         if data.refit:
             result = better(result, finished(chains, None), REFITTED)
         with suppress(BudgetError):  # which the weights alone may not meet: heads then stay
-            replayed = policy if policy.budget else _replayed(result)
-            start = narrowed(replayed, known.weights_alone)
-            result = better(result, finished(DecomposeLayers(replayed, start, workers)(start.gm), None))
+            result = better(result, finished(_alone(policy, result, known.weights_alone, workers), None))
     quality = (record_of(result) or Record()).quality
     if quality is not None and quality.warning:
         _log.warning("%s", quality.warning)
     return result
 
 
-def _replayed(small: GraphModule) -> Policy:
-    """The policy of the same layers, methods and ranks."""
-    record = record_of(small) or Record()
-    return Policy.from_plan(Plan.from_dict(record.plan or {}))
+def _narrowed(policy: Policy, work: SiteWork, progress: Progress) -> SiteWork:
+    """The work at the layers that are decomposed: of fewer channels, where the policy says so."""
+    if not policy.has_widths:
+        return work
+    return SiteWork(NarrowWidths(policy, work.calibration, progress)(work.gm), work.calibration)
+
+
+def _alone(policy: Policy, fitted: GraphModule, work: SiteWork, workers: Workers) -> GraphModule:
+    """What the weights alone give: for a budget, or else at the ranks of a network that was fitted."""
+    start = _narrowed(policy, work, workers.progress)
+    alone = DecomposeLayers(policy, start, workers)(start.gm)
+    if policy.budget is not None:
+        return alone
+    plan, other = (Plan.from_dict((record_of(gm) or Record()).plan or {}) for gm in (fitted, alone))
+    replaced = {choice.site for choice in other.choices if choice.method is not None}
+    choices = [c if c.site in replaced else replace(c, method=None, rank=()) for c in plan.choices]
+    replayed = Policy.from_plan(replace(plan, choices=tuple(choices)))
+    start = _narrowed(replayed, work, workers.progress)
+    return DecomposeLayers(replayed, start, workers)(start.gm)
 
 
 def _versions(gm: GraphModule) -> list[tuple[int, int]]:

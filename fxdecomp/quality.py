@@ -13,6 +13,15 @@ from typing import Any
 LEAST_AGREEMENT = 0.9
 """The agreement below which a network is warned of, unless the caller says otherwise."""
 
+_FEW_DECISIONS = 8
+"""Fewer decisions, all alike, say nothing of others,"""
+_HARMLESS = 0.1
+"""unless the relative error is below this: on digits, above it up to a fifth of the decisions went."""
+_UNSURE = (
+    "was compared on {}: too few to say how many decisions an error of {:.0%} costs; give more calibration "
+    "inputs, or a metric"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class OutputDistance:
@@ -25,6 +34,7 @@ class OutputDistance:
             over its squares. What is not finite in the original does not count, elsewhere it counts as zero.
         same_decisions: Share of the decisions (`argmax` over the last axis) that are the original's, None
             where the output does not look like scores of classes.
+        decisions: How many were compared.
 
     Example:
         >>> OutputDistance("output", 0.3).agreement
@@ -34,6 +44,7 @@ class OutputDistance:
     name: str
     relative_error: float
     same_decisions: float | None = None
+    decisions: int = 0
 
     def __post_init__(self) -> None:
         numbers = [self.relative_error, *([] if self.same_decisions is None else [self.same_decisions])]
@@ -45,6 +56,11 @@ class OutputDistance:
         """The lesser of `1 - relative_error^2` and the share of decisions alike; never below 0."""
         kept = max(0.0, 1.0 - self.relative_error**2)
         return kept if self.same_decisions is None else min(kept, self.same_decisions)
+
+    @property
+    def is_uncertain(self) -> bool:
+        """Whether the error may cost decisions of which too few were compared to show it."""
+        return 0 < self.decisions < _FEW_DECISIONS and self.relative_error > _HARMLESS
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +123,16 @@ class Quality:
         return f"{self.precision} {text} ({self.inputs})"
 
     @property
+    def is_poor(self) -> bool:
+        """Whether the agreement is below what was asked for."""
+        return self.agreement < self.least_agreement
+
+    @property
     def warning(self) -> str:
-        """One line where the agreement is below what was asked for, with what to do; else empty."""
-        if self.agreement >= self.least_agreement:
-            return ""
+        """One line where the network is poor, or too few inputs say so, with what to do; else empty."""
+        if not self.is_poor:
+            unsure = [output.relative_error for output in self.outputs if output.is_uncertain]
+            return f"warning: {self.precision} {_UNSURE.format(self.inputs, max(unsure))}" if unsure else ""
         named = f"; most was lost at {', '.join(self.costly)}" if self.costly else ""
         return (
             f"warning: {self.precision} agrees with the original by {self.agreement:.2f} only, below "

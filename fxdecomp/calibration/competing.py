@@ -30,8 +30,8 @@ def is_doubtful(fitted: GraphModule, data: Calibration, judged: Judged | None) -
     if quality is None or judged is None or not quality.held_out or quality.agreement == 1:
         return False
     if data.made_up:
-        return bool(quality.warning) and not any(map(is_noise, float_leaves(list(judged.batches))))
-    return sum(map(inputs_of, data.batches)) < FEW or bool(quality.warning)
+        return quality.is_poor and not any(map(is_noise, float_leaves(list(judged.batches))))
+    return sum(map(inputs_of, data.batches)) < FEW or quality.is_poor
 
 
 FITTED = ("the fit to the calibration", "what the weights alone give", "fitted")

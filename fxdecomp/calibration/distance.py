@@ -113,4 +113,5 @@ class _Sums:
             power = self.plain_squares  # it does not vary
         ratio = self.lost / power if power else float(self.lost > 0)
         error = math.sqrt(ratio) if math.isfinite(ratio) else sys.float_info.max
-        return OutputDistance(name, error, self.alike / self.decisions if self.decisions else None)
+        alike = self.alike / self.decisions if self.decisions else None
+        return OutputDistance(name, error, alike, self.decisions)

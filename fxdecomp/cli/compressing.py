@@ -219,7 +219,7 @@ def _tell(result: CompressResult, out: Path) -> None:
     if verdict is not None:
         hint = "" if timed is not None else "; --time tells whether it is faster"
         if verdict.ship == "dense":
-            lost = any(quality.warning for quality in qualities)
+            lost = any(quality.is_poor for quality in qualities)
             hint = "; try " + (
                 "a larger budget, or --recover" if lost else "--budget latency:0.5, or --max-drop"
             )

@@ -79,7 +79,7 @@ def verdict_of(benchmark: BenchmarkReport | None, variants: Sequence[Variant]) -
 def _is_sound(variant: Variant) -> bool:
     if variant.allowed is not None:
         return variant.allowed
-    return variant.distance is None or not variant.distance.warning
+    return variant.distance is None or not variant.distance.is_poor
 
 
 def _metrics(dense: Variant, best: Variant) -> list[str]:

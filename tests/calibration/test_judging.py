@@ -220,3 +220,23 @@ def test_a_network_that_was_converted_after_tracing_is_not_measured_on_its_examp
     assert fxdecomp.report(fxdecomp.transform(gm, POLICY)).quality is None
     small = fxdecomp.transform(gm, POLICY, calibration=list(X.double().split(4)))
     assert fxdecomp.report(small).quality.precision == "fp64"
+
+
+@pytest.mark.parametrize(
+    ("output", "told"),
+    [
+        (
+            OutputDistance("output", 0.2, 1.0, decisions=7),
+            "how many decisions an error of 20% costs",
+        ),
+        (OutputDistance("output", 0.09, 1.0, decisions=1), ""),
+        (OutputDistance("output", 0.2, 1.0, decisions=8), ""),
+        (OutputDistance("output", 0.2), ""),
+        (OutputDistance("output", 0.5, 1.0, decisions=7), "agrees with the original by 0.75 only"),
+    ],
+)
+def test_few_decisions_that_are_alike_are_no_proof(output: OutputDistance, told: str) -> None:
+    quality = Quality("held-out calibration, 7 inputs", 7, True, (output,))
+    assert told in quality.warning
+    assert bool(told) == bool(quality.warning)
+    assert quality.is_poor == ("agrees" in told)
