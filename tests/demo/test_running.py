@@ -1,11 +1,17 @@
 import json
+import re
+from pathlib import Path
 
 import pytest
 
+from fxdecomp import Policy, report, trace, transform
 from fxdecomp.demo import running
+from fxdecomp.demo.lines import Split, render_lines
+from fxdecomp.demo.recogniser import load_recogniser
 from fxdecomp.demo.running import DEMO_POLICY, DemoResult, run_demo
 from fxdecomp.errors import FxdecompError
 from fxdecomp.export import read_metadata
+from fxdecomp.reporting.text import short
 
 
 @pytest.fixture(scope="module")
@@ -87,3 +93,31 @@ def test_a_missing_extra_names_the_cure(tmp_path, monkeypatch):
     with pytest.raises(FxdecompError, match=r"the demo needs PIL, not installed; install `fxdecomp\[demo\]`"):
         run_demo(tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_the_readme_and_the_page_tell_the_same(result):
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    page = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", (result.folder / "report.html").read_text()))
+
+    def row(name: str) -> list[str]:
+        (cells,) = re.findall(rf"^\| {name}[^|]* \|(.*)\|$", readme, re.MULTILINE)
+        return [cell.strip() for cell in cells.split("|")]
+
+    dense, alone, small = row("parameters")
+    assert alone == small
+    assert f"params {dense} → {small}" in page
+    sizes = row("ONNX file")
+    assert [sizes[0], sizes[2]] == [f"{size / 1e6:.1f} MB" for size in result.sizes_bytes.values()]
+    assert all(f"{size / 1e6:.2f} MB" in page for size in result.sizes_bytes.values())
+    gm = trace(load_recogniser(), render_lines(1, Split.JUDGE).images)
+    whole = report(transform(gm, Policy.from_plan(result.layers.plan)))
+    assert row("MACs")[::2] == [f"{whole.macs_before / 1e9:.2f} G", f"{whole.macs_after / 1e6:.0f} M"]
+    inner = whole.applied
+    factor = sum(one.macs_before for one in inner) / sum(one.macs_after for one in inner)
+    assert f"take {factor:.2f} times fewer" in readme.replace("\n", " ")
+    (lstms,) = re.findall(r"the LSTMs' (\d+) M among them", readme)
+    left = sum(one.macs_before for one in whole.outcomes if "LSTM" in one.layer)
+    assert lstms == f"{left / 1e6:.0f}"
+    counted = [short(count) for count in (result.macs["dense"], result.macs["small"])]
+    assert f"MACs {counted[0]} → {counted[1]}" in page
