@@ -65,9 +65,9 @@ def main(folder: Path) -> None:
     )
     print(result)
     fxdecomp.export.to_onnx(result.model, images[:1], folder / "detector.onnx")
-    told = fxdecomp.report(result.model, before=gm, search=result)
-    told.to_html(folder / "report.html", title="A detector")
-    print(told)
+    report = fxdecomp.report(result.model, before=gm, search=result)
+    report.to_html(folder / "report.html", title="A detector")
+    print(report)
 
 
 if __name__ == "__main__":

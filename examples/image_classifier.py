@@ -61,9 +61,9 @@ def main(folder: Path) -> None:
         {name: folder / f"{name}.onnx" for name in ("dense", "small")}, rounds=5
     )
     print(timings)
-    told = fxdecomp.report(small, before=gm, benchmark=timings, variants=variants)
-    told.to_html(folder / "report.html", title="An image classifier")
-    print(told)
+    report = fxdecomp.report(small, before=gm, benchmark=timings, variants=variants)
+    report.to_html(folder / "report.html", title="An image classifier")
+    print(report)
 
 
 if __name__ == "__main__":

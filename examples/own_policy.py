@@ -25,9 +25,9 @@ def main(folder: Path) -> None:
     gm = fxdecomp.trace(model, example)
     policy = fxdecomp.Policy.load(Path(__file__).with_name("own_policy.toml"))
     small = fxdecomp.transform(gm, policy)
-    told = fxdecomp.report(small)
-    print(told)
-    told.plan.save(folder / "plan.json")
+    report = fxdecomp.report(small)
+    print(report)
+    report.plan.save(folder / "plan.json")
     again = fxdecomp.transform(gm, fxdecomp.Policy.from_plan(fxdecomp.Plan.load(folder / "plan.json")))
     with torch.no_grad():
         print("the plan gives the same network:", torch.equal(again(example), small(example)))
