@@ -23,6 +23,7 @@ from fxdecomp.graphs.copies import copy_owning_tensors
 from fxdecomp.graphs.inputs import require_graph
 from fxdecomp.graphs.records import Record, attach_record, record_of
 from fxdecomp.graphs.untouched import one_at_a_time, unchanged_buffers
+from fxdecomp.outcomes import Skipped
 from fxdecomp.passes import DecomposeLayers, FoldBatchNorm, NarrowWidths, RefitChains
 from fxdecomp.plans import Plan
 from fxdecomp.policy import Latency, Policy
@@ -30,6 +31,8 @@ from fxdecomp.progress import Progress, silent
 from fxdecomp.quality import LEAST_AGREEMENT
 
 _log = logging.getLogger(__name__)
+_LITTLE = 0.05
+"""Share of a network's multiply-accumulates for which no layer is taken that would stay without data."""
 
 
 class Study:
@@ -222,14 +225,20 @@ def _narrowed(policy: Policy, work: SiteWork, progress: Progress) -> SiteWork:
 
 
 def _alone(policy: Policy, fitted: GraphModule, work: SiteWork, workers: Workers) -> GraphModule:
-    """What the weights alone give: for a budget, or else at the ranks of a network that was fitted."""
+    """What the weights alone give: for a budget, or else at the ranks of a network that was fitted.
+
+    Layers that stay without data, such as heads, then stay dense where they save less than `_LITTLE`.
+    """
     start = _narrowed(policy, work, workers.progress)
     alone = DecomposeLayers(policy, start, workers)(start.gm)
     if policy.budget is not None:
         return alone
-    plan, other = (Plan.from_dict((record_of(gm) or Record()).plan or {}) for gm in (fitted, alone))
-    replaced = {choice.site for choice in other.choices if choice.method is not None}
-    choices = [c if c.site in replaced else replace(c, method=None, rank=()) for c in plan.choices]
+    record, other = (record_of(gm) or Record() for gm in (fitted, alone))
+    little = _LITTLE * sum(each.macs_before for each in record.outcomes)
+    cheap = {each.site for each in record.outcomes if each.macs_before - each.macs_after < little}
+    left = cheap & {each.site for each in other.outcomes if isinstance(each, Skipped)}
+    plan = Plan.from_dict(record.plan or {})
+    choices = [replace(c, method=None, rank=()) if c.site in left else c for c in plan.choices]
     replayed = Policy.from_plan(replace(plan, choices=tuple(choices)))
     start = _narrowed(replayed, work, workers.progress)
     return DecomposeLayers(replayed, start, workers)(start.gm)

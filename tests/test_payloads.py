@@ -24,7 +24,7 @@ from fxdecomp.cli.words import parse_input
 from fxdecomp.compressing import LoadedModel, compress_to
 from fxdecomp.export import BenchmarkReport, read_metadata, to_onnx
 from fxdecomp.importing import from_onnx
-from fxdecomp.latency.cache import LatencyCache
+from fxdecomp.latency.cache import LatencyCache, Taken
 from fxdecomp.recovery.checkpoints import load_checkpoint
 from fxdecomp.searching.trials import Trial, restored_trials, save_state
 from tests.nets import image
@@ -68,7 +68,7 @@ def benchmarked(path: Path) -> Any:
 
 def cached(path: Path) -> Any:
     cache = LatencyCache(path.with_name("cache"))
-    cache.put(KEY, 1.0)
+    cache.put(KEY, Taken(1.0))
     (file,) = path.with_name("cache").iterdir()
     return json.loads(file.read_text())
 

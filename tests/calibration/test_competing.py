@@ -63,15 +63,16 @@ def test_a_good_fit_to_many_inputs_is_not_doubted() -> None:
 
 def test_a_fit_that_ruins_what_the_weights_alone_leave_dense_is_beaten() -> None:
     """The only layer that the method takes is the head."""
-    model = drawn(nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(3136, 10)))
+    body = (nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 8, 3, stride=4), nn.ReLU())
+    model = drawn(nn.Sequential(*body, nn.Flatten(), nn.Linear(72, 10)))
     gm = fxdecomp.trace(model, image(2, 3, 16, 16))
     calibration = list(image(64, 3, 16, 16).split(8))
     small = fxdecomp.transform(gm, Policy("svd", 0.3), calibration=calibration)
     assert not fxdecomp.report(small).applied
     assert "what the weights alone give was chosen on held-out calibration" in notes(small)
     assert fxdecomp.report(small).quality.relative_error < 1e-5
-    named = fxdecomp.transform(gm, Policy(rules=[fxdecomp.Rule("3", "svd", 0.3)]), calibration=calibration)
-    assert [row.site for row in fxdecomp.report(named).applied] == ["3"]
+    named = fxdecomp.transform(gm, Policy(rules=[fxdecomp.Rule("5", "svd", 0.3)]), calibration=calibration)
+    assert [row.site for row in fxdecomp.report(named).applied] == ["5"]
 
 
 def test_a_budget_that_only_the_fit_can_meet_is_met() -> None:

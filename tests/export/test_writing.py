@@ -270,6 +270,7 @@ def test_a_failed_comparison_leaves_the_old_file(tmp_path: Path, monkeypatch: py
 def test_a_killed_process_leaves_no_file(tmp_path: Path) -> None:
     script = f"""
 import os, signal, torch
+import onnxruntime, onnxscript.function_libs.torch_lib.ops  # once for all children
 from pathlib import Path
 from torch import nn
 from fxdecomp.export import drafting, writing
