@@ -147,6 +147,24 @@ def test_success_is_quiet(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> 
     assert capfd.readouterr() == ("", "")
 
 
+def test_inputs_that_share_a_free_batch_are_no_reason_to_warn(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(16, 8), nn.Linear(16, 8)
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return self.a(x) + self.b(y)
+
+    inputs = image(2, 16), image(2, 16, seed=3)
+    report = to_onnx(fxdecomp.trace(Two(), inputs), inputs, tmp_path / "a.onnx")
+    assert report.dynamic_batch
+    assert report.notes == ()
+    assert capfd.readouterr() == ("", "")
+
+
 def test_other_threads_may_log_while_an_export_is_silent() -> None:
     logger, told = logging.getLogger("torch.onnx"), io.StringIO()
     handler = logging.StreamHandler(told)

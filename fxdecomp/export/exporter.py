@@ -214,6 +214,7 @@ def silence() -> Iterator[None]:
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.filterwarnings("ignore", message=r"(?s)The tensor attributes? .* assigned during export")
         warnings.filterwarnings("ignore", message=r"(?s)Exporting a model while it is in training mode")
+        warnings.filterwarnings("ignore", message=r"# The axis name: .* will not be used, since it shares")
         try:
             for logger in loggers:
                 logger.addFilter(by_others)  # what fails is raised as well
