@@ -227,7 +227,7 @@ def _narrowed(policy: Policy, work: SiteWork, progress: Progress) -> SiteWork:
 def _alone(policy: Policy, fitted: GraphModule, work: SiteWork, workers: Workers) -> GraphModule:
     """What the weights alone give: for a budget, or else at the ranks of a network that was fitted.
 
-    Layers that stay without data, such as heads, then stay dense where they save less than `_LITTLE`.
+    Layers that stay without data, such as heads, stay dense at these where they save less than `_LITTLE`.
     """
     start = _narrowed(policy, work, workers.progress)
     alone = DecomposeLayers(policy, start, workers)(start.gm)
@@ -238,8 +238,10 @@ def _alone(policy: Policy, fitted: GraphModule, work: SiteWork, workers: Workers
     cheap = {each.site for each in record.outcomes if each.macs_before - each.macs_after < little}
     left = cheap & {each.site for each in other.outcomes if isinstance(each, Skipped)}
     plan = Plan.from_dict(record.plan or {})
-    choices = [replace(c, method=None, rank=()) if c.site in left else c for c in plan.choices]
-    replayed = Policy.from_plan(replace(plan, choices=tuple(choices)))
+    choices = tuple(replace(c, method=None, rank=()) if c.site in left else c for c in plan.choices)
+    if choices == Plan.from_dict(other.plan or {}).choices:
+        return alone
+    replayed = Policy.from_plan(replace(plan, choices=choices))
     start = _narrowed(replayed, work, workers.progress)
     return DecomposeLayers(replayed, start, workers)(start.gm)
 

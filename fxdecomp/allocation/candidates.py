@@ -21,6 +21,7 @@ from fxdecomp.decompositions import (
 )
 from fxdecomp.decompositions.factorising import Task, forms_of
 from fxdecomp.layers import LayerSpec
+from fxdecomp.outcomes import Skipped
 from fxdecomp.policy import Policy
 from fxdecomp.policy.budgets import Latency, MACs
 from fxdecomp.policy.rules import AUTO
@@ -164,12 +165,13 @@ def selected(question: Question, options: Sequence[Candidate], cost: str) -> tup
     return (dense, *frontier(useful, cost))
 
 
-def cost_of(candidate: Candidate, cost: str) -> float:
-    """The candidate's multiply-accumulates, parameters or seconds."""
+def cost_of(layer: Candidate | Site | Skipped, cost: str) -> float:
+    """Multiply-accumulates or parameters of a candidate, or of a layer as it is; a candidate's seconds."""
     if cost == Latency.name:
-        assert candidate.time_s is not None  # priced by now
-        return candidate.time_s
-    return candidate.macs if cost == MACs.name else candidate.params
+        assert isinstance(layer, Candidate)
+        assert layer.time_s is not None  # priced by now
+        return layer.time_s
+    return layer.macs if cost == MACs.name else layer.params
 
 
 def methods_of(name: str, spec: LayerSpec) -> list[Decomposition]:

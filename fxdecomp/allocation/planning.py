@@ -9,14 +9,14 @@ from typing import Any
 from torch.fx import GraphModule
 
 from fxdecomp.allocation.allocate import allocate
-from fxdecomp.allocation.candidates import Candidate, Question, candidates, question_of
+from fxdecomp.allocation.candidates import Candidate, Question, candidates, cost_of, question_of
 from fxdecomp.allocation.pricing import price
 from fxdecomp.allocation.site_work import SiteWork, Workers
 from fxdecomp.allocation.timed import ABOVE, BELOW, LatencyPlanner, best_attempt
 from fxdecomp.decompositions.factorising import Solution, Task, weight_refusal
 from fxdecomp.errors import BudgetError
 from fxdecomp.export.machine import machine
-from fxdecomp.outcomes import UNJUDGED, Outcome, Reason, Refusal, Skipped
+from fxdecomp.outcomes import UNJUDGED, Outcome, Reason, Refusal
 from fxdecomp.policy import Policy
 from fxdecomp.policy.budgets import Latency, MACs
 from fxdecomp.ranks import Fixed
@@ -213,8 +213,8 @@ def _other_costs(others: Iterable[Outcome], cost: str) -> tuple[float, float]:
     """What the layers outside the plan cost before any decomposition, and now."""
     before = now = 0.0
     for outcome in others:
-        before += outcome.macs_before if cost == "macs" else outcome.params_before
-        now += outcome.macs_after if cost == "macs" else outcome.params_after
+        before += outcome.macs_before if cost == MACs.name else outcome.params_before
+        now += outcome.macs_after if cost == MACs.name else outcome.params_after
     return before, now
 
 
@@ -236,14 +236,7 @@ def _unjudged(settled: Mapping[str, Solution | Refusal]) -> str:
     return f"; {shown}: left alone without calibration unless a rule names them" if names else ""
 
 
-def cost_of(layer: Site | Skipped, cost: str) -> int:
-    """What a layer takes as it is, by the name of what is counted."""
-    return layer.macs if cost == MACs.name else layer.params
-
-
-def _settled_cost(site: Site, result: Solution | Refusal | None, cost: str) -> int:
+def _settled_cost(site: Site, result: Solution | Refusal | None, cost: str) -> float:
     if not isinstance(result, Solution):
         return cost_of(site, cost)
-    if cost != "macs":
-        return result.chain.params
-    return result.macs_at(site.specs)
+    return result.macs_at(site.specs) if cost == MACs.name else result.chain.params

@@ -10,7 +10,8 @@ and timed against the dense network in turn. Where the measured share misses the
 the miss and the choice is made again; a network that is not faster beyond the noise is dropped.
 
 Other work on the machine makes times that cannot be compared. The dense network is timed before and after its
-layers, and rounds against it must agree; where they do not it is timed again, and `notes` tells what remains.
+layers, and rounds against it must agree; where they do not it is timed again, and `Measurement` tells what
+remains.
 """
 
 from __future__ import annotations
@@ -232,7 +233,8 @@ class LatencyPlanner:
         rounds = max(8, min(30, round(_TIMING_S / (4 * self._dense_s))))
         for times in (1, 2):
             report = self._benchmark(rounds * times, small=small)
-            attempt = Attempt(choice, predicted, report.ratio("dense", "small"), **_medians(report))
+            ratio, medians = report.ratio("dense", "small"), report.median_s
+            attempt = Attempt(choice, predicted, ratio, medians["dense"], medians["small"])
             if not attempt.is_unsure:
                 break
         return attempt
@@ -246,19 +248,8 @@ class LatencyPlanner:
         return report.median_s["dense"]
 
     def _benchmark(self, rounds: int, **others: Path) -> BenchmarkReport:
-        place = self._times.place
-        return benchmark(
-            {"dense": self._folder / "dense.onnx", **others},
-            providers=(place.provider,),
-            threads=place.threads,
-            provider_options={place.provider: place.options},
-            rounds=rounds,
-            profile=False,
-        )
-
-
-def _medians(report: BenchmarkReport) -> dict[str, float]:
-    return {f"{name}_s": taken for name, taken in report.median_s.items()}
+        paths = {"dense": self._folder / "dense.onnx", **others}
+        return benchmark(paths, **self._times.place.settings, rounds=rounds, profile=False)
 
 
 def best_attempt(attempts: Sequence[Attempt], target: float) -> Attempt | None:

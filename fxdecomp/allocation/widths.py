@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from torch.fx import GraphModule
 
 from fxdecomp.allocation.allocate import allocate
-from fxdecomp.allocation.candidates import Candidate, candidates, frontier, question_of, task_of
-from fxdecomp.allocation.planning import cost_of, rank_step
+from fxdecomp.allocation.candidates import Candidate, candidates, cost_of, frontier, question_of, task_of
+from fxdecomp.allocation.planning import rank_step
 from fxdecomp.allocation.site_work import SiteWork, Workers
 from fxdecomp.calibration.collecting import collect
 from fxdecomp.calibration.moments import Moments

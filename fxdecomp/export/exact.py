@@ -34,16 +34,15 @@ _CURRENT = 15
 """The operator set from which the reference computes BatchNormalization as files mean it."""
 
 
-def graph_in_double(gm: GraphModule, inputs: Sequence[Any], *, leaves: bool = False) -> list[Any] | None:
+def graph_in_double(gm: GraphModule, inputs: Sequence[Any]) -> list[Any] | None:
     """What a graph gives in double precision, None where it cannot run in it.
+
+    Leaves that hold a piece of a file run in single precision.
 
     Args:
         gm: The graph, which stays as it is.
         inputs: Its inputs.
-        leaves: Whether leaves that hold a piece of a file may run in single precision; else they are a None.
     """
-    if not leaves and any(isinstance(module, Opaque) for module in gm.modules()):
-        return None
     try:
         given = map(_in_double, copied(tuple(inputs)))
         found = _InDouble(copy.deepcopy(gm).double()).run(*given, enable_io_processing=False)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,14 @@ from fxdecomp.latency.chain_graphs import Network
 from fxdecomp.providers import Provider, described
 
 Feed = Mapping[str, NDArray[Any]]
+
+
+class Settings(TypedDict):
+    """A place, as `benchmark` takes it."""
+
+    providers: tuple[str]
+    threads: int
+    provider_options: dict[str, dict[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +68,15 @@ class Place:
     def description(self) -> Provider:
         """What is known of the provider."""
         return described(self.provider)
+
+    @property
+    def settings(self) -> Settings:
+        """The same for `benchmark`."""
+        return {
+            "providers": (self.provider,),
+            "threads": self.threads,
+            "provider_options": {self.provider: dict(self.options)},
+        }
 
     def key(self) -> dict[str, Any]:
         """What times are kept by: provider, version, processor, threads, type, options."""

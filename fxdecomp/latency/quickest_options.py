@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import TypedDict
 
 from fxdecomp.latency.cache import LatencyCache, cache_folder
 from fxdecomp.latency.chain_graphs import chain_graph
 from fxdecomp.latency.differences import paired
-from fxdecomp.latency.place import Place
+from fxdecomp.latency.place import Place, Settings
 from fxdecomp.layers import LayerSpec
 from fxdecomp.policy.budgets import Latency
 
@@ -25,20 +24,9 @@ _CLEAR = 0.02
 _log = logging.getLogger(__name__)
 
 
-class _TimedAt(TypedDict):
-    providers: tuple[str]
-    threads: int
-    provider_options: dict[str, dict[str, str]]
-
-
-def timed_at(budget: Latency) -> _TimedAt:
+def timed_at(budget: Latency) -> Settings:
     """Where a budget of time is measured, and with which options, as `benchmark` takes it."""
-    place = place_of(budget, LatencyCache(cache_folder()))
-    return {
-        "providers": (place.provider,),
-        "threads": place.threads,
-        "provider_options": {place.provider: dict(place.options)},
-    }
+    return place_of(budget, LatencyCache(cache_folder())).settings
 
 
 def place_of(budget: Latency, cache: LatencyCache) -> Place:
@@ -54,7 +42,7 @@ def with_quickest_options(place: Place, cache: LatencyCache) -> Place:
     key = place.key() | {"swept": {name: list(values) for name, values in swept.items()}}
     found = cache.options(key)
     if found is None:
-        found = _swept(place, {name: tuple(values) for name, values in swept.items()})
+        found = _swept(place, swept)
         cache.put_options(key, found)
     return replace(place, options={**place.options, **found})
 
