@@ -12,7 +12,7 @@ TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 CHANGED = $(sort $(wildcard $(shell { git diff --name-only HEAD; git ls-files --others --exclude-standard; } \
 	| sed -nE 's,^(fxdecomp|tests)/([a-z]+)/.*\.py$$,tests/\2,p; s,^(tests/test_[a-z_]+\.py)$$,\1,p')))
 
-.PHONY: demo test quick lint types unit coverage docs dist openvino openvino-short clean
+.PHONY: demo test quick lint types unit coverage docs dist other-torch openvino openvino-short clean
 
 demo: $(STAMP)
 	$(BIN)/fxdecomp demo --out demo-output
@@ -43,6 +43,14 @@ dist: $(STAMP)
 	$(BIN)/python -m hatchling build -t sdist -d dist
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist dist/fxdecomp-*.tar.gz
 	$(TEST_ENV) $(BIN)/python .ci/try_wheel.py dist/fxdecomp-*.whl
+
+# The tests with another torch, in an environment of its own: make other-torch TORCH=2.14.1
+other-torch: $(STAMP)
+	@test -n "$(TORCH)" || { echo "which torch? make other-torch TORCH=2.14.1"; exit 2; }
+	test -x .venv-torch-$(TORCH)/bin/python || $(BIN)/python -m venv --without-pip .venv-torch-$(TORCH)
+	$(BIN)/python -m pip --python .venv-torch-$(TORCH)/bin/python install --quiet torch==$(TORCH)
+	$(BIN)/python .ci/stand_in_front.py .venv-torch-$(TORCH)/bin/python
+	$(TEST_ENV) .venv-torch-$(TORCH)/bin/python -m pytest -n 2 --dist worksteal
 
 # A second real provider: everything that is written for the CPU's, and one table of both.
 openvino: openvino-short

@@ -173,7 +173,7 @@ def _timed_choice(
         best = best_attempt(attempts, target)
         how = planner.how(best)
     sizes = {name: len(menu) for name, menu in menus.items()}
-    tried = [each.to_dict() for each in attempts]
+    told = {"attempts": [each.to_dict() for each in attempts], **how.to_dict(), "layers": _timed(menus)}
     if best is None:
         note = f"budget {budget}: nothing worth changing, "
         note += (
@@ -187,7 +187,7 @@ def _timed_choice(
             sizes,
             (note, *how.notes()),
             Reason.NOT_FASTER,
-            {"attempts": tried, "taken": None, **how.to_dict()},
+            told | {"taken": None},
         )
     repaired = f", after {len(attempts)} attempts" if len(attempts) > 1 else ""
     missed = "; the budget is missed" if best.share > target * (1 + ABOVE) else ""
@@ -200,8 +200,20 @@ def _timed_choice(
         best.allocation.chosen,
         sizes,
         (*best.allocation.notes, note, *how.notes()),
-        latency={"attempts": tried, "taken": attempts.index(best), **how.to_dict()},
+        latency=told | {"taken": attempts.index(best)},
     )
+
+
+def _timed(menus: Mapping[str, Sequence[Candidate]]) -> dict[str, list[list[Any]]]:
+    """What there was to choose from, as JSON data: method (none for the layer), rank, seconds, error."""
+    return {
+        name: [
+            [each.method or "", list(each.rank), float(f"{each.time_s or 0:.4g}"), float(f"{each.error:.4g}")]
+            for each in menu
+        ]
+        for name, menu in menus.items()
+        if len(menu) > 1
+    }
 
 
 def rank_step() -> int:

@@ -32,6 +32,7 @@ from fxdecomp.quality import LEAST_AGREEMENT
 from fxdecomp.recovery import recover
 from fxdecomp.reporting import Report, Variant, graph_diff, report
 from fxdecomp.reporting.error_path import error_along
+from fxdecomp.reporting.evidence import lowered_of
 from fxdecomp.searching import Metric, search
 from fxdecomp.searching.judgements import Judge, Judgement
 from fxdecomp.searching.trials import SearchResult
@@ -162,6 +163,9 @@ def compress_to(
             ],
             search=found,
             command=command,
+        )
+        told = replace(
+            told, lowered={name: lowered_of(made.path, made.quantization) for name, made in lowered.items()}
         )
         if run.inputs[1] is not None:
             told = replace(told, errors=error_along(gm, small, told.outcomes, run.inputs[1].batches[0]))

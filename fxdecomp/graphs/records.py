@@ -33,7 +33,8 @@ class Record:
         policy: The policy as JSON data, None before the first transform.
         notes: Sentences for the reader of the report.
         plan: Method and rank of every layer as JSON data, None before the first transform.
-        latency: What a budget of time predicted and measured, attempt by attempt, None without one.
+        latency: What a budget of time predicted and measured, attempt by attempt and for each layer's
+            candidates, None without one.
         dropped_params: How many parameters went with folded BatchNorms, or because nothing used them.
         quality: How far the network is from the original, None where that was not measured.
         widths: The layers whose widths a policy names, and those that read them.

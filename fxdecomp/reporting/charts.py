@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from fxdecomp.export.kernel_map import KernelMap
 from fxdecomp.reporting.error_path import LayerError
 from fxdecomp.reporting.evidence import Frontier
-from fxdecomp.reporting.rank_curves import RankCurve
+from fxdecomp.reporting.rank_curves import RankCurve, TimedRank
 from fxdecomp.reporting.text import rank_text, short
 
 WIDTH, HEIGHT = 640, 360
@@ -139,18 +139,41 @@ def rank_chart(curve: RankCurve) -> Chart:
     return Chart(marks, tuple((mark.x, mark.y) for mark in marks), x.ticks(), y.ticks(), *names, ("chosen",))
 
 
+def time_chart(candidates: Sequence[TimedRank]) -> Chart:
+    """A layer's measured time to the right, its predicted loss upwards; a point for each candidate."""
+    x = _Scale([0.0, *(c.time_s * 1e3 for c in candidates)], _LEFT, WIDTH - _RIGHT)
+    y = _Scale([0.0, *(c.error for c in candidates)], HEIGHT - _BOTTOM, _TOP)
+    marks = tuple(
+        Mark(
+            x(c.time_s * 1e3),
+            y(c.error),
+            f"{c.name}: {c.time_s * 1e3:.3f} ms, {c.error:.2%} lost" + (", chosen" if c.chosen else ""),
+            "chosen" if c.chosen else "accepted",
+            c.name if c.chosen else "",
+            "end" if x(c.time_s * 1e3) > WIDTH * 0.75 else "start",
+        )
+        for c in candidates
+    )
+    names = ("milliseconds", "predicted lost share")
+    return Chart(marks, tuple((mark.x, mark.y) for mark in marks), x.ticks(), y.ticks(), *names, ("chosen",))
+
+
 def error_chart(errors: Sequence[LayerError]) -> Chart:
     """The chains from left to right, losses upwards; the line joins what is lost behind the chains before."""
+    series = [("by itself", "own"), ("behind those before it", "accumulated")]
+    if any(e.at_outputs is not None for e in errors):
+        series.append(("alone, at the network's outputs", "at_outputs"))
+    rows = [[getattr(e, field) for e in errors] for _, field in series]
     x = _Scale([1.0, float(max(2, len(errors)))], _LEFT, WIDTH - _RIGHT)
-    y = _Scale([0.0, *(e.own for e in errors), *(e.accumulated for e in errors)], HEIGHT - _BOTTOM, _TOP)
-    series = (("by itself", "own"), ("behind those before it", "accumulated"))
+    y = _Scale([0.0, *(lost for row in rows for lost in row if lost is not None)], HEIGHT - _BOTTOM, _TOP)
     marks = tuple(
-        Mark(x(place), y(getattr(e, field)), f"{e.site}: {getattr(e, field):.2%} {words}", f"series-{index}")
-        for index, (words, field) in enumerate(series)
-        for place, e in enumerate(errors, start=1)
+        Mark(x(place), y(lost), f"{errors[place - 1].site}: {lost:.2%} {words}", f"series-{index}")
+        for index, ((words, _), row) in enumerate(zip(series, rows, strict=True))
+        for place, lost in enumerate(row, start=1)
+        if lost is not None
     )
-    line = tuple((mark.x, mark.y) for mark in marks[len(errors) :])
-    names = ("chain, in the order of the graph", "lost share of the output's variance")
+    line = tuple((mark.x, mark.y) for mark in marks[len(errors) : 2 * len(errors)])
+    names = ("chain, in the order of the graph", "lost share of the variance")
     return Chart(marks, line, x.ticks(), y.ticks(), *names, tuple(words for words, _ in series))
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fxdecomp.export.quantization import Quantization
+from fxdecomp.export.ranges import ActivationRange, activation_ranges
 from fxdecomp.quality import Quality
 
 if TYPE_CHECKING:
@@ -38,6 +41,29 @@ class Variant:
     size_bytes: int | None = None
     distance: Quality | None = None
     allowed: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    """One file in lower precision.
+
+    Attributes:
+        text: What it costs, in words.
+        ranges: What its int8 values span.
+        alone: The error of the outputs where each stage alone is lowered; empty where that was not measured.
+        kept: The stages that stay in fp32.
+    """
+
+    text: str
+    ranges: tuple[ActivationRange, ...] = ()
+    alone: tuple[tuple[str, float], ...] = ()
+    kept: tuple[str, ...] = ()
+
+
+def lowered_of(path: Path, found: Quantization | None) -> Lowered:
+    """A file in lower precision, with what its ranges span."""
+    assert found is not None  # every file in lower precision has it
+    return Lowered(str(found), activation_ranges(path), found.alone, found.kept)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from fxdecomp.export.benchmark_report import BenchmarkReport
 from fxdecomp.export.metadata import read_metadata
 from fxdecomp.graphs.records import Record
-from fxdecomp.reporting.evidence import Variant
+from fxdecomp.reporting.evidence import Lowered, Variant, lowered_of
 from fxdecomp.reporting.report import Report
 
 
@@ -36,10 +36,13 @@ def report_of_files(files: Mapping[str, Path], benchmark: BenchmarkReport, comma
         ['small']
     """
     told: dict[str, Report] = {}
+    lowered: dict[str, Lowered] = {}
     for name, path in files.items():
         metadata = read_metadata(path)
         record = None if metadata is None else metadata.record
         told[name] = Report(record or Record())
+        if metadata is not None and metadata.quantization is not None:
+            lowered[name] = lowered_of(path, metadata.quantization)
     variants = tuple(
         Variant(
             name,
@@ -50,4 +53,4 @@ def report_of_files(files: Mapping[str, Path], benchmark: BenchmarkReport, comma
         for (name, path), one in zip(files.items(), told.values(), strict=True)
     )
     chosen = next((one.record for one in told.values() if one.applied), Record())
-    return Report(chosen, benchmark=benchmark, variants=variants, command=command)
+    return Report(chosen, benchmark=benchmark, variants=variants, command=command, lowered=lowered)

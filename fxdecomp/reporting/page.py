@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +15,22 @@ from fxdecomp.export.machine import machine
 from fxdecomp.export.ratios import ratio_of_medians
 from fxdecomp.outcomes import Applied, Outcome
 from fxdecomp.policy.text import to_toml_text
-from fxdecomp.reporting.charts import HEIGHT, WIDTH, error_chart, frontier_chart, rank_chart, roofline_chart
+from fxdecomp.reporting.charts import (
+    HEIGHT,
+    WIDTH,
+    error_chart,
+    frontier_chart,
+    rank_chart,
+    roofline_chart,
+    time_chart,
+)
 from fxdecomp.reporting.evidence import Variant
 from fxdecomp.reporting.graph_rows import graph_rows, runs_of
 from fxdecomp.reporting.layer_times import layer_times
-from fxdecomp.reporting.rank_curves import rank_curves
+from fxdecomp.reporting.memory import Memory, memory_of
+from fxdecomp.reporting.rank_curves import rank_curves, timed_ranks
 from fxdecomp.reporting.text import error_text, rank_text, short
+from fxdecomp.reporting.topology import topology
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -54,7 +64,9 @@ def page_html(report: Report, title: str) -> str:
         else ()
     )
     curves = () if report.before is None else rank_curves(report.before, report.outcomes)
+    timings = timed_ranks(report.record.latency, report.outcomes)
     variants = variants_of(report)
+    memory = memory_lines(report, variants)
     known = {} if report.benchmark is None else dict(report.benchmark.machine)
     return printable(
         _environment()
@@ -76,7 +88,17 @@ def page_html(report: Report, title: str) -> str:
             qualities=dict.fromkeys(name for v in variants for name in v.quality),
             errors=error_chart(report.errors) if len(report.errors) > 1 else None,
             curves=[(curve, rank_chart(curve)) for curve in curves],
-            sections=_sections(report, bool(variants), bool(curves), bool(graphs)),
+            timings=[(site, found, time_chart(found)) for site, found in timings.items()],
+            times=times,
+            memory=memory,
+            topology=topology(report.after, report.outcomes) if graphs and report.after is not None else None,
+            sections=_sections(
+                report,
+                summary=bool(variants),
+                ranks=bool(curves or timings),
+                memory=bool(memory),
+                graphs=bool(graphs),
+            ),
             machine=known or machine(),
             policy=None if report.record.policy is None else to_toml_text(report.record.policy),
         )
@@ -127,7 +149,28 @@ def latencies_of(benchmark: BenchmarkReport) -> tuple[Latency, ...]:
     return tuple(Latency(label, cells) for label, cells in columns.items())
 
 
-def _sections(report: Report, summary: bool, ranks: bool, graphs: bool) -> list[tuple[str, str]]:
+@dataclass(frozen=True, slots=True)
+class MemoryLine:
+    """One network's memory: from its graph, and measured, each where it is known."""
+
+    name: str
+    planned: Memory | None
+    peak_bytes: int | None
+
+
+def memory_lines(report: Report, variants: Sequence[Variant]) -> tuple[MemoryLine, ...]:
+    """What each network takes; empty where nothing of it is known."""
+    rows = () if report.benchmark is None else report.benchmark.timings
+    peaks = {row.model: row.peak_bytes for row in reversed(rows) if row.peak_bytes is not None}
+    graphs = dict(zip((v.name for v in variants), (report.before, report.after), strict=False))
+    planned = {name: memory_of(gm) for name, gm in graphs.items() if report.before and gm is not None}
+    lines = tuple(MemoryLine(v.name, planned.get(v.name), peaks.get(v.name)) for v in variants)
+    return tuple(line for line in lines if line.planned or line.peak_bytes)
+
+
+def _sections(
+    report: Report, *, summary: bool, ranks: bool, memory: bool, graphs: bool
+) -> list[tuple[str, str]]:
     """Anchor and name of each section that the page has."""
     shown = {
         ("summary", "Summary"): summary,
@@ -136,8 +179,11 @@ def _sections(report: Report, summary: bool, ranks: bool, graphs: bool) -> list[
         ("skipped", "Left alone"): bool(report.outcomes),
         ("errors", "Errors along the network"): len(report.errors) > 1,
         ("ranks", "Ranks"): ranks,
+        ("lowered", "Lower precision"): bool(report.lowered),
+        ("memory", "Memory"): memory,
         ("kernels", "Kernels"): bool(report.roofline or (report.benchmark and report.benchmark.kernels)),
-        ("graph", "Graph"): graphs,
+        ("topology", "Network"): graphs,
+        ("graph", "Before and after"): graphs,
         ("made", "How this was made"): True,
     }
     return [section for section, there in shown.items() if there]
@@ -167,6 +213,7 @@ def _environment() -> Environment:
         "rank": rank_text,
         "data_uri": _data_uri,
         "ms": lambda seconds: f"{seconds * 1e3:.3f}",
+        "mb": lambda size: f"{size / 1e6:.2f} MB",
     }
     environment.tests["applied"] = lambda outcome: isinstance(outcome, Applied)
     return environment

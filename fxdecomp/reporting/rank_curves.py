@@ -1,4 +1,4 @@
-"""What other ranks would cost and lose: for each replaced layer, from the singular values of its weight.
+"""What other ranks would cost and lose: by the singular values of a weight, and as a budget of time measured.
 
 A chain of rank R has, of every unfolding that its method looks at, at most rank R: what lies behind the R-th
 singular value is lost at least (Eckart and Young 1936, Psychometrika 1). For the methods with one matrix the
@@ -8,8 +8,9 @@ bound is reached.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch.fx import GraphModule
 
@@ -19,6 +20,7 @@ from fxdecomp.layers import LayerSpec
 from fxdecomp.outcomes import Applied, Outcome
 from fxdecomp.passes import FoldBatchNorm
 from fxdecomp.ranks import Ratio
+from fxdecomp.reporting.text import rank_text
 from fxdecomp.sites import survey
 
 _SHARES = tuple(step / 16 for step in range(1, 17))
@@ -50,6 +52,51 @@ class RankCurve:
     layer: str
     method: str
     points: tuple[RankPoint, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TimedRank:
+    """One candidate of a layer that a budget of time had a time for.
+
+    Attributes:
+        name: Method and rank, or `dense`.
+        time_s: Its measured time.
+        error: The lost share that was predicted for it.
+        chosen: Whether it was taken.
+    """
+
+    name: str
+    time_s: float
+    error: float
+    chosen: bool
+
+
+def timed_ranks(
+    latency: Mapping[str, Any] | None, outcomes: Sequence[Outcome]
+) -> dict[str, tuple[TimedRank, ...]]:
+    """The timed candidates of the layers that took most, the quickest first, by the layers' names.
+
+    Args:
+        latency: What a budget of time wrote into the record, None without one.
+        outcomes: What became of the layers.
+    """
+    menus = {} if latency is None else latency.get("layers", {})
+    known = [o for o in outcomes if o.site in menus]
+    largest = {o.site for o in sorted(known, key=lambda o: -o.macs_before)[:_MOST_LAYERS]}
+    found = {}
+    for outcome in (o for o in known if o.site in largest):
+        taken = (outcome.method, outcome.rank) if isinstance(outcome, Applied) else ("", ())
+        ranks = [
+            TimedRank(
+                f"{method} {rank_text(tuple(rank))}" if method else "dense",
+                time_s,
+                error,
+                (method, tuple(rank)) == taken,
+            )
+            for method, rank, time_s, error in menus[outcome.site]
+        ]
+        found[outcome.site] = tuple(sorted(ranks, key=lambda rank: rank.time_s))
+    return found
 
 
 def rank_curves(before: GraphModule, outcomes: Sequence[Outcome]) -> tuple[RankCurve, ...]:

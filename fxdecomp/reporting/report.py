@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from fxdecomp.outcomes import Applied, Outcome, Reason, Skipped
 from fxdecomp.plans import Plan
 from fxdecomp.quality import Quality
 from fxdecomp.reporting.error_path import LayerError
-from fxdecomp.reporting.evidence import Frontier, Variant, frontier_of
+from fxdecomp.reporting.evidence import Frontier, Lowered, Variant, frontier_of
 from fxdecomp.reporting.page import page_html
 from fxdecomp.reporting.text import change, table_of
 from fxdecomp.reporting.verdict import Verdict, verdict_of
@@ -47,7 +47,9 @@ class Report:
         frontier: What a search judged.
         variants: Quality and size of each network, for the summary.
         command: The command that made it all.
-        errors: What each chain loses by itself and behind those before it, from `error_path.error_along`.
+        errors: What each chain loses by itself, behind those before it, and at the outputs, from
+            `error_path.error_along`.
+        lowered: What became of the files in lower precision, by name.
 
     Example:
         >>> import torch, fxdecomp
@@ -67,6 +69,7 @@ class Report:
     variants: tuple[Variant, ...] = ()
     command: str = ""
     errors: tuple[LayerError, ...] = ()
+    lowered: Mapping[str, Lowered] = field(default_factory=dict)
 
     @property
     def outcomes(self) -> tuple[Outcome, ...]:

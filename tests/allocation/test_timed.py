@@ -1,3 +1,4 @@
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from fxdecomp.latency.cache import Taken
 from fxdecomp.latency.chain_times import ChainTimes
 from fxdecomp.layers import LayerSpec
 from fxdecomp.providers import described
+from fxdecomp.reporting.rank_curves import timed_ranks
 
 pytest.importorskip("onnxruntime")
 
@@ -85,6 +87,12 @@ def test_a_budget_that_the_whole_network_keeps_takes_one_attempt(gm: GraphModule
     assert attempt["predicted_share"] == pytest.approx(share_of(report))
     assert attempt["measured_share"] == pytest.approx(0.49)
     assert "2.04x" in report.record.notes[1]
+    told = timed_ranks(json.loads(json.dumps(report.record.latency)), report.outcomes)
+    taken = {site for site, menu in told.items() for rank in menu if rank.chosen and rank.name != "dense"}
+    assert taken == {done.site for done in report.applied}
+    for menu in told.values():
+        assert [rank.time_s for rank in menu] == sorted(rank.time_s for rank in menu)
+        assert [rank.error for rank in menu] == sorted((rank.error for rank in menu), reverse=True)
 
 
 def test_a_plan_that_misses_the_budget_is_repaired(gm: GraphModule, clock: Any) -> None:

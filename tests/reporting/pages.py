@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import replace
 
 import torch
 from torch import nn
 
 import fxdecomp
-from fxdecomp.export import BenchmarkReport, Kernel, KernelMap, KernelPoint, Timing
+from fxdecomp.export import BenchmarkReport, Kernel, KernelMap, KernelPoint, Quantization, Timing
+from fxdecomp.export.ranges import ActivationRange
 from fxdecomp.reporting import Frontier, FrontierPoint, Report, Variant
 from fxdecomp.reporting.error_path import LayerError
+from fxdecomp.reporting.evidence import Lowered
 from tests.nets import drawn, image
 
 HOSTILE = "<script>throw 'taken'</script>"
@@ -56,8 +59,11 @@ def full_report() -> Report:
     )
     kernels = tuple(KernelPoint(kind, 16, 14, 1e-3, 10**6, 10**5, 50.0) for kind in ("pointwise", "core 3x3"))
     told = fxdecomp.report(small, before=gm)
+    candidates = [["", [], 4e-3, 0.0], ["tucker2", [16, 16], 2e-3, 0.1], ["svd", [4], 1e-3, 0.3]]
+    ranges = (ActivationRange("x", -2.0, 2.0), ActivationRange("block0.0", 0.0, 5.0))
+    int8 = Quantization("int8", 0.05, ("stem",), (("stem", 0.2), ("block0.0", 0.01)))
     return Report(
-        told.record,
+        replace(told.record, latency={"layers": {"block0.0": candidates}}),
         told.before,
         told.after,
         benchmark_of(told),
@@ -68,5 +74,6 @@ def full_report() -> Report:
             Variant("small", {"accuracy": "98.0 %"}, told.macs_after, told.params_after, 1_000_000),
         ),
         "fxdecomp compress tests.nets:it --method tucker2",
-        tuple(LayerError(f"block{index}.0", 0.01 * index, 0.02 * index) for index in range(8)),
+        tuple(LayerError(f"block{index}.0", 0.01 * index, 0.02 * index, 0.005 * index) for index in range(8)),
+        {"small.int8": Lowered(str(int8), ranges, int8.alone, int8.kept)},
     )

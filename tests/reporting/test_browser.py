@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -88,9 +89,10 @@ def test_a_chain_opens_and_shows_its_stages(page: Any) -> None:
 
 def test_errors_along_the_network_are_a_picture_and_a_table(page: Any) -> None:
     section = page.locator("section[aria-labelledby=errors]")
-    assert section.locator("figure > svg > circle").count() == 16
+    assert section.locator("figure > svg > circle").count() == 24
     section.locator("summary").click()
     assert column(page, "errors", 3) == [f"{2 * index:.2f} %" for index in range(8)]
+    assert column(page, "errors", 4) == [f"{0.5 * index:.2f} %" for index in range(8)]
 
 
 def test_a_slider_tells_what_other_ranks_cost(page: Any) -> None:
@@ -102,6 +104,56 @@ def test_a_slider_tells_what_other_ranks_cost(page: Any) -> None:
     curve.get_by_role("slider").press("Home")
     assert told.inner_text().startswith("rank 2x2: ")
     assert curve.locator("circle.shown title").text_content() == told.inner_text()
+
+
+def test_candidates_that_were_timed_have_a_curve_of_their_own(page: Any) -> None:
+    curve = page.locator("details.curve", has_text="in time")
+    assert "tucker2 16x16 2.000 ms" in curve.locator("summary").inner_text()
+    curve.locator("summary").click()
+    told = curve.locator("output")
+    assert told.inner_text() == "tucker2 16x16: 2.000 ms, 10.00% lost, chosen"
+    curve.get_by_role("slider").press("Home")
+    assert told.inner_text() == "svd 4: 1.000 ms, 30.00% lost"
+    spectrum = page.locator("details.curve", has_text="block0.0").first
+    assert "measured 4.000 → 3.000 ms" in spectrum.locator("summary").inner_text()
+
+
+def test_ranges_stand_where_their_numbers_say(page: Any) -> None:
+    bars = page.locator("section[aria-labelledby=lowered] td.bar").all()
+    places = [(bar.bounding_box(), bar.locator("span").bounding_box()) for bar in bars[:2]]
+    (cell, first), (_, second) = places
+    whole = second["x"] + second["width"] - first["x"]  # -2 to 5
+    assert first["width"] / whole == pytest.approx(4 / 7, abs=0.02)
+    assert (second["x"] - first["x"]) / whole == pytest.approx(2 / 7, abs=0.02)
+    assert whole <= cell["width"]
+    page.get_by_text("What each stage costs where it alone is lowered").click()
+    assert "in fp32" in page.locator("section[aria-labelledby=lowered]").inner_text()
+
+
+def test_memory_is_that_of_both_networks(page: Any) -> None:
+    names = column(page, "memory", 1)
+    assert names == ["dense", "small"]
+    dense, small = (float(text.split()[0]) for text in column(page, "memory", 2))
+    assert 0 < small < dense
+
+
+def test_the_network_is_a_picture_whose_lines_join(page: Any) -> None:
+    section = page.locator("section[aria-labelledby=topology]")
+    rows = section.locator("ol.lanes > li").all()
+    boxes = [row.bounding_box() for row in rows]
+    for above, below in itertools.pairwise(boxes):
+        assert below["y"] == pytest.approx(above["y"] + above["height"], abs=0.6)
+    pictures = [row.locator("svg.lanes").first.bounding_box() for row in rows]
+    for row, picture in zip(boxes, pictures, strict=True):
+        assert picture["height"] == pytest.approx(row["height"], abs=0.6)
+    assert section.locator("circle.chain").count() == 9 + 1  # one in the legend
+    chain = section.locator("li > details", has_text="block3").first
+    chain.locator("summary").click()
+    assert chain.get_by_text("core").is_visible()
+    grown = chain.locator("xpath=..")
+    assert grown.locator("svg.lanes").bounding_box()["height"] == pytest.approx(
+        grown.bounding_box()["height"], abs=0.6
+    )
 
 
 def test_everything_opens_for_print(page: Any) -> None:

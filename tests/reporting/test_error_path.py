@@ -38,8 +38,12 @@ def test_errors_are_those_of_the_chains_outputs() -> None:
     assert second.own == pytest.approx(float((wanted - by_itself).square().sum() / power), rel=1e-3)
     assert second.accumulated == pytest.approx(float((wanted - behind).square().sum() / power), rel=1e-3)
     assert second.own != pytest.approx(second.accumulated, rel=1e-2)
+    with torch.no_grad():
+        outputs, alone = net(x), net[5](by_itself.relu())
+    lost = (outputs - alone).square().sum() / (outputs - outputs.mean()).square().sum()
+    assert second.at_outputs == pytest.approx(float(lost), rel=1e-3)
     chart = error_chart((first, second))
-    assert [mark.kind for mark in chart.marks] == ["series-0", "series-0", "series-1", "series-1"]
+    assert [mark.kind for mark in chart.marks] == [f"series-{index // 2}" for index in range(6)]
     assert len(chart.line) == 2
     assert "accumulated" not in chart.marks[3].label
 
