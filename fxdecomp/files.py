@@ -195,6 +195,16 @@ def beside(path: Path, kind: Literal["file", "folder"] = "folder") -> Iterator[P
             draft.unlink(missing_ok=True)
 
 
+def drafts_left(folder: Path) -> list[Path]:
+    """The drafts in a folder of runs that are no more on this host; none where it cannot be read."""
+    try:
+        names = [entry.name for entry in os.scandir(folder)]
+    except OSError:
+        return []
+    owned = ((name, _DRAFT.fullmatch(name)) for name in names)
+    return [folder / name for name, owner in owned if owner is not None and not _runs(int(owner[1]))]
+
+
 def publish(draft: Path, path: Path) -> None:
     """Give a finished file its name, in one step.
 
@@ -235,16 +245,7 @@ def _is_written_into(path: Path) -> bool:
 
 
 def _clear_left(folder: Path) -> None:
-    """Delete the drafts of runs that are no more on this host."""
-    try:
-        names = [entry.name for entry in os.scandir(folder)]
-    except OSError:
-        return
-    for name in names:
-        owner = _DRAFT.fullmatch(name)
-        if owner is None or _runs(int(owner[1])):
-            continue
-        entry = folder / name
+    for entry in drafts_left(folder):
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry, ignore_errors=True)
         else:

@@ -19,12 +19,13 @@ from fxdecomp.searching.trials import Trial, restored_trials, save_state
 from tests.nets import image
 
 GM = fxdecomp.trace(nn.Sequential(nn.Linear(16, 16)), image(1, 16))
-PLAN = fxdecomp.report(fxdecomp.transform(GM, Policy("svd", 4))).plan
+TOLD = fxdecomp.report(fxdecomp.transform(GM, Policy("svd", 4)))
+PLAN, RECORD = TOLD.plan, TOLD.record.to_dict()
 ODD = [None, 3, -1, 1.5, "x", True, [], {}, [[1]], {"a": 1}, math.nan, math.inf, [None], ["x"], [True], [-1]]
 SETTINGS = {"max_drop": 1.0}
 TRIALS = [
     Trial(1.0, 256, 272, 1.0, accepted=True),
-    Trial(0.5, 128, 144, 0.5, accepted=False, plan=PLAN.to_dict(), time_share=0.7),
+    Trial(0.5, 128, 144, 0.5, accepted=False, plan=PLAN.to_dict(), time_share=0.7, record=RECORD),
 ]
 
 

@@ -24,7 +24,7 @@ from fxdecomp.errors import BudgetError, PolicyError
 from fxdecomp.export import benchmark, to_onnx
 from fxdecomp.files import check_file
 from fxdecomp.graphs.inputs import ExampleInputs, placeholder_values
-from fxdecomp.graphs.records import attach_record, record_of
+from fxdecomp.graphs.records import Record, attach_record, record_of
 from fxdecomp.latency.quickest_options import timed_at
 from fxdecomp.outcomes import Reason, Skipped
 from fxdecomp.pipeline import Study, transform
@@ -192,13 +192,7 @@ class _Seeker:
         """The network of a budget, judged; without a network where the budget cannot be met."""
         share = float(budget.target)
         try:
-            small = transform(
-                self.gm,
-                replace(self.policy, budget=budget),
-                calibration=self.known,
-                least_agreement=0.0,  # the user says how much may be lost, by `max_drop`
-                progress=self.progress,
-            )
+            small = self._transformed(budget)
         except BudgetError as error:
             self.floor = max(self.floor, error.least_share or 0.0)
             return self._logged(Trial(share, 0, 0, math.nan, accepted=False, problem=str(error)))
@@ -216,6 +210,7 @@ class _Seeker:
             accepted=value >= self.wanted,
             plan=told.plan.to_dict(),
             time_share=_time_share(told.record.latency),
+            record=None if told.record.latency is None else (record_of(small) or Record()).to_dict(),
         )
         if trial.accepted and (self.kept is None or trial.cost < self.kept[0].cost):
             self.kept = (trial, small)
@@ -227,9 +222,21 @@ class _Seeker:
             return self.kept[1]
         if trial.plan is None:
             return _left_for(_untouched(self.gm), self.policy, Reason.NOT_KEPT)
-        policy = Policy.from_plan(Plan.from_dict(trial.plan))
-        small = transform(self.gm, policy, calibration=self.known, least_agreement=0.0)
-        return self._recovered(_left_for(small, self.policy, Reason.BUDGET))
+        if trial.record is None:
+            return self._recovered(self._transformed(MACs(trial.share)))
+        plan = Policy.from_plan(Plan.from_dict(trial.plan))
+        small = self._recovered(transform(self.gm, plan, calibration=self.known, least_agreement=0.0))
+        attach_record(small, Record.from_dict(trial.record))
+        return small
+
+    def _transformed(self, budget: Budget) -> GraphModule:
+        return transform(
+            self.gm,
+            replace(self.policy, budget=budget),
+            calibration=self.known,
+            least_agreement=0.0,  # the user says how much may be lost, by `max_drop`
+            progress=self.progress,
+        )
 
     def _recovered(self, small: GraphModule) -> GraphModule:
         return small if self.recovery is None else self.recovery(small)

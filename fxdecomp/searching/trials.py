@@ -7,7 +7,7 @@ import itertools
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from fxdecomp.calibration import Calibration
 from fxdecomp.errors import FxdecompError
 from fxdecomp.files import read_json, write_json
 from fxdecomp.graphs.inputs import ExampleInputs, call_arguments
+from fxdecomp.graphs.records import Record
 from fxdecomp.notebook import html_table
 from fxdecomp.plans import Plan
 from fxdecomp.recovery.checkpoints import fingerprint
@@ -37,6 +38,8 @@ class Trial:
         plan: Methods and ranks, None for the dense network and where there is none.
         problem: Why there is no network, empty where there is one.
         time_share: Measured time as a share of the dense network's, None where no time was measured.
+        record: What a network that was measured tells of itself; a search that goes on from its state would
+            measure something else. None where no time was measured.
     """
 
     share: float
@@ -47,6 +50,7 @@ class Trial:
     plan: Mapping[str, Any] | None = None
     problem: str = ""
     time_share: float | None = None
+    record: Mapping[str, Any] | None = field(default=None, repr=False)
 
     @property
     def cost(self) -> float:
@@ -163,13 +167,15 @@ def next_share(trials: list[Trial], least_share: float, max_drop: float) -> floa
 
 def _plain(trial: Trial) -> dict[str, Any]:
     data = asdict(trial)
+    del data["record"]
     return data | {"metric": None if math.isnan(trial.metric) else trial.metric}
 
 
 def save_state(path: str | Path | None, settings: Mapping[str, Any], trials: list[Trial]) -> None:
     """Write the trials so far, whole or not at all; nothing where there is no path."""
     if path is not None:
-        write_json(Path(path), {"settings": settings, "trials": [_plain(trial) for trial in trials]})
+        rows = [_plain(trial) | {"record": trial.record} for trial in trials]
+        write_json(Path(path), {"settings": settings, "trials": rows})
 
 
 def fingerprint_of(gm: GraphModule, data: Calibration | None, example_inputs: ExampleInputs) -> str:
@@ -226,6 +232,7 @@ _KINDS: Mapping[str, tuple[type, ...]] = {
     "plan": (dict, type(None)),
     "problem": (str,),
     "time_share": (int, float, type(None)),
+    "record": (dict, type(None)),
 }
 
 
@@ -239,6 +246,10 @@ def _trial(row: Mapping[str, Any]) -> Trial:
             raise ValueError(f"{name} is infinite")
     if not 0 < values["share"] <= 1:
         raise ValueError(f"share is {values['share']!r}")
+    if (values.get("record") is None) != (values.get("time_share") is None or values.get("plan") is None):
+        raise ValueError("a network that was measured tells of itself, and no other")
     if values.get("plan") is not None:
         Plan.from_dict(values["plan"])
+    if values.get("record") is not None:
+        Record.from_dict(values["record"])
     return Trial(**values)

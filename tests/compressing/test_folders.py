@@ -63,7 +63,7 @@ def test_a_change_of_places_that_fails_half_way_is_taken_back(
 
     def failing(self: Path, target: Path) -> Path:
         moves.append(self)
-        if len(moves) == 5:  # three are out of the way, one has its place
+        if len(moves) == 6:  # three are out of the way, which is noted, and one has its place
             raise PermissionError(13, "Permission denied")
         return real(self, target)
 
@@ -93,6 +93,49 @@ def test_what_a_killed_run_left_of_a_new_folder_goes_with_the_next(tmp_path: Pat
     assert died.returncode == -signal.SIGKILL
     fill(folder, [], a="2")
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "deep", "out"]
+
+
+_KILLED_BETWEEN = """
+import os, pathlib, signal, sys
+from fxdecomp.compressing.folders import whole_folder
+real, moves = pathlib.Path.replace, 0
+
+def replace(self, target):
+    global moves
+    if moves == count:
+        os.kill(os.getpid(), signal.SIGKILL)
+    moves += 1
+    return real(self, target)
+
+pathlib.Path.replace = replace
+for count in range(6):
+    child = os.fork()
+    if child == 0:
+        with whole_folder(pathlib.Path(sys.argv[1], str(count)), ["a", "gone"]) as draft:
+            (draft / "a").write_text("2")
+            (draft / "b").write_text("2")
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_change_of_places_that_was_killed_is_ended_or_taken_back_by_the_next_run(tmp_path: Path) -> None:
+    for count in range(6):
+        (tmp_path / str(count)).mkdir()
+        for name in ("a", "gone", "mine"):
+            (tmp_path / str(count) / name).write_text("1")
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", _KILLED_BETWEEN, str(tmp_path)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert [int(code) for code in run.stdout.split()] == [-signal.SIGKILL] * 5 + [0]
+    old, new = {"a": "1", "gone": "1", "mine": "1"}, {"a": "2", "b": "2", "mine": "1"}
+    for count in range(6):
+        with pytest.raises(ValueError, match=""):
+            fill(tmp_path / str(count), [], error=ValueError)
+        assert texts(tmp_path / str(count)) == (old if count < 3 else new)
 
 
 def test_a_link_stays_and_its_target_is_replaced(tmp_path: Path) -> None:

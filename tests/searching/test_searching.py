@@ -1,6 +1,7 @@
 import json
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,29 @@ def test_a_killed_search_goes_on_where_it_was(gm: GraphModule, tmp_path: Path) -
     assert (judges[0].count, judges[1].count) == (2, 5)
     assert resumed.to_dict() == whole.to_dict()
     assert torch.equal(resumed.model(INPUTS), whole.model(INPUTS))
+
+
+def told(module: GraphModule) -> dict[str, Any]:
+    record = record_of(module)
+    assert record is not None
+    return record.to_dict()
+
+
+@pytest.mark.parametrize("judged", [2, 3, 4, 5])
+def test_a_search_that_goes_on_gives_what_an_unbroken_one_does(
+    gm: GraphModule, tmp_path: Path, judged: int
+) -> None:
+    batches = [torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(k)) for k in range(4)]
+    options = {"policy": Policy(budget=fxdecomp.MACs(0.5)), "calibration": batches, "max_drop": 0.02}
+    whole = search(gm, INPUTS, metric=Judge(gm), evaluations=4, **options)  # type: ignore[arg-type]
+    state = tmp_path / "state.json"
+    with suppress(KeyboardInterrupt):
+        search(gm, INPUTS, metric=Judge(gm, judged), state=state, evaluations=4, **options)  # type: ignore[arg-type]
+    resumed = search(gm, INPUTS, metric=Judge(gm), state=state, evaluations=4, **options)  # type: ignore[arg-type]
+    assert resumed.to_dict() == whole.to_dict()
+    assert told(resumed.model) == told(whole.model)
+    other = whole.model.state_dict()
+    assert all(torch.equal(tensor, other[name]) for name, tensor in resumed.model.state_dict().items())
 
 
 def test_another_search_gets_a_state_of_its_own(gm: GraphModule, tmp_path: Path) -> None:
@@ -350,6 +374,24 @@ def test_time_is_what_counts_where_there_is_a_provider(
     assert found.best.time_share == min(t.time_share for t in found.trials if t.time_share)
     assert [found.trials[i] for i in found.to_dict()["frontier"]] == list(found.frontier)
     assert fxdecomp.report(found.model, search=found).frontier is not None
+
+
+def test_a_search_by_time_that_is_over_is_told_as_it_was_measured(
+    gm: GraphModule, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import fxdecomp.searching.searcher as module
+
+    asked = time_by_macs(monkeypatch)
+    monkeypatch.setattr(module, "_timed", lambda result, *_: result)
+    first, again = (
+        search(
+            gm, INPUTS, policy=POLICY, max_drop=0.5, evaluations=2, provider="X", state=tmp_path / "s.json"
+        )
+        for _ in range(2)
+    )
+    assert len(asked) == 2
+    assert told(again.model) == told(first.model)
+    assert torch.equal(again.model(INPUTS), first.model(INPUTS))
 
 
 def test_what_cannot_be_made_faster_is_left_alone_and_said(
