@@ -62,7 +62,7 @@ def searched(options: argparse.Namespace) -> None:
     found.save(options.out / "search.json")
     for trial in found.trials:
         if trial.plan is not None:
-            fxdecomp.Plan.from_dict(trial.plan).save(options.out / f"auto-{trial.share:.3f}.plan.json")
+            trial.plan.save(options.out / f"auto-{trial.share:.3f}.plan.json")
     print(fxdecomp.report(found.model), flush=True)
 
 

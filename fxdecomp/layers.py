@@ -1,4 +1,4 @@
-"""Geometry of layers, and what they cost: `LayerSpec`, and `StageSpec` with a name.
+"""Geometry of layers, and what they cost: `LayerSpec`, `StageSpec` with a name, `Count`.
 
 A *spec* describes one Conv or Linear as it is applied at one place, with its true input size, so that its
 multiply-accumulates can be counted. A Linear is a convolution over no spatial axes: `kernel == ()`.
@@ -244,6 +244,19 @@ class LayerSpec:
         if any(s != 1 for s in self.stride):
             text += f", stride {'x'.join(map(str, self.stride))}"
         return text + (f", groups {self.groups}" if self.groups > 1 else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """What a layer, a chain or a part of a network takes.
+
+    Attributes:
+        macs: Multiply-accumulates over all calls.
+        params: Weights and biases.
+    """
+
+    macs: int
+    params: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
 
+from fxdecomp.layers import Count
+
 
 class Reason(StrEnum):
     """Why a layer was left alone. The value is the sentence that users read.
@@ -128,6 +130,16 @@ class Applied:
         place = self.chain or self.site
         return tuple(f"{place}.{stage}" if stage else place for stage in self.stages)
 
+    @property
+    def before(self) -> Count:
+        """What the layer took."""
+        return Count(self.macs_before, self.params_before)
+
+    @property
+    def after(self) -> Count:
+        """What the chain takes."""
+        return Count(self.macs_after, self.params_after)
+
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
@@ -161,6 +173,16 @@ class Skipped:
     def sentence(self) -> str:
         """Reason and detail in one line."""
         return f"{self.reason}: {self.detail}" if self.detail else str(self.reason)
+
+    @property
+    def before(self) -> Count:
+        """What the layer takes."""
+        return Count(self.macs, self.params)
+
+    @property
+    def after(self) -> Count:
+        """Likewise."""
+        return self.before
 
     @property
     def macs_before(self) -> int:

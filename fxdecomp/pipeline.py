@@ -25,8 +25,7 @@ from fxdecomp.graphs.records import Record, attach_record, record_of
 from fxdecomp.graphs.untouched import one_at_a_time, unchanged_buffers
 from fxdecomp.outcomes import Skipped
 from fxdecomp.passes import DecomposeLayers, FoldBatchNorm, NarrowWidths, RefitChains
-from fxdecomp.plans import Plan
-from fxdecomp.policy import Latency, Policy
+from fxdecomp.policy import Policy
 from fxdecomp.progress import Progress, silent
 from fxdecomp.quality import LEAST_AGREEMENT
 
@@ -52,7 +51,7 @@ class Study:
     Example:
         >>> import torch, fxdecomp
         >>> gm = fxdecomp.trace(torch.nn.Sequential(torch.nn.Linear(64, 32)), torch.randn(1, 64))
-        >>> fxdecomp.study(gm).judged.told
+        >>> fxdecomp.study(gm).judged.description
         'the example inputs of trace, 1 input'
     """
 
@@ -205,7 +204,7 @@ def transform(
     if problem:
         record = record_of(result) or Record()
         attach_record(result, replace(record, notes=(*record.notes, problem)))
-    is_timed = isinstance(policy.budget, Latency)
+    is_timed = policy.budget is not None and policy.budget.is_timed
     if data is not None and not is_timed and is_doubtful(result, data, known.judged):
         if data.refit:
             result = better(result, finished(chains, None), REFITTED)
@@ -237,11 +236,12 @@ def _alone(policy: Policy, fitted: GraphModule, work: SiteWork, workers: Workers
     little = _LITTLE * sum(each.macs_before for each in record.outcomes)
     cheap = {each.site for each in record.outcomes if each.macs_before - each.macs_after < little}
     left = cheap & {each.site for each in other.outcomes if isinstance(each, Skipped)}
-    plan = Plan.from_dict(record.plan or {})
-    choices = tuple(replace(c, method=None, rank=()) if c.site in left else c for c in plan.choices)
-    if choices == Plan.from_dict(other.plan or {}).choices:
+    assert record.plan is not None  # both were transformed
+    assert other.plan is not None
+    choices = tuple(replace(c, method=None, rank=()) if c.site in left else c for c in record.plan.choices)
+    if choices == other.plan.choices:
         return alone
-    replayed = Policy.from_plan(replace(plan, choices=choices))
+    replayed = Policy.from_plan(replace(record.plan, choices=choices))
     start = _narrowed(replayed, work, workers.progress)
     return DecomposeLayers(replayed, start, workers)(start.gm)
 

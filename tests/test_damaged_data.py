@@ -20,12 +20,12 @@ from tests.nets import image
 
 GM = fxdecomp.trace(nn.Sequential(nn.Linear(16, 16)), image(1, 16))
 TOLD = fxdecomp.report(fxdecomp.transform(GM, Policy("svd", 4)))
-PLAN, RECORD = TOLD.plan, TOLD.record.to_dict()
+PLAN, RECORD = TOLD.plan, TOLD.record
 ODD = [None, 3, -1, 1.5, "x", True, [], {}, [[1]], {"a": 1}, math.nan, math.inf, [None], ["x"], [True], [-1]]
 SETTINGS = {"max_drop": 1.0}
 TRIALS = [
     Trial(1.0, 256, 272, 1.0, accepted=True),
-    Trial(0.5, 128, 144, 0.5, accepted=False, plan=PLAN.to_dict(), time_share=0.7, record=RECORD),
+    Trial(0.5, 128, 144, 0.5, accepted=False, plan=PLAN, time_share=0.7, record=RECORD),
 ]
 
 
@@ -81,7 +81,7 @@ def test_a_state_with_any_value_anywhere_is_taken_or_refused(tmp_path: Path) -> 
                 assert isinstance(trial.macs, int)
                 assert isinstance(trial.accepted, bool)
                 assert 0 < trial.share <= 1
-                assert trial.plan is None or Plan.from_dict(trial.plan)
+                assert trial.plan is None or isinstance(trial.plan, Plan)
 
 
 def test_a_benchmark_with_any_value_anywhere_is_shown_or_refused(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from tests.test_damaged_data import Payload, altered, places
 
 GM = fxdecomp.trace(nn.Sequential(nn.Linear(16, 16)), image(1, 16))
 TOLD = fxdecomp.report(fxdecomp.transform(GM, Policy("svd", 4)))
-PLAN, RECORD = TOLD.plan, TOLD.record.to_dict()
+PLAN, RECORD = TOLD.plan, TOLD.record
 SETTINGS = {"max_drop": 1.0}
 KEY = {"provider": "CPU", "kernel": 3}
 
@@ -55,8 +55,7 @@ def texts(data: Any) -> list[tuple[Any, ...]]:
 
 
 def state(path: Path) -> Any:
-    plan = PLAN.to_dict()
-    trial = Trial(0.5, 128, 144, 0.5, accepted=False, plan=plan, time_share=0.7, record=RECORD)
+    trial = Trial(0.5, 128, 144, 0.5, accepted=False, plan=PLAN, time_share=0.7, record=RECORD)
     save_state(path, SETTINGS, [trial])
     return json.loads(path.read_text())
 

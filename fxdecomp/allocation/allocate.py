@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fxdecomp.allocation.candidates import Candidate, cost_of
+from fxdecomp.allocation.candidates import Candidate
 from fxdecomp.allocation.solver import Menu, least_cost, solve
 from fxdecomp.errors import BudgetError
-from fxdecomp.policy.budgets import Budget, Latency
+from fxdecomp.policy.budgets import Budget
 
 WITHIN = 0.01
 """A choice that stays further than this below the budget is remarked upon."""
@@ -71,13 +71,13 @@ def allocate(
         BudgetError: No choice meets the budget.
     """
     limit = budget.limit(dense) if limit is None else limit
-    table = [_menu(name, options, budget.name, sensitivity) for name, options in menus.items()]
+    table = [_menu(name, options, budget, sensitivity) for name, options in menus.items()]
     chosen = solve(table, limit - fixed)
     if chosen is None:
         least = fixed + least_cost(table)
         raise BudgetError(
             f"{budget} cannot be met: the smallest candidates of all layers together take "
-            f"{_amount(least, budget)} of {_amount(dense, budget)} ({least / dense:.1%}); raise the budget, "
+            f"{budget.amount(least)} of {budget.amount(dense)} ({least / dense:.1%}); raise the budget, "
             "or let more layers and methods take part",
             least / dense,
         )
@@ -86,8 +86,7 @@ def allocate(
         name: options[index] for (name, options), index in zip(menus.items(), chosen.options, strict=True)
     }
     note = (
-        f"budget {budget}: {_amount(cost, budget)} of {_amount(dense, budget)} {_UNITS[budget.name]} "
-        f"({cost / dense:.2%})"
+        f"budget {budget}: {budget.amount(cost)} of {budget.amount(dense)} {budget.unit} ({cost / dense:.2%})"
     )
     if sensitivity is not None:  # errors of weights alone say next to nothing of the outputs
         kept = max(0.0, 1 - chosen.damage)
@@ -96,21 +95,14 @@ def allocate(
             note += ", which hardly any network bears: search(max_drop=...) finds what this one does"
     near = cost >= limit * (1 - WITHIN) or not any(pick.method for pick in picks.values())
     if not near:
-        note += f"; the ranks considered come no nearer to {_amount(limit, budget)} without more damage"
+        note += f"; the ranks considered come no nearer to {budget.amount(limit)} without more damage"
     return Allocation(picks, cost, dense, near, (note,))
 
 
-_UNITS = {"macs": "multiply-accumulates", "params": "parameters", "latency": "predicted"}
-
-
-def _amount(value: float, budget: Budget) -> str:
-    return f"{value * 1e3:.3f} ms" if isinstance(budget, Latency) else f"{value:,.0f}"
-
-
 def _menu(
-    name: str, options: Sequence[Candidate], cost: str, sensitivity: Mapping[str, float] | None
+    name: str, options: Sequence[Candidate], cost: Budget, sensitivity: Mapping[str, float] | None
 ) -> Menu:
-    costs = np.array([cost_of(each, cost) for each in options], dtype=np.float64)
+    costs = np.array([cost.cost_of(each) for each in options], dtype=np.float64)
     if sensitivity is None:
         damages = np.array([damage(each.error) for each in options])
     else:

@@ -21,9 +21,8 @@ from fxdecomp.decompositions import (
 )
 from fxdecomp.decompositions.factorising import Task, forms_of
 from fxdecomp.layers import LayerSpec
-from fxdecomp.outcomes import Skipped
 from fxdecomp.policy import Policy
-from fxdecomp.policy.budgets import Latency, MACs
+from fxdecomp.policy.budgets import Budget, MACs
 from fxdecomp.policy.rules import AUTO
 from fxdecomp.sites import Site
 
@@ -63,8 +62,8 @@ class Question:
         bias: Number of biases.
         method: Name of the one method to consider, or `auto`.
         multiple_of: What ranks are multiples of.
-        cost: What the frontier is about, `macs`, `params` or `latency`: for the last, every method's own
-            frontier of multiply-accumulates on a coarse grid, whose times are still to be measured.
+        cost: What the frontier is about; where it is timed, the methods' own frontiers of MACs, each
+            on a coarse grid, whose times are still to be measured.
         require_saving: Whether a candidate must take fewer multiply-accumulates than the layer.
         floor: Least share of the layer's own cost that a candidate may have.
         problems: One per group, with moments for errors of the output; None to make them of the weight.
@@ -76,7 +75,7 @@ class Question:
     bias: int
     method: str
     multiple_of: int
-    cost: str = "macs"
+    cost: type[Budget] = MACs
     require_saving: bool = True
     floor: float = 0.0
     problems: tuple[Problem, ...] | None = None
@@ -104,7 +103,7 @@ def task_of(site: Site, policy: Policy) -> Task | None:
     )
 
 
-def question_of(task: Task, multiple_of: int, cost: str) -> Question:
+def question_of(task: Task, multiple_of: int, cost: type[Budget]) -> Question:
     """What a budget asks of a layer whose rank is left to it."""
     return Question(
         task.site,
@@ -137,7 +136,7 @@ def candidates(question: Question) -> tuple[Candidate, ...]:
     problems = question.problems or problems_of(question.weight, spec)
     is_fitted = problems[0].moments is not None
     biases = spec.bias_params if is_fitted else question.bias  # fitted chains have one
-    is_timed = question.cost == Latency.name
+    is_timed = question.cost.is_timed
     grid = RankGrid.coarse(question.multiple_of) if is_timed else RankGrid(question.multiple_of)
     found: list[list[Candidate]] = []
     for method in methods_of(question.method, spec):
@@ -153,25 +152,16 @@ def candidates(question: Question) -> tuple[Candidate, ...]:
             of_method.append(Candidate(method.name, rank, max(error, 0.0) / gain, macs, params))
         found.append([each for each in of_method if not question.require_saving or each.macs < dense.macs])
     if is_timed:
-        return (dense, *(each for of_method in found for each in frontier(of_method, MACs.name)))
+        return (dense, *(each for of_method in found for each in frontier(of_method, MACs)))
     return selected(question, (dense, *itertools.chain.from_iterable(found)), question.cost)
 
 
-def selected(question: Question, options: Sequence[Candidate], cost: str) -> tuple[Candidate, ...]:
+def selected(question: Question, options: Sequence[Candidate], cost: type[Budget]) -> tuple[Candidate, ...]:
     """The dense layer, the first of the options, and the frontier of those between it and the floor."""
     dense, *others = options
-    whole = cost_of(dense, cost)
-    useful = [each for each in others if question.floor * whole <= cost_of(each, cost) < whole]
+    whole = cost.cost_of(dense)
+    useful = [each for each in others if question.floor * whole <= cost.cost_of(each) < whole]
     return (dense, *frontier(useful, cost))
-
-
-def cost_of(layer: Candidate | Site | Skipped, cost: str) -> float:
-    """Multiply-accumulates or parameters of a candidate, or of a layer as it is; a candidate's seconds."""
-    if cost == Latency.name:
-        assert isinstance(layer, Candidate)
-        assert layer.time_s is not None  # priced by now
-        return layer.time_s
-    return layer.macs if cost == MACs.name else layer.params
 
 
 def methods_of(name: str, spec: LayerSpec) -> list[Decomposition]:
@@ -180,10 +170,10 @@ def methods_of(name: str, spec: LayerSpec) -> list[Decomposition]:
     return list({method.name: method for method in (method_for(m, spec.per_group) for m in wanted)}.values())
 
 
-def frontier(found: Sequence[Candidate], cost: str) -> list[Candidate]:
+def frontier(found: Sequence[Candidate], cost: type[Budget]) -> list[Candidate]:
     """Those that no other beats in both error and cost, the dearest first."""
     kept: list[Candidate] = []
-    for each in sorted(found, key=lambda c: (cost_of(c, cost), c.error)):
+    for each in sorted(found, key=lambda c: (cost.cost_of(c), c.error)):
         if not kept or each.error < kept[-1].error:
             kept.append(each)
     return kept[::-1]

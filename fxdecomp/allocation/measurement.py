@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from fxdecomp.export import Ratio
+from fxdecomp.graphs.timed_plans import TimedAttempt, TimedCandidate, TimedPlan
 from fxdecomp.latency.chain_times import ChainTimes
 
 _DRIFT = 1.15
@@ -35,16 +35,30 @@ class Measurement:
     drift: float
     unsure: Ratio | None
 
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON data."""
+    def timed_plan(
+        self,
+        attempts: Sequence[TimedAttempt],
+        taken: int | None,
+        layers: Mapping[str, tuple[TimedCandidate, ...]],
+    ) -> TimedPlan:
+        """What a graph remembers of it.
+
+        Args:
+            attempts: What was assembled and timed.
+            taken: Which of them was taken, None for none.
+            layers: What there was to choose from.
+        """
         place = self.times.place
-        return {
-            "provider_options": {place.provider: dict(place.options)},
-            "layer_error": self.times.error,
-            "layers_share": self.layers_share or None,
-            "timed_again": self.times.again,
-            "disturbed": [*self._signs()],
-        }
+        return TimedPlan(
+            tuple(attempts),
+            taken,
+            {place.provider: dict(place.options)},
+            self.times.error,
+            self.layers_share or None,
+            self.times.again,
+            tuple(self._signs()),
+            layers,
+        )
 
     def notes(self) -> tuple[str, ...]:
         """What the reader of a plan should know of its times, in sentences."""

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from torch.fx import GraphModule
 
 from fxdecomp.allocation.allocate import allocate
-from fxdecomp.allocation.candidates import Candidate, Question, candidates, cost_of, question_of
+from fxdecomp.allocation.candidates import Candidate, Question, candidates, question_of
 from fxdecomp.allocation.pricing import price
 from fxdecomp.allocation.site_work import SiteWork, Workers
 from fxdecomp.allocation.timed import ABOVE, BELOW, LatencyPlanner, best_attempt
 from fxdecomp.decompositions.factorising import Solution, Task, weight_refusal
 from fxdecomp.errors import BudgetError
 from fxdecomp.export.machine import machine
+from fxdecomp.graphs.timed_plans import TimedCandidate, TimedPlan
+from fxdecomp.layers import Count
 from fxdecomp.outcomes import UNJUDGED, Outcome, Reason, Refusal
 from fxdecomp.policy import Policy
-from fxdecomp.policy.budgets import Latency, MACs
+from fxdecomp.policy.budgets import Budget, Latency
 from fxdecomp.ranks import Fixed
 from fxdecomp.sites import Site
 
@@ -40,7 +41,7 @@ class Planned:
     tasks: Mapping[str, Task]
     left: Mapping[str, Refusal]
     notes: tuple[str, ...]
-    latency: Mapping[str, Any] | None = None
+    latency: TimedPlan | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,7 +53,7 @@ class Situation:
         sites: All layers that could be decomposed.
         settled: What became of the layers whose rank the policy gives.
         others: All else in the network that holds weights.
-        gone: What the original took besides, by the budget's name: BatchNorms that were folded, widths.
+        gone: What the original took besides: BatchNorms that were folded, widths.
         work: Knows the layers' candidates and sensitivities.
         workers: Do what has still to be done.
     """
@@ -61,7 +62,7 @@ class Situation:
     sites: Sequence[Site]
     settled: Mapping[str, Solution | Refusal]
     others: Sequence[Outcome]
-    gone: Mapping[str, int]
+    gone: Count
     work: SiteWork
     workers: Workers
 
@@ -115,18 +116,19 @@ class _Choice:
     sizes: Mapping[str, int]
     notes: tuple[str, ...]
     reason: Reason = Reason.BUDGET
-    latency: Mapping[str, Any] | None = None
+    latency: TimedPlan | None = None
 
 
 def _counted_choice(policy: Policy, open_: Mapping[str, Task], situation: Situation) -> _Choice:
     assert policy.budget is not None
-    cost = policy.budget.name
-    dense, fixed = _other_costs(situation.others, cost)
-    dense += situation.gone.get(cost, 0)
+    cost = type(policy.budget)
+    dense = sum(map(cost.cost_of, (situation.gone, *(each.before for each in situation.others))))
+    fixed = sum(cost.cost_of(each.after) for each in situation.others)
     for site in situation.sites:
-        dense += cost_of(site, cost)
+        dense += cost.cost_of(site)
         if site.name not in open_:
-            fixed += _settled_cost(site, situation.settled.get(site.name), cost)
+            settled = situation.settled.get(site.name)
+            fixed += cost.cost_of(settled.count_at(site.specs) if isinstance(settled, Solution) else site)
     step = policy.multiple_of or rank_step()
     sensitivity = situation.sensitivity(open_)
     while True:
@@ -155,7 +157,7 @@ def _timed_choice(
     }
     with LatencyPlanner(situation.gm, situation.sites, budget, given) as planner:
         step = policy.multiple_of or planner.times.good_multiple()
-        questions = {name: question_of(task, step, budget.name) for name, task in open_.items()}
+        questions = {name: question_of(task, step, Latency) for name, task in open_.items()}
         untimed = situation.menus(questions)
         menus = price(questions, untimed, planner.times, situation.workers.progress)
         if planner.has_drifted():
@@ -173,7 +175,7 @@ def _timed_choice(
         best = best_attempt(attempts, target)
         how = planner.how(best)
     sizes = {name: len(menu) for name, menu in menus.items()}
-    told = {"attempts": [each.to_dict() for each in attempts], **how.to_dict(), "layers": _timed(menus)}
+    tried, options = [each.remembered for each in attempts], _timed(menus)
     if best is None:
         note = f"budget {budget}: nothing worth changing, "
         note += (
@@ -187,7 +189,7 @@ def _timed_choice(
             sizes,
             (note, *how.notes()),
             Reason.NOT_FASTER,
-            told | {"taken": None},
+            how.timed_plan(tried, None, options),
         )
     repaired = f", after {len(attempts)} attempts" if len(attempts) > 1 else ""
     missed = "; the budget is missed" if best.share > target * (1 + ABOVE) else ""
@@ -200,17 +202,14 @@ def _timed_choice(
         best.allocation.chosen,
         sizes,
         (*best.allocation.notes, note, *how.notes()),
-        latency=told | {"taken": attempts.index(best)},
+        latency=how.timed_plan(tried, attempts.index(best), options),
     )
 
 
-def _timed(menus: Mapping[str, Sequence[Candidate]]) -> dict[str, list[list[Any]]]:
-    """What there was to choose from, as JSON data: method (none for the layer), rank, seconds, error."""
+def _timed(menus: Mapping[str, Sequence[Candidate]]) -> dict[str, tuple[TimedCandidate, ...]]:
+    """What there was to choose from, the layer as it is first."""
     return {
-        name: [
-            [each.method or "", list(each.rank), float(f"{each.time_s or 0:.4g}"), float(f"{each.error:.4g}")]
-            for each in menu
-        ]
+        name: tuple(TimedCandidate(c.method or "", c.rank, c.time_s or 0.0, c.error) for c in menu)
         for name, menu in menus.items()
         if len(menu) > 1
     }
@@ -221,18 +220,9 @@ def rank_step() -> int:
     return 16 if "avx512f" in machine()["features"] else 8
 
 
-def _other_costs(others: Iterable[Outcome], cost: str) -> tuple[float, float]:
-    """What the layers outside the plan cost before any decomposition, and now."""
-    before = now = 0.0
-    for outcome in others:
-        before += outcome.macs_before if cost == MACs.name else outcome.params_before
-        now += outcome.macs_after if cost == MACs.name else outcome.params_after
-    return before, now
-
-
-def _unreduced(others: Sequence[Outcome], cost: str, dense: float) -> str:
+def _unreduced(others: Sequence[Outcome], cost: type[Budget], dense: float) -> str:
     """What of the cost no budget can reduce, in words; empty where it is little."""
-    costs = {o.site: o.macs_after if cost == MACs.name else o.params_after for o in others}
+    costs = {outcome.site: cost.cost_of(outcome.after) for outcome in others}
     largest = sorted((name for name in costs if costs[name]), key=lambda name: -costs[name])
     share = sum(costs.values()) / dense
     if share < _WORTH_SAYING:
@@ -246,9 +236,3 @@ def _unjudged(settled: Mapping[str, Solution | Refusal]) -> str:
     names = [name for name, each in settled.items() if isinstance(each, Refusal) and each.reason in UNJUDGED]
     shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
     return f"; {shown}: left alone without calibration unless a rule names them" if names else ""
-
-
-def _settled_cost(site: Site, result: Solution | Refusal | None, cost: str) -> float:
-    if not isinstance(result, Solution):
-        return cost_of(site, cost)
-    return result.macs_at(site.specs) if cost == MACs.name else result.chain.params

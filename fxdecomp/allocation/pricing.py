@@ -47,5 +47,5 @@ def price(
             options.append(replace(each, time_s=taken))
             done += 1
             progress("timing layers", done, total)
-        priced[name] = selected(questions[name], options, Latency.name)
+        priced[name] = selected(questions[name], options, Latency)
     return priced

@@ -41,7 +41,7 @@ def out_of_proportion(
     if sensitivity is None or len(solutions) < 2:
         return {}
     loss = {name: sensitivity[name] * (each.output_error or 0.0) for name, each in solutions.items()}
-    saved = {site.name: site.macs - solutions[site.name].macs_at(site.specs) for site in sites}
+    saved = {site.name: site.macs - solutions[site.name].count_at(site.specs).macs for site in sites}
     all_lost, all_saved = sum(loss.values()), max(sum(saved.values()), 1)
     found = {}
     for name, lost in loss.items():

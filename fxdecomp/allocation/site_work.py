@@ -118,8 +118,8 @@ class SiteWork:
             found = measure_sensitivity(self.gm, new, batches, progress=progress)
             self._sensitivity |= {(name, examples): value for name, value in found.items()}
         known = {name: self._sensitivity.get((name, examples)) for name in names}
-        told = {name: value for name, value in known.items() if value is not None}
-        return told if len(told) == len(known) and told else None
+        measured = {name: value for name, value in known.items() if value is not None}
+        return measured if len(measured) == len(known) and measured else None
 
     def is_fitted(self, site: Site) -> bool:
         """Whether a layer is fitted to the calibration: there is one, and its moments have room."""

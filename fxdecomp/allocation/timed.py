@@ -20,7 +20,6 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch.fx import GraphModule
 
@@ -32,6 +31,7 @@ from fxdecomp.errors import BenchmarkError, BudgetError
 from fxdecomp.export import BenchmarkReport, Ratio, benchmark
 from fxdecomp.export.kernels import profile_model
 from fxdecomp.export.parity import to_numpy
+from fxdecomp.graphs.timed_plans import TimedAttempt
 from fxdecomp.latency.cache import LatencyCache, cache_folder
 from fxdecomp.latency.chain_times import ChainTimes
 from fxdecomp.latency.mock_networks import Picks, recorded_inputs, write_mock
@@ -78,15 +78,11 @@ class Attempt:
         """Whether the rounds disagree."""
         return self.speedup.high - self.speedup.low > _UNSURE * self.speedup.value
 
-    def to_dict(self) -> dict[str, Any]:
-        """What was predicted and measured, as JSON data."""
-        return {
-            "predicted_share": self.predicted,
-            "measured_share": self.share,
-            "measured_s": self.small_s,
-            "dense_s": self.dense_s,
-            "speedup": [self.speedup.value, self.speedup.low, self.speedup.high],
-        }
+    @property
+    def remembered(self) -> TimedAttempt:
+        """What was predicted and measured."""
+        ratio = (self.speedup.value, self.speedup.low, self.speedup.high)
+        return TimedAttempt(self.predicted, self.share, self.small_s, self.dense_s, ratio)
 
 
 class LatencyPlanner:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from torch.fx import GraphModule
 
 from fxdecomp.allocation.allocate import allocate
-from fxdecomp.allocation.candidates import Candidate, candidates, cost_of, frontier, question_of, task_of
+from fxdecomp.allocation.candidates import Candidate, candidates, frontier, question_of, task_of
 from fxdecomp.allocation.planning import rank_step
 from fxdecomp.allocation.site_work import SiteWork, Workers
 from fxdecomp.calibration.collecting import collect
@@ -25,6 +25,7 @@ from fxdecomp.fitting.removal import removal_errors
 from fxdecomp.graphs.records import record_of
 from fxdecomp.places.coupling import Coupling, Couplings
 from fxdecomp.policy import Policy
+from fxdecomp.policy.budgets import Budget
 from fxdecomp.policy.rules import AUTO
 from fxdecomp.sites import Site, Survey, survey
 
@@ -70,7 +71,7 @@ def found_widths(policy: Policy, gm: GraphModule, work: SiteWork, workers: Worke
     sensitivity = work.sensitivity(needed, workers.progress) if couplings else None
     if sensitivity is None:
         return {}
-    step, cost = policy.multiple_of or rank_step(), policy.budget.name
+    step, cost = policy.multiple_of or rank_step(), type(policy.budget)
     places = _with_errors(gm, couplings, work, step)
     questions = {name: question_of(task, step, cost) for name, task in open_.items()}
     menus = work.each("candidates", candidates, questions, workers)
@@ -81,10 +82,9 @@ def found_widths(policy: Policy, gm: GraphModule, work: SiteWork, workers: Worke
         joined[place.name] = _menu(place, menus, sensitivity, cost)
         weights[place.name] = 1.0
     joined |= {name: menu for name, menu in menus.items() if name not in inside}
-    dense = sum(cost_of(site, cost) for site in found.sites)
-    dense += sum(cost_of(row, cost) for row in (*found.skipped, *found.others))
+    dense = sum(cost.cost_of(each) for each in (*found.sites, *found.skipped, *found.others))
     counted = set(joined) | inside
-    fixed = dense - sum(cost_of(site, cost) for site in found.sites if site.name in counted)
+    fixed = dense - sum(cost.cost_of(site) for site in found.sites if site.name in counted)
     try:
         choice = allocate(joined, policy.budget, fixed=fixed, dense=dense, sensitivity=weights)
     except BudgetError:
@@ -127,7 +127,10 @@ def _with_errors(gm: GraphModule, couplings: Sequence[Coupling], work: SiteWork,
 
 
 def _menu(
-    place: _Place, menus: Mapping[str, Sequence[Candidate]], sensitivity: Mapping[str, float], cost: str
+    place: _Place,
+    menus: Mapping[str, Sequence[Candidate]],
+    sensitivity: Mapping[str, float],
+    cost: type[Budget],
 ) -> tuple[Candidate, ...]:
     """The place as it is, and the frontier of its chains and widths; errors are damages."""
     dense = Candidate(None, (), 0.0, *_sums(place.coupling.layers))

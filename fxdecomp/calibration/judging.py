@@ -41,7 +41,7 @@ class Judged:
         return sum(map(inputs_of, self.batches))
 
     @property
-    def told(self) -> str:
+    def description(self) -> str:
         """Where they come from and how many they are."""
         return f"{self.inputs}, {self.count} input{'' if self.count == 1 else 's'}"
 
@@ -112,7 +112,7 @@ def quality_of(
     lost = {o.site: _loss(o) for o in outcomes if isinstance(o, Applied)}
     costly = sorted((site for site in lost if lost[site] > 0), key=lambda site: -lost[site])[:_NAMED]
     return Quality(
-        judged.told, judged.count, judged.held_out, outputs, precision, tuple(costly), least_agreement
+        judged.description, judged.count, judged.held_out, outputs, precision, tuple(costly), least_agreement
     )
 
 
@@ -128,11 +128,11 @@ def with_quality(
         return small
     quality = None
     if judged is not None:
-        told = "; against the compressed network that was given" if _applied(before) else ""
+        against = "; against the compressed network that was given" if _applied(before) else ""
         quality = quality_of(
             original,
             lambda batch: list(named_outputs(small, batch).values()),
-            replace(judged, inputs=judged.inputs + told),
+            replace(judged, inputs=judged.inputs + against),
             record.outcomes,
             precision=precision_of(small),
             least_agreement=least_agreement,

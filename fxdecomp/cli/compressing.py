@@ -208,12 +208,12 @@ def _tell(result: CompressResult, out: Path) -> None:
 
     timed, verdict = result.report.benchmark, result.report.verdict
     tables = layer_tables(result.report) + ([] if timed is None else [benchmark_table(timed)])
-    told = [] if result.search is None else [str(result.search)]
+    lines = [] if result.search is None else [str(result.search)]
     qualities = [each.quality for each in result.judged.values() if each.quality is not None]
-    told += [result.report.summary, *(quality.sentence for quality in qualities)]
-    told += [each.text for each in result.judged.values() if each.text]
-    told += [*map(spoken, result.report.remarks), str(result.exported)]
-    told += [] if result.quantised is None else [str(result.quantised)]
+    lines += [result.report.summary, *(quality.sentence for quality in qualities)]
+    lines += [each.text for each in result.judged.values() if each.text]
+    lines += [*map(spoken, result.report.remarks), str(result.exported)]
+    lines += [] if result.quantised is None else [str(result.quantised)]
     last = [f"Everything is in {out}; open {out / 'report.html'} first"]
     last += [quality.warning for quality in qualities if quality.warning]
     if verdict is not None:
@@ -224,4 +224,4 @@ def _tell(result: CompressResult, out: Path) -> None:
                 "a larger budget, or --recover" if lost else "--budget latency:0.5, or --max-drop"
             )
         last.append(f"Verdict: ship {verdict.ship}.onnx: {verdict.why}{hint}")
-    print_blocks(*tables, "\n".join(told), *last)
+    print_blocks(*tables, "\n".join(lines), *last)

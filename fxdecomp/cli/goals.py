@@ -36,7 +36,7 @@ def load_metric(reference: str | None) -> Metric | None:
     metric = cast("Metric", found)
 
     @functools.wraps(metric)
-    def told(network: Any) -> Any:
+    def named(network: Any) -> Any:
         try:
             return metric(network)
         except Exception as error:
@@ -45,5 +45,5 @@ def load_metric(reference: str | None) -> Metric | None:
             ) from error
 
     kind: Any = found if hasattr(found, "__qualname__") else type(found)
-    told.__module__, told.__qualname__ = kind.__module__, kind.__qualname__  # a search goes on by its name
-    return told
+    named.__module__, named.__qualname__ = kind.__module__, kind.__qualname__  # a search goes on by its name
+    return named

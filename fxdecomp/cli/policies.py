@@ -133,7 +133,7 @@ def _embedded_plan(file: Path) -> Plan:
     metadata = read_metadata(file)
     if metadata is None or metadata.record is None or metadata.record.plan is None:
         raise PolicyError(f"{file} holds no plan: no decomposition by this package made it")
-    return Plan.from_dict(metadata.record.plan)
+    return metadata.record.plan
 
 
 def parse_rank(text: str) -> RankRule:

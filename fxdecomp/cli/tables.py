@@ -74,11 +74,11 @@ def _compact(layer: str) -> str:
     return text.replace(",", "")
 
 
-def layer_tables(told: Report) -> list[Table]:
+def layer_tables(report: Report) -> list[Table]:
     """The layers that were replaced, and those that were left alone with the reason."""
     columns = {"layer": "name", "method": "left", "rank": "right", "error": "right"}
     replaced = table_with("", columns | {"MACs": "right", "factor": "right"})
-    for o in told.applied:
+    for o in report.applied:
         replaced.add_row(
             Text(o.site),
             o.method,
@@ -89,7 +89,7 @@ def layer_tables(told: Report) -> list[Table]:
         )
     costs = {"MACs": "right", "params": "right"}
     skipped = table_with("Left alone", {"layer": "name", "": "left"} | costs | {"reason": "left"})
-    for s in told.skipped:
+    for s in report.skipped:
         skipped.add_row(Text(s.site), s.layer, short(s.macs), short(s.params), Text(s.sentence))
     return [table for table in (replaced, skipped) if table.row_count]
 

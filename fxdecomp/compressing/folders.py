@@ -77,7 +77,7 @@ def _take_places(draft: Path, folder: Path, earlier: Iterable[str]) -> None:
 
 
 def _settle(draft: Path, folder: Path) -> None:
-    """End the change of places that a killed run was at, or take it back where nothing new has its place yet."""
+    """End the change of places that a killed run was at, or take it back where nothing new has its place."""
     if (draft / _REPLACED).is_dir():
         _move(draft, folder)
     elif (draft / _BEFORE).is_dir():

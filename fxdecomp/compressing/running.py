@@ -134,7 +134,7 @@ def compress_to(
             times = benchmark(paths, **where, progress=progress)
         progress("compress", 4, _STEPS)
         args, kwargs = call_arguments(loaded.example_inputs)
-        opaque = [module.told for module in small.modules() if isinstance(module, Opaque)]
+        opaque = [module.contents for module in small.modules() if isinstance(module, Opaque)]
         if opaque:
             note = f"there is no small.pt2: PyTorch cannot export {'; '.join(opaque)} of small.onnx"
             exports["small"] = replace(exports["small"], notes=(*exports["small"].notes, note))
@@ -150,7 +150,7 @@ def compress_to(
             name: judge.file(made.path, name.removeprefix("small.")) for name, made in lowered.items()
         }
         known = report(small)
-        told = report(
+        account = report(
             small,
             before=gm,
             benchmark=times,
@@ -168,8 +168,10 @@ def compress_to(
             told, lowered={name: lowered_of(made.path, made.quantization) for name, made in lowered.items()}
         )
         if run.inputs[1] is not None:
-            told = replace(told, errors=error_along(gm, small, told.outcomes, run.inputs[1].batches[0]))
-        result = CompressResult(told, exports["small"], found, next(iter(lowered.values()), None), judged)
+            account = replace(
+                account, errors=error_along(gm, small, account.outcomes, run.inputs[1].batches[0])
+            )
+        result = CompressResult(account, exports["small"], found, next(iter(lowered.values()), None), judged)
         texts = {
             "policy.toml": (policy if found is None else _policy_of(known.plan)).to_toml(),
             "graph.diff": graph_diff(gm, small) + "\n",
@@ -285,13 +287,13 @@ def _allowed(judged: Judgement | None, dense: Judgement | None, goal: Goal | Non
     return judged.metric >= dense.metric - goal.max_drop
 
 
-def _variant(name: str, told: Report, written: ExportReport | None, judged: Judgement | None) -> Variant:
+def _variant(name: str, report: Report, written: ExportReport | None, judged: Judgement | None) -> Variant:
     """A network's row in the summary, with how good it is."""
     return Variant(
         name,
         {} if judged is None else judged.cells,
-        told.macs_before if name == "dense" else told.macs_after,
-        told.params_before if name == "dense" else told.params_after,
+        report.macs_before if name == "dense" else report.macs_after,
+        report.params_before if name == "dense" else report.params_after,
         None if written is None else written.size_bytes,
         None if judged is None else judged.quality,
     )

@@ -22,7 +22,7 @@ from fxdecomp.decompositions import (
     refusal_of,
 )
 from fxdecomp.decompositions.base import measured_error
-from fxdecomp.layers import LayerSpec
+from fxdecomp.layers import Count, LayerSpec
 from fxdecomp.outcomes import Reason, Refusal
 
 _HUGE = 1e17
@@ -90,9 +90,9 @@ class Solution:
         form = self.chain.form
         return forms_of(method_named(form.method), form.rank, specs)
 
-    def macs_at(self, specs: Sequence[LayerSpec]) -> int:
+    def count_at(self, specs: Sequence[LayerSpec]) -> Count:
         """What the chain takes over all of its layer's calls."""
-        return sum(form.macs for form in self.forms_at(specs))
+        return Count(sum(form.macs for form in self.forms_at(specs)), self.chain.params)
 
 
 @torch.no_grad()

@@ -161,22 +161,22 @@ def run_demo(
     params = {name: _params(gm) for name, gm in networks.items()}
     result = DemoResult(readings, sizes, params, timings, report(small), folder)
     write_json(folder / "demo.json", result.to_dict())
-    told = _told(result, dense, small, command)
-    told.to_html(folder / "report.html", title="fxdecomp demo: EasyOCR's English recogniser")
-    _draw(told, folder / "layers.png")
+    page = _report(result, dense, small, command)
+    page.to_html(folder / "report.html", title="fxdecomp demo: EasyOCR's English recogniser")
+    _draw(page, folder / "layers.png")
     return result
 
 
-def _draw(told: Report, path: Path) -> None:
+def _draw(report: Report, path: Path) -> None:
     """The layers' times as a picture, in a figure of its own: nothing is shown on a screen."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 3.6), layout="constrained")
-    told.plot_layers(figure.subplots()).set_title("One line of text, one thread: time of each layer")
+    report.plot_layers(figure.subplots()).set_title("One line of text, one thread: time of each layer")
     figure.savefig(path, dpi=120)
 
 
-def _told(result: DemoResult, dense: GraphModule, small: GraphModule, command: str) -> Report:
+def _report(result: DemoResult, dense: GraphModule, small: GraphModule, command: str) -> Report:
     """The report of the demo, with everything that it measured."""
     macs = result.macs
     variants = tuple(

@@ -10,10 +10,10 @@ from typing import Any
 
 from fxdecomp.errors import BenchmarkError
 from fxdecomp.export.kernels import Kernel
+from fxdecomp.export.notebook import html_table
 from fxdecomp.export.ratios import Ratio, ratio_of_medians
 from fxdecomp.export.saved_benchmarks import check_benchmark
 from fxdecomp.files import read_json, write_json
-from fxdecomp.notebook import html_table
 
 
 @dataclass(frozen=True, slots=True)

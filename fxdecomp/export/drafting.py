@@ -85,17 +85,17 @@ def written_draft(order: Order, draft: Path, dynamic_batch: bool | None) -> Writ
             raise NotSpliceable("other names were asked for than those of the file's inputs and outputs")
         return _compared(order, captured, draft)
     except (NotSpliceable, ExportError) as error:
-        told = f"the file that the graph was read from was not used: {brief(error)}"
-        opaque = [module.told for module in order.gm.modules() if isinstance(module, Opaque)]
+        refused = f"the file that the graph was read from was not used: {brief(error)}"
+        opaque = [module.contents for module in order.gm.modules() if isinstance(module, Opaque)]
         if opaque:
             raise ExportError(
-                f"{told}; nor can PyTorch export the graph: it holds {'; '.join(opaque)} of that file"
+                f"{refused}; nor can PyTorch export the graph: it holds {'; '.join(opaque)} of that file"
             ) from error
     try:
         exported = _captured(order, dynamic_batch)
     except ExportError as error:
-        raise ExportError(f"{error}; {told}") from error
-    return _compared(order, replace(exported, notes=(*exported.notes, told)), draft)
+        raise ExportError(f"{error}; {refused}") from error
+    return _compared(order, replace(exported, notes=(*exported.notes, refused)), draft)
 
 
 def _captured(order: Order, dynamic_batch: bool | None) -> Captured:
@@ -123,11 +123,11 @@ def _compared(order: Order, captured: Captured, draft: Path) -> Written:
         _save(replace(captured, spliced=None), draft, props)
     check_written(draft, captured.spliced)
     try:
-        told: tuple[str, ...] = ()
+        left_out: tuple[str, ...] = ()
         if captured.spliced is not None:
-            tests, told = _taken(draft, tests)
+            tests, left_out = _taken(draft, tests)
         parity, notes = _agreements(gm, draft, tests)
-        captured = replace(captured, notes=captured.notes + told + notes)
+        captured = replace(captured, notes=captured.notes + left_out + notes)
         return Written(captured, feeds, balanced, parity)
     except ExportError as error:
         if not captured.dynamic_batch:
@@ -166,10 +166,10 @@ def _taken(draft: Path, tests: Sequence[tuple[Any, ...]]) -> tuple[list[tuple[An
         for index, values in enumerate(tests)
         if not index or shapes[index] != shapes[0] or _takes(session, values)
     ]
-    told = (
+    note = (
         f"the file refuses inputs that are drawn like the example; {len(kept)} of {len(tests)} were compared"
     )
-    return kept, (told,) if len(kept) < len(tests) else ()
+    return kept, (note,) if len(kept) < len(tests) else ()
 
 
 def _takes(session: Any, values: Sequence[Any]) -> bool:
@@ -203,8 +203,8 @@ def _agreements(
             shapes = [tuple(value.shape) for value in inputs]
             if shapes != [tuple(value.shape) for value in tests[0]]:
                 raise ExportError(f"PyTorch fails on inputs of shapes {shapes}: {brief(error)}") from error
-    told = f"the network refuses inputs that are drawn like the example ({refusal})"
-    return check_parity(gm, draft, taken), (f"{told}; it was compared on {len(taken)} of {len(tests)}",)
+    why = f"the network refuses inputs that are drawn like the example ({refusal})"
+    return check_parity(gm, draft, taken), (f"{why}; it was compared on {len(taken)} of {len(tests)}",)
 
 
 def _save(captured: Captured, path: Path, props: Mapping[str, str]) -> None:

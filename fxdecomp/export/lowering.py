@@ -85,10 +85,10 @@ def fitting_batches(
             fitting.append(values)
     if batches and not fitting:
         raise ExportError(f"{misfits[0]}, as in every other batch; give batches of the file's own sizes")
-    told = (
+    note = (
         f"{len(misfits)} of {len(batches)} calibration batches were left out; {misfits[0]}" if misfits else ""
     )
-    return fitting, (told,) if told else ()
+    return fitting, (note,) if note else ()
 
 
 def _length(size: Any) -> int | None:

@@ -45,8 +45,8 @@ class FileMetadata:
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = Path(folder) / "small.onnx"
         ...     _ = fxdecomp.export.to_onnx(gm, torch.randn(1, 64), path)
-        ...     told = fxdecomp.export.read_metadata(path)
-        >>> told.quantization is None
+        ...     metadata = fxdecomp.export.read_metadata(path)
+        >>> metadata.quantization is None
         True
     """
 
@@ -128,8 +128,8 @@ def read_metadata(path: Path | str) -> FileMetadata | None:
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = Path(folder) / "small.onnx"
         ...     _ = fxdecomp.export.to_onnx(gm, torch.randn(1, 64), path)
-        ...     told = fxdecomp.export.read_metadata(path)
-        >>> told.inputs
+        ...     metadata = fxdecomp.export.read_metadata(path)
+        >>> metadata.inputs
         {'input': (1, 64)}
     """
     import onnx
@@ -155,7 +155,7 @@ def read_metadata(path: Path | str) -> FileMetadata | None:
     try:
         record = Record.from_dict(json.loads(text)) if text else None
         own = props.get("quality", "")
-        told = Quality.from_dict(json.loads(own)) if own else None if record is None else record.quality
+        quality = Quality.from_dict(json.loads(own)) if own else None if record is None else record.quality
         return FileMetadata(
             version=props["version"],
             torch_version=props["torch_version"],
@@ -164,7 +164,7 @@ def read_metadata(path: Path | str) -> FileMetadata | None:
             record=record,
             record_digest=digest,
             quantization=Quantization.from_dict(json.loads(quantized)) if quantized else None,
-            quality=told,
+            quality=quality,
         )
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise ExportError(f"{path}: what it says about itself is damaged: {first_line(error)}") from error

@@ -48,14 +48,16 @@ class Spliced:
         """
         import onnx
 
-        told = onnx.ModelProto()
-        onnx.helper.set_model_props(told, dict(props))
+        appended = onnx.ModelProto()
+        onnx.helper.set_model_props(appended, dict(props))
         if self.data is not None:
-            path.write_bytes(self.data + told.SerializeToString())  # what is repeated in a message adds up
+            path.write_bytes(
+                self.data + appended.SerializeToString()
+            )  # what is repeated in a message adds up
             return
         kept = [item for item in self.proto.metadata_props if not item.key.startswith(_PREFIX)]
         del self.proto.metadata_props[:]
-        self.proto.metadata_props.extend([*kept, *told.metadata_props])
+        self.proto.metadata_props.extend([*kept, *appended.metadata_props])
         if self.in_one_file:
             path.write_bytes(self.proto.SerializeToString())
             return

@@ -74,8 +74,8 @@ def benchmark(
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = Path(folder) / "small.onnx"
         ...     _ = fxdecomp.export.to_onnx(gm, torch.randn(1, 64), path)
-        ...     told = fxdecomp.export.benchmark({"small": path}, rounds=2)
-        >>> told.median_s["small"] > 0
+        ...     times = fxdecomp.export.benchmark({"small": path}, rounds=2)
+        >>> times.median_s["small"] > 0
         True
     """
     paths = {name: Path(path) for name, path in models.items()}

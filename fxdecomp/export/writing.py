@@ -187,7 +187,7 @@ def _on_disk(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        told = error.strerror or error
+        reason = error.strerror or error
         raise ExportError(
-            f"{path} cannot be written: {told}; what was there before is still there"
+            f"{path} cannot be written: {reason}; what was there before is still there"
         ) from error

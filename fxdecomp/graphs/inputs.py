@@ -101,8 +101,8 @@ def naming_batch(batch: str, kind: type[FxdecompError]) -> Iterator[None]:
         foreseen = isinstance(error, FxdecompError) and not isinstance(error, TraceError)
         if foreseen or isinstance(error, torch.OutOfMemoryError):
             raise
-        told = str(error) if isinstance(error, TraceError) else first_line(error)
-        raise kind(f"{batch} does not fit: {told}; give what the network takes, without labels") from error
+        reason = str(error) if isinstance(error, TraceError) else first_line(error)
+        raise kind(f"{batch} does not fit: {reason}; give what the network takes, without labels") from error
 
 
 def has_batch(inputs: Sequence[Any]) -> tuple[bool, ...]:

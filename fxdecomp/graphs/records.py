@@ -14,7 +14,9 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.fx import GraphModule
 
+from fxdecomp.graphs.timed_plans import TimedPlan
 from fxdecomp.outcomes import Folded, Narrowed, Outcome, outcome_from_dict, outcome_to_dict
+from fxdecomp.plans import Plan
 from fxdecomp.quality import Quality
 
 _KEY = "fxdecomp"
@@ -32,9 +34,8 @@ class Record:
         folds: What became of each BatchNorm.
         policy: The policy as JSON data, None before the first transform.
         notes: Sentences for the reader of the report.
-        plan: Method and rank of every layer as JSON data, None before the first transform.
-        latency: What a budget of time predicted and measured, attempt by attempt and for each layer's
-            candidates, None without one.
+        plan: Method and rank of every layer, None before the first transform.
+        latency: What a budget of time predicted and measured, None without one.
         dropped_params: How many parameters went with folded BatchNorms, or because nothing used them.
         quality: How far the network is from the original, None where that was not measured.
         widths: The layers whose widths a policy names, and those that read them.
@@ -45,8 +46,8 @@ class Record:
     folds: tuple[Folded, ...] = ()
     policy: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = ()
-    plan: Mapping[str, Any] | None = None
-    latency: Mapping[str, Any] | None = None
+    plan: Plan | None = None
+    latency: TimedPlan | None = None
     dropped_params: int = 0
     quality: Quality | None = None
     widths: tuple[Narrowed, ...] = ()
@@ -59,8 +60,8 @@ class Record:
             "folds": [asdict(fold) for fold in self.folds],
             "policy": None if self.policy is None else dict(self.policy),
             "notes": list(self.notes),
-            "plan": None if self.plan is None else dict(self.plan),
-            "latency": None if self.latency is None else dict(self.latency),
+            "plan": None if self.plan is None else self.plan.to_dict(),
+            "latency": None if self.latency is None else self.latency.to_dict(),
             "dropped_params": self.dropped_params,
             "quality": None if self.quality is None else self.quality.to_dict(),
         } | ({"widths": [asdict(width) for width in self.widths]} if self.widths else {})
@@ -74,8 +75,8 @@ class Record:
             folds=tuple(Folded(**item) for item in data["folds"]),
             policy=data["policy"],
             notes=tuple(data["notes"]),
-            plan=data.get("plan"),
-            latency=data.get("latency"),
+            plan=None if data.get("plan") is None else Plan.from_dict(data["plan"]),
+            latency=None if data.get("latency") is None else TimedPlan.from_dict(data["latency"]),
             dropped_params=data.get("dropped_params", 0),
             quality=None if data.get("quality") is None else Quality.from_dict(data["quality"]),
             widths=tuple(Narrowed(**item) for item in data.get("widths", ())),

@@ -42,7 +42,7 @@ class Carried(Opaque):
         self._sessions: dict[tuple[Any, ...], Any] = {}
         proto = self._proto()
         kinds = dict.fromkeys(f"{node.domain}.{node.op_type}".strip(".") for node in proto.graph.node)
-        self.told = ", ".join(kinds)
+        self.contents = ", ".join(kinds)
         self.size = len(proto.graph.node)
         self._count = len(proto.graph.output)
         self.layers = tuple(_layers_of(proto.graph))
@@ -60,7 +60,7 @@ class Carried(Opaque):
         trained = [value for value in tensors if value.requires_grad]
         if trained and torch.is_grad_enabled():
             found = [
-                _Stop.apply(self.told, each, *trained)  # type: ignore[no-untyped-call]
+                _Stop.apply(self.contents, each, *trained)  # type: ignore[no-untyped-call]
                 if isinstance(each, Tensor) and each.is_floating_point()
                 else each
                 for each in found
@@ -70,7 +70,7 @@ class Carried(Opaque):
     def extra_repr(self) -> str:
         """The operators, and what tells these nodes from others."""
         digest = hashlib.sha256(self._data).hexdigest()[:16]
-        return f"{self.told}; {len(self._inputs)} -> {self._count}, {digest}"
+        return f"{self.contents}; {len(self._inputs)} -> {self._count}, {digest}"
 
     def _proto(self) -> Any:
         import onnx
@@ -90,15 +90,17 @@ class Carried(Opaque):
                 raise
             except Exception as error:  # noqa: BLE001 - it is raised below
                 refusal = error
-        raise ExportError(f"ONNX Runtime cannot run {self.told}: {first_line(refusal)}") from refusal
+        raise ExportError(f"ONNX Runtime cannot run {self.contents}: {first_line(refusal)}") from refusal
 
     def _opened(self, types: tuple[Any, ...], shapes: tuple[Any, ...] | None) -> Any:
         proto = self._proto()
         known = {item.name: item for item in proto.graph.value_info}
         del proto.graph.value_info[:]
         for index, (name, kind) in enumerate(zip(self._inputs, types, strict=True)):
-            told = known.get(name) if kind == "nothing" or isinstance(kind, tuple) else None
-            proto.graph.input.append(told or _declared(name, kind, None if shapes is None else shapes[index]))
+            declared = known.get(name) if kind == "nothing" or isinstance(kind, tuple) else None
+            proto.graph.input.append(
+                declared or _declared(name, kind, None if shapes is None else shapes[index])
+            )
         for optimise in (False, True):  # some operators are run in their optimised form alone
             try:
                 return open_session(proto.SerializeToString(), threads=0, optimise=optimise)
@@ -122,14 +124,14 @@ class _Stop(torch.autograd.Function):
     """Passes a value on, and says at the way back what no gradient comes through."""
 
     @staticmethod
-    def forward(ctx: Any, told: str, value: Tensor, *sources: Tensor) -> Tensor:
-        ctx.told = told
+    def forward(ctx: Any, contents: str, value: Tensor, *sources: Tensor) -> Tensor:
+        ctx.contents = contents
         return value.clone()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         raise FxdecompError(
-            f"no gradient comes through {ctx.told}, which run in ONNX Runtime; train what stands behind "
+            f"no gradient comes through {ctx.contents}, which run in ONNX Runtime; train what stands behind "
             "them, or block by block"
         )
 

@@ -119,18 +119,20 @@ def from_onnx(
     gm, parity = _compared(origin, gm, path, tests)
     outputs = tuple(item.name for item in session.get_outputs())
     attach_record(gm, Record(notes=_notes(gm, proto)))
-    leaves = tuple(module.told for module in gm.modules() if isinstance(module, Carried))
+    leaves = tuple(module.contents for module in gm.modules() if isinstance(module, Carried))
     return ImportedModel(gm, example, names, outputs, parity, leaves)
 
 
 def _notes(gm: GraphModule, proto: Any) -> tuple[str, ...]:
     """What the reader of a report is told of a file."""
     notes = [
-        f"{name} runs in ONNX Runtime: {module.told}"
+        f"{name} runs in ONNX Runtime: {module.contents}"
         for name, module in gm.named_modules()
         if isinstance(module, Carried)
     ]
-    if any(module.layers and "If" in module.told for module in gm.modules() if isinstance(module, Carried)):
+    if any(
+        module.layers and "If" in module.contents for module in gm.modules() if isinstance(module, Carried)
+    ):
         notes.append(
             "layers in the branches of an If are left alone, as the file chooses a branch whenever it runs; "
             "where an input chooses it, such as a sampling rate, give that one value with "
@@ -163,9 +165,11 @@ def _compared(
                 break
             origin, gm = better, better.graph()
     if isinstance(wrong, ParityError):
-        told = [note for note in _notes(gm, origin.model()) if "quantised" in note]
+        quantised = [note for note in _notes(gm, origin.model()) if "quantised" in note]
         raise ParityError(
-            "; ".join([f"{path} was converted to PyTorch, and computes something else there: {wrong}", *told])
+            "; ".join(
+                [f"{path} was converted to PyTorch, and computes something else there: {wrong}", *quantised]
+            )
         ) from wrong
     if isinstance(wrong, ExportError):
         raise wrong

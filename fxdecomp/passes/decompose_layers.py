@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
 from torch.fx import GraphModule
 
@@ -25,10 +25,11 @@ from fxdecomp.decompositions.factorising import Solution, Task, factorise
 from fxdecomp.errors import PolicyError
 from fxdecomp.graphs.records import Record
 from fxdecomp.graphs.replacing import Replacer, remove_unused
+from fxdecomp.layers import Count
 from fxdecomp.outcomes import Applied, Narrowed, Outcome, Reason, Refusal
 from fxdecomp.passes.base import Pass
 from fxdecomp.plans import Choice, Plan
-from fxdecomp.policy import MACs, Params, Policy
+from fxdecomp.policy import Policy
 from fxdecomp.sites import Site, survey
 
 
@@ -147,14 +148,14 @@ def _as_it_was(outcome: Outcome, width: Narrowed | None) -> Outcome:
     return outcome if width is None else width.seen_in(outcome)
 
 
-def _gone(record: Record, sites: Sequence[Site]) -> dict[str, int]:
-    """What the network took besides, by what is counted: folded BatchNorms, and widths that are no more."""
+def _gone(record: Record, sites: Sequence[Site]) -> Count:
+    """What the network took besides: folded BatchNorms, and widths that are no more."""
     now = {site.name: site for site in sites}
     rows = [(row, now[row.site]) for row in record.widths if row.is_changed and row.site in now]
-    return {
-        MACs.name: sum(row.macs_before - site.macs for row, site in rows),
-        Params.name: record.dropped_params + sum(row.params_before - site.params for row, site in rows),
-    }
+    return Count(
+        sum(row.macs_before - site.macs for row, site in rows),
+        record.dropped_params + sum(row.params_before - site.params for row, site in rows),
+    )
 
 
 def _with_kept_biases(
@@ -175,15 +176,14 @@ def _with_kept_biases(
 
 def _planned(record: Record) -> list[str]:
     """The layers of earlier runs by the names that they had then, under which no chain may stand."""
-    return [] if record.plan is None else [choice.site for choice in Plan.from_dict(record.plan).choices]
+    return [] if record.plan is None else [choice.site for choice in record.plan.choices]
 
 
 def _plan(
     record: Record, sites: list[Site], results: Mapping[str, Solution | Refusal], *, made_up: bool
-) -> dict[str, Any]:
+) -> Plan:
     """What was done at every layer; of layers that an earlier run replaced, what that run wrote down."""
-    rows = () if record.plan is None else Plan.from_dict(record.plan).choices
-    choices = {row.site: row for row in rows}
+    choices = {} if record.plan is None else {row.site: row for row in record.plan.choices}
     widths = {row.site: row for row in record.widths}
     for site in sites:
         result = results.get(site.name)
@@ -194,7 +194,7 @@ def _plan(
             form = result.chain.form
             choice = replace(choice, method=form.method, rank=form.rank)
         choices[site.name] = choice
-    return Plan(tuple(choices.values()), made_up).to_dict()
+    return Plan(tuple(choices.values()), made_up)
 
 
 def _apply(replacer: Replacer, site: Site, solution: Solution) -> Applied:

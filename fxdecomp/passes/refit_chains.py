@@ -261,10 +261,10 @@ def _measured(
     lost = sum(each.error_of(chain) for each, chain in zip(known, chains, strict=True))
     power = sum(each.variance for each in known)
     composed = torch.cat([chain.composed_weight() for chain in chains])
-    told = target.outcome.relative_error  # that of weights of one size
+    error = target.outcome.relative_error  # that of weights of one size
     return replace(
         target.outcome,
-        relative_error=told if target.is_narrowed else relative_error(target.layer.weight, composed),
+        relative_error=error if target.is_narrowed else relative_error(target.layer.weight, composed),
         output_error=None if not math.isfinite(power) else lost / power if power > 0 else 0.0,
     )
 

@@ -6,20 +6,37 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, Protocol, final
 
 from fxdecomp.errors import PolicyError
 
 
+class Counted(Protocol):
+    """A layer, a candidate or a part of a network, of which is known what it takes."""
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates over all calls."""
+
+    @property
+    def params(self) -> int:
+        """Weights and biases."""
+
+
 @dataclass(frozen=True, slots=True)
 class Budget(ABC):
-    """An upper bound on a network's cost. Subclasses are final.
+    """An upper bound on a network's cost, and what cost is. Subclasses are final.
 
     Attributes:
+        name: What plans and policies in files call it.
+        unit: What is counted, in words.
+        is_timed: Whether cost is measured, so that layers have one only once they were timed.
         target: A float in (0, 1] is a share of what the dense network costs, another number is absolute.
     """
 
     name: ClassVar[str]
+    unit: ClassVar[str]
+    is_timed: ClassVar[bool] = False
     target: float | int
 
     def __post_init__(self) -> None:
@@ -34,6 +51,16 @@ class Budget(ABC):
     @abstractmethod
     def absolute(self) -> str:
         """What an absolute target is, in words."""
+
+    @staticmethod
+    @abstractmethod
+    def cost_of(counted: Counted) -> float:
+        """What is counted here of something."""
+
+    @staticmethod
+    def amount(cost: float) -> str:
+        """A cost in words."""
+        return f"{cost:,.0f}"
 
     @property
     def is_share(self) -> bool:
@@ -67,6 +94,12 @@ class MACs(Budget):
     """
 
     name: ClassVar[str] = "macs"
+    unit: ClassVar[str] = "multiply-accumulates"
+
+    @staticmethod
+    def cost_of(counted: Counted) -> float:
+        """Its multiply-accumulates."""
+        return counted.macs
 
     @property
     def absolute(self) -> str:
@@ -86,6 +119,12 @@ class Params(Budget):
     """
 
     name: ClassVar[str] = "params"
+    unit: ClassVar[str] = "parameters"
+
+    @staticmethod
+    def cost_of(counted: Counted) -> float:
+        """Its weights and biases."""
+        return counted.params
 
     @property
     def absolute(self) -> str:
@@ -112,6 +151,8 @@ class Latency(Budget):
     """
 
     name: ClassVar[str] = "latency"
+    unit: ClassVar[str] = "predicted"
+    is_timed: ClassVar[bool] = True
     target: float | int | None = None  # type: ignore[assignment]  # seconds are the other way to say it
     provider: str = "CPUExecutionProvider"
     threads: int = 1
@@ -137,6 +178,18 @@ class Latency(Budget):
             Budget.__post_init__(self)
         elif not isinstance(self.seconds, int | float) or not 0 < self.seconds < math.inf:
             raise PolicyError(f"Latency: seconds {self.seconds!r}; wanted a positive number")
+
+    @staticmethod
+    def cost_of(counted: Counted) -> float:
+        """Its seconds; of candidates only, once they were timed."""
+        taken: float | None = getattr(counted, "time_s", None)
+        assert taken is not None, f"{counted} was not timed"
+        return taken
+
+    @staticmethod
+    def amount(cost: float) -> str:
+        """Milliseconds."""
+        return f"{cost * 1e3:.3f} ms"
 
     @property
     def absolute(self) -> str:

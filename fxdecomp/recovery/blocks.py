@@ -123,7 +123,7 @@ def obstacle(gm: GraphModule) -> str:
         if not trains and behind.isdisjoint(node.all_input_nodes):
             continue
         if isinstance(module, Opaque):
-            return f"{node.target} ({module.told})"
+            return f"{node.target} ({module.contents})"
         behind.add(node)
     return ""
 

@@ -33,8 +33,8 @@ def graph_diff(before: GraphModule, after: GraphModule) -> str:
     """
     for graph in (before, after):
         require_graph(graph, "graph_diff")
-    told = difflib.unified_diff(graph_text(before), graph_text(after), "before", "after", lineterm="")
-    lines = list(told)
+    diff = difflib.unified_diff(graph_text(before), graph_text(after), "before", "after", lineterm="")
+    lines = list(diff)
     return "\n".join([*lines[:2], *_by_layer(lines[2:], _called(before), _called(after))])
 
 

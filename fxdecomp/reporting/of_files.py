@@ -31,16 +31,16 @@ def report_of_files(files: Mapping[str, Path], benchmark: BenchmarkReport, comma
         ...     path = Path(folder) / "small.onnx"
         ...     _ = fxdecomp.export.to_onnx(gm, torch.randn(1, 64), path)
         ...     times = fxdecomp.export.benchmark({"small": path}, rounds=2)
-        ...     told = fxdecomp.reporting.report_of_files({"small": path}, times)
-        >>> [variant.name for variant in told.variants]
+        ...     report = fxdecomp.reporting.report_of_files({"small": path}, times)
+        >>> [variant.name for variant in report.variants]
         ['small']
     """
-    told: dict[str, Report] = {}
+    reports: dict[str, Report] = {}
     lowered: dict[str, Lowered] = {}
     for name, path in files.items():
         metadata = read_metadata(path)
         record = None if metadata is None else metadata.record
-        told[name] = Report(record or Record())
+        reports[name] = Report(record or Record())
         if metadata is not None and metadata.quantization is not None:
             lowered[name] = lowered_of(path, metadata.quantization)
     variants = tuple(
@@ -50,7 +50,7 @@ def report_of_files(files: Mapping[str, Path], benchmark: BenchmarkReport, comma
             params=one.params_after if one.outcomes else None,
             size_bytes=path.stat().st_size,
         )
-        for (name, path), one in zip(files.items(), told.values(), strict=True)
+        for (name, path), one in zip(files.items(), reports.values(), strict=True)
     )
-    chosen = next((one.record for one in told.values() if one.applied), Record())
+    chosen = next((one.record for one in reports.values() if one.applied), Record())
     return Report(chosen, benchmark=benchmark, variants=variants, command=command, lowered=lowered)

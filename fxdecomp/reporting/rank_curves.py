@@ -72,15 +72,15 @@ class TimedRank:
 
 
 def timed_ranks(
-    latency: Mapping[str, Any] | None, outcomes: Sequence[Outcome]
+    latency: TimedPlan | None, outcomes: Sequence[Outcome]
 ) -> dict[str, tuple[TimedRank, ...]]:
     """The timed candidates of the layers that took most, the quickest first, by the layers' names.
 
     Args:
-        latency: What a budget of time wrote into the record, None without one.
+        latency: What a budget of time measured, None without one.
         outcomes: What became of the layers.
     """
-    menus = {} if latency is None else latency.get("layers", {})
+    menus = {} if latency is None else latency.layers
     known = [o for o in outcomes if o.site in menus]
     largest = {o.site for o in sorted(known, key=lambda o: -o.macs_before)[:_MOST_LAYERS]}
     found = {}
@@ -88,12 +88,12 @@ def timed_ranks(
         taken = (outcome.method, outcome.rank) if isinstance(outcome, Applied) else ("", ())
         ranks = [
             TimedRank(
-                f"{method} {rank_text(tuple(rank))}" if method else "dense",
-                time_s,
-                error,
-                (method, tuple(rank)) == taken,
+                f"{each.method} {rank_text(each.rank)}" if each.method else "dense",
+                each.time_s,
+                each.error,
+                (each.method, each.rank) == taken,
             )
-            for method, rank, time_s, error in menus[outcome.site]
+            for each in menus[outcome.site]
         ]
         found[outcome.site] = tuple(sorted(ranks, key=lambda rank: rank.time_s))
     return found

@@ -55,8 +55,8 @@ class Report:
         >>> import torch, fxdecomp
         >>> model = torch.nn.Sequential(torch.nn.Conv2d(16, 32, 3, padding=1), torch.nn.ReLU())
         >>> gm = fxdecomp.trace(model, torch.randn(1, 16, 8, 8))
-        >>> told = fxdecomp.report(fxdecomp.transform(gm, fxdecomp.Policy(method="tucker2", rank=(8, 4))))
-        >>> told.macs_before, told.macs_after
+        >>> report = fxdecomp.report(fxdecomp.transform(gm, fxdecomp.Policy(method="tucker2", rank=(8, 4))))
+        >>> report.macs_before, report.macs_after
         (294912, 38912)
     """
 
@@ -94,7 +94,7 @@ class Report:
     @property
     def plan(self) -> Plan:
         """Method and rank of every layer, for `Policy.from_plan`; empty before the first transform."""
-        return Plan(()) if self.record.plan is None else Plan.from_dict(self.record.plan)
+        return self.record.plan or Plan(())
 
     @property
     def macs_before(self) -> int:

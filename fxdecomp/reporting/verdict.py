@@ -70,10 +70,10 @@ def verdict_of(benchmark: BenchmarkReport | None, variants: Sequence[Variant]) -
         why = "; ".join(_against(other, ratios[other.name], timed=timed) for other in others)
         return Verdict(dense.name, why, timed, place)
     ratio = ratios[best.name]
-    told = [f"{ratio} as fast as {dense.name} {place}" if ratio else "not timed"]
-    told += [] if best.distance is None else [_distance(best)]
-    told += _metrics(dense, best)
-    return Verdict(best.name, ", ".join([*told, *_sizes(dense, best)]), timed, place, ratio)
+    clauses = [f"{ratio} as fast as {dense.name} {place}" if ratio else "not timed"]
+    clauses += [] if best.distance is None else [_distance(best)]
+    clauses += _metrics(dense, best)
+    return Verdict(best.name, ", ".join([*clauses, *_sizes(dense, best)]), timed, place, ratio)
 
 
 def _is_sound(variant: Variant) -> bool:

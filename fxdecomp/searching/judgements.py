@@ -41,8 +41,8 @@ class Judgement:
     @property
     def text(self) -> str:
         """The metric, and what could not be measured, in a line; empty without either."""
-        told = [] if self.metric is None else [f"metric of {self.name}: {self.metric:.4f}"]
-        return "; ".join(told + ([f"{self.name} was not measured: {self.problem}"] if self.problem else []))
+        parts = [] if self.metric is None else [f"metric of {self.name}: {self.metric:.4f}"]
+        return "; ".join(parts + ([f"{self.name} was not measured: {self.problem}"] if self.problem else []))
 
     @property
     def cells(self) -> dict[str, str]:

@@ -78,13 +78,13 @@ def _split(data: Calibration | None, examples: ExampleInputs) -> tuple[Calibrati
 
 def _told_of(batches: int) -> str:
     """On what a search without a metric judges, for the reader."""
-    told = "judged by the agreement with the original's outputs on"
+    judged = "judged by the agreement with the original's outputs on"
     if batches > 1:
         kept = max(1, batches // 4)
-        return f"{told} the last {kept} of {batches} calibration batches, to which nothing is fitted"
+        return f"{judged} the last {kept} of {batches} calibration batches, to which nothing is fitted"
     if batches == 1:
-        return f"{told} the calibration batch itself; give more batches, or a metric"
-    return f"{told} the example inputs alone; give calibration, or a metric"
+        return f"{judged} the calibration batch itself; give more batches, or a metric"
+    return f"{judged} the example inputs alone; give calibration, or a metric"
 
 
 def _check_varied(examples: ExampleInputs) -> None:

@@ -14,7 +14,6 @@ import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from torch.fx import GraphModule
 
@@ -24,11 +23,10 @@ from fxdecomp.errors import BudgetError, PolicyError
 from fxdecomp.export import benchmark, to_onnx
 from fxdecomp.files import check_file
 from fxdecomp.graphs.inputs import ExampleInputs, placeholder_values
-from fxdecomp.graphs.records import Record, attach_record, record_of
+from fxdecomp.graphs.records import attach_record, record_of
 from fxdecomp.latency.quickest_options import timed_at
 from fxdecomp.outcomes import Reason, Skipped
 from fxdecomp.pipeline import Study, transform
-from fxdecomp.plans import Plan
 from fxdecomp.policy import Budget, Latency, MACs, Policy
 from fxdecomp.progress import Progress, silent
 from fxdecomp.recovery.checkpoints import name_of
@@ -196,21 +194,21 @@ class _Seeker:
         except BudgetError as error:
             self.floor = max(self.floor, error.least_share or 0.0)
             return self._logged(Trial(share, 0, 0, math.nan, accepted=False, problem=str(error)))
-        told = report(small)
-        if not told.modified:
-            why = "; ".join(told.record.notes[-1:])
+        made = report(small)
+        if not made.modified:
+            why = "; ".join(made.record.notes[-1:])
             return self._logged(Trial(share, 0, 0, math.nan, accepted=False, problem=why))
         small = self._recovered(small)
         value = judged_by(self.metric, small)
         trial = Trial(
             share,
-            told.macs_after,
-            told.params_after,
+            made.macs_after,
+            made.params_after,
             value,
             accepted=value >= self.wanted,
-            plan=told.plan.to_dict(),
-            time_share=_time_share(told.record.latency),
-            record=None if told.record.latency is None else (record_of(small) or Record()).to_dict(),
+            plan=made.plan,
+            time_share=None if made.record.latency is None else made.record.latency.measured_share,
+            record=None if made.record.latency is None else record_of(small),
         )
         if trial.accepted and (self.kept is None or trial.cost < self.kept[0].cost):
             self.kept = (trial, small)
@@ -224,9 +222,9 @@ class _Seeker:
             return _left_for(_untouched(self.gm), self.policy, Reason.NOT_KEPT)
         if trial.record is None:
             return self._recovered(self._transformed(MACs(trial.share)))
-        plan = Policy.from_plan(Plan.from_dict(trial.plan))
+        plan = Policy.from_plan(trial.plan)
         small = self._recovered(transform(self.gm, plan, calibration=self.known, least_agreement=0.0))
-        attach_record(small, Record.from_dict(trial.record))
+        attach_record(small, trial.record)
         return small
 
     def _transformed(self, budget: Budget) -> GraphModule:
@@ -250,12 +248,6 @@ class _Seeker:
 
 def _budget(share: float, where: Latency | None) -> Budget:
     return MACs(share) if where is None else replace(where, target=share, seconds=None)
-
-
-def _time_share(latency: Any) -> float | None:
-    if latency is None or latency["taken"] is None:
-        return None
-    return float(latency["attempts"][latency["taken"]]["measured_share"])
 
 
 def _untouched(gm: GraphModule) -> GraphModule:
@@ -296,8 +288,8 @@ def _timed(
         times = benchmark(paths, **timed_at(where), profile=False, progress=progress)
     ratio = times.ratio("dense", "small")
     measured = replace(result, speedup=(ratio.value, ratio.low, ratio.high))
-    told = f"measured on {where.provider}, {where.threads} thread(s): {ratio} of the dense network's speed"
+    speed = f"measured on {where.provider}, {where.threads} thread(s): {ratio} of the dense network's speed"
     if ratio.low > 1:
-        return replace(measured, notes=(told, *result.notes))
-    dropped = f"nothing worth changing: {told}, which is not faster beyond the noise"
+        return replace(measured, notes=(speed, *result.notes))
+    dropped = f"nothing worth changing: {speed}, which is not faster beyond the noise"
     return replace(measured, model=dense, best=result.trials[0], notes=(dropped, *result.notes))

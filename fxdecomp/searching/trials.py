@@ -7,7 +7,7 @@ import itertools
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,10 @@ from torch.fx import GraphModule
 
 from fxdecomp.calibration import Calibration
 from fxdecomp.errors import FxdecompError
+from fxdecomp.export.notebook import html_table
 from fxdecomp.files import read_json, write_json
 from fxdecomp.graphs.inputs import ExampleInputs, call_arguments
 from fxdecomp.graphs.records import Record
-from fxdecomp.notebook import html_table
 from fxdecomp.plans import Plan
 from fxdecomp.recovery.checkpoints import fingerprint
 
@@ -47,10 +47,10 @@ class Trial:
     params: int
     metric: float
     accepted: bool
-    plan: Mapping[str, Any] | None = None
+    plan: Plan | None = None
     problem: str = ""
     time_share: float | None = None
-    record: Mapping[str, Any] | None = field(default=None, repr=False)
+    record: Record | None = field(default=None, repr=False)
 
     @property
     def cost(self) -> float:
@@ -166,15 +166,19 @@ def next_share(trials: list[Trial], least_share: float, max_drop: float) -> floa
 
 
 def _plain(trial: Trial) -> dict[str, Any]:
-    data = asdict(trial)
+    data = asdict(replace(trial, plan=None, record=None))
     del data["record"]
+    data["plan"] = None if trial.plan is None else trial.plan.to_dict()
     return data | {"metric": None if math.isnan(trial.metric) else trial.metric}
 
 
 def save_state(path: str | Path | None, settings: Mapping[str, Any], trials: list[Trial]) -> None:
     """Write the trials so far, whole or not at all; nothing where there is no path."""
     if path is not None:
-        rows = [_plain(trial) | {"record": trial.record} for trial in trials]
+        rows = [
+            _plain(trial) | {"record": None if trial.record is None else trial.record.to_dict()}
+            for trial in trials
+        ]
         write_json(Path(path), {"settings": settings, "trials": rows})
 
 
@@ -248,8 +252,7 @@ def _trial(row: Mapping[str, Any]) -> Trial:
         raise ValueError(f"share is {values['share']!r}")
     if (values.get("record") is None) != (values.get("time_share") is None or values.get("plan") is None):
         raise ValueError("a network that was measured tells of itself, and no other")
-    if values.get("plan") is not None:
-        Plan.from_dict(values["plan"])
-    if values.get("record") is not None:
-        Record.from_dict(values["record"])
+    for name, kind in (("plan", Plan), ("record", Record)):
+        if values.get(name) is not None:
+            values[name] = kind.from_dict(values[name])
     return Trial(**values)

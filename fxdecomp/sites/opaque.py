@@ -26,9 +26,9 @@ class Opaque(nn.Module):
     """Runs like any module and gives no gradients.
 
     Attributes:
-        told: What it holds, in words.
+        contents: What it holds, in words.
         layers: The layers inside, which are left alone.
     """
 
-    told: str = ""
+    contents: str = ""
     layers: tuple[InnerLayer, ...] = ()

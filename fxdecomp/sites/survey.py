@@ -199,7 +199,7 @@ def _inside_leaf(gm: GraphModule, target: str, ledger: Ledger, known: Container[
                 f"{target}.{each.name}",
                 each.layer,
                 Reason.INSIDE_LEAF,
-                f"{target} ({leaf.told})",
+                f"{target} ({leaf.contents})",
                 each.params,
             )
             for each in leaf.layers

@@ -126,8 +126,8 @@ def _check_pickle(name: str, data: bytes) -> None:
 def _check_payloads(name: str, data: Any) -> None:
     from torch.export.pt2_archive import constants as places
 
-    for payload, told in data["config"].items():
-        if told["use_pickle"] or told["path_name"].startswith(
+    for payload, entry in data["config"].items():
+        if entry["use_pickle"] or entry["path_name"].startswith(
             (places.CUSTOM_OBJ_FILENAME_PREFIX, places.OPAQUE_OBJ_FILENAME_PREFIX)
         ):
             raise _Refused(f"{name} keeps {payload!r} as a pickle, which may run anything as it is read")
@@ -139,14 +139,14 @@ def _check_model(name: str, model: Any) -> None:
         try:
             check_sizes(_without_paths(guard))
         except NotOfSizes as reason:
-            told = f"the condition {guard[:200]!r} in {name} is no comparison of sizes: {reason}"
-            raise _Refused(told) from reason
+            problem = f"the condition {guard[:200]!r} in {name} is no comparison of sizes: {reason}"
+            raise _Refused(problem) from reason
     for symbol in model.get("range_constraints") or ():
         _check_name(symbol, name)
     for key, value in _strings(model["graph_module"]):
         _check_string(key, value, name)
-    for value, told in model["graph_module"]["graph"]["tensor_values"].items():
-        size = math.prod(axis.get("as_int", 1) for axis in told["sizes"])
+    for value, meta in model["graph_module"]["graph"]["tensor_values"].items():
+        size = math.prod(axis.get("as_int", 1) for axis in meta["sizes"])
         if size > _LARGEST_TENSOR:
             why = f"the value {value!r} in {name} has {size:.0e} elements, which no run would finish"
             raise _Refused(why)

@@ -153,9 +153,9 @@ def training_notes(gm: GraphModule) -> tuple[str, ...]:
     names = [node.target._schema.name for node in gm.graph.nodes if _trains(node)]
     if not names:
         return ()
-    told = ", ".join(dict.fromkeys(name.removeprefix("aten::") for name in names))
+    listed = ", ".join(dict.fromkeys(name.removeprefix("aten::") for name in names))
     return (
-        f"exported in train mode: {told}; call model.eval() before torch.export to have them in eval mode",
+        f"exported in train mode: {listed}; call model.eval() before torch.export to have them in eval mode",
     )
 
 

@@ -14,6 +14,7 @@ import fxdecomp
 from fxdecomp import Latency, Plan, Policy, PolicyError, Reason, Rule
 from fxdecomp.allocation import timed
 from fxdecomp.export import Ratio
+from fxdecomp.graphs.timed_plans import TimedPlan
 from fxdecomp.latency.cache import Taken
 from fxdecomp.latency.chain_times import ChainTimes
 from fxdecomp.layers import LayerSpec
@@ -82,12 +83,13 @@ def test_a_budget_that_the_whole_network_keeps_takes_one_attempt(gm: GraphModule
     assert used.calls == 1
     assert share_of(report) <= 0.5
     assert report.record.latency is not None
-    assert report.record.latency["taken"] == 0
-    (attempt,) = report.record.latency["attempts"]
-    assert attempt["predicted_share"] == pytest.approx(share_of(report))
-    assert attempt["measured_share"] == pytest.approx(0.49)
+    assert report.record.latency.taken == 0
+    (attempt,) = report.record.latency.attempts
+    assert attempt.predicted_share == pytest.approx(share_of(report))
+    assert attempt.measured_share == pytest.approx(0.49)
     assert "2.04x" in report.record.notes[1]
-    told = timed_ranks(json.loads(json.dumps(report.record.latency)), report.outcomes)
+    latency = TimedPlan.from_dict(json.loads(json.dumps(report.record.latency.to_dict())))
+    told = timed_ranks(latency, report.outcomes)
     taken = {site for site, menu in told.items() for rank in menu if rank.chosen and rank.name != "dense"}
     assert taken == {done.site for done in report.applied}
     for menu in told.values():
@@ -164,7 +166,7 @@ def test_the_budget_is_a_share_of_the_network_before_any_rule(gm: GraphModule, c
     report = fxdecomp.report(fxdecomp.transform(gm, policy))
     assert 0.55 <= share_of(report) <= 0.6
     assert report.record.latency is not None
-    assert report.record.latency["attempts"][0]["predicted_share"] == pytest.approx(share_of(report))
+    assert report.record.latency.attempts[0].predicted_share == pytest.approx(share_of(report))
 
 
 def test_layers_are_left_alone_where_a_rule_meets_the_budget_by_itself(gm: GraphModule, clock: Any) -> None:
@@ -211,10 +213,10 @@ def test_a_real_clock_predicts_and_measures_something(
     )
     report = fxdecomp.report(small)
     assert report.record.latency is not None
-    for attempt in report.record.latency["attempts"]:
-        assert 0 < attempt["predicted_share"] < 1
-        assert attempt["measured_s"] > 0
-    assert report.modified == (report.record.latency["taken"] is not None)
+    for attempt in report.record.latency.attempts:
+        assert 0 < attempt.predicted_share < 1
+        assert attempt.measured_s > 0
+    assert report.modified == (report.record.latency.taken is not None)
     assert re.search(r"nothing worth changing|measured .* ms against", " ".join(report.record.notes))
     assert list(tmp_path.rglob("*.json"))
 

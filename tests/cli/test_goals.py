@@ -36,8 +36,9 @@ def test_a_search_writes_what_it_judged_and_goes_on(
     assert result["verdict"]["ship"] == "small"
     record = read_metadata(tmp_path / "out" / "small.onnx").record  # type: ignore[union-attr]
     assert record is not None
+    assert record.plan is not None
     best = result["search"]["trials"][result["search"]["best"]]
-    assert record.plan == best["plan"]
+    assert record.plan.to_dict() == best["plan"]
     policy = Policy.load(tmp_path / "out" / "policy.toml")
     assert policy.budget is None
     net, example = small_net()

@@ -62,7 +62,7 @@ def test_neighbours_form_one_leaf_with_several_outputs(tmp_path: Path) -> None:
         helper.make_node("Det", ["x"], ["y"]),
     ]
     imported = from_onnx(write(tmp_path / "a.onnx", nodes, shape=(2, 4, 6, 6), outputs=("b", "u", "n", "y")))
-    assert [leaf.told for leaf in leaves(imported.gm)] == ["NonZero, Unique", "Det"]
+    assert [leaf.contents for leaf in leaves(imported.gm)] == ["NonZero, Unique", "Det"]
     assert imported.carried == ("NonZero, Unique", "Det")
     found = imported.gm(*imported.example_inputs)
     assert {name: value.dtype for name, value in found.items()} == {

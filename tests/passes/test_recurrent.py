@@ -114,10 +114,10 @@ def test_a_budget_of_time_assembles_and_times_them(monkeypatch: pytest.MonkeyPat
     policy = Policy(rules=[Rule("*", method="auto")], made_up=False, budget=Latency(0.9), multiple_of=8)
     told = fxdecomp.report(fxdecomp.transform(gm, policy))
     assert told.record.latency is not None
-    attempts = told.record.latency["attempts"]
-    assert all(attempt["predicted_share"] < 1 for attempt in attempts)
+    attempts = told.record.latency.attempts
+    assert all(attempt.predicted_share < 1 for attempt in attempts)
     assert [o.site for o in told.applied if o.site == "rnn"] == (
-        ["rnn"] if told.record.latency["taken"] is not None else []
+        ["rnn"] if told.record.latency.taken is not None else []
     )
 
 

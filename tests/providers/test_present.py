@@ -108,6 +108,6 @@ def test_a_budget_of_time_is_planned_and_checked_there(
     policy = Policy(made_up=False, budget=budget, multiple_of=16, exclude=["0"], rules=rules)
     told = fxdecomp.report(fxdecomp.transform(gm, policy))
     assert told.record.latency is not None
-    assert all(attempt["measured_s"] > 0 for attempt in told.record.latency["attempts"])
-    assert told.modified == (told.record.latency["taken"] is not None)
+    assert all(attempt.measured_s > 0 for attempt in told.record.latency.attempts)
+    assert told.modified == (told.record.latency.taken is not None)
     assert list(tmp_path.rglob("*.json"))  # the times are kept

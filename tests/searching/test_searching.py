@@ -19,6 +19,7 @@ from fxdecomp.allocation.floor import least_macs_share
 from fxdecomp.calibration import Calibration
 from fxdecomp.errors import BudgetError
 from fxdecomp.graphs.records import attach_record, record_of
+from fxdecomp.graphs.timed_plans import TimedAttempt, TimedPlan
 from fxdecomp.searching.searcher import search
 from fxdecomp.searching.trials import SearchResult, Trial, next_share
 from tests.nets import targets
@@ -353,7 +354,9 @@ def time_by_macs(monkeypatch: pytest.MonkeyPatch) -> list[fxdecomp.Latency]:
         record = record_of(small)
         assert record is not None
         assert policy.budget.target is not None
-        latency = {"taken": 0, "attempts": [{"measured_share": policy.budget.target + 0.01}]}
+        share = policy.budget.target + 0.01
+        attempt = TimedAttempt(share, share, share, 1.0, (1 / share,) * 3)
+        latency = TimedPlan((attempt,), 0, {"X": {}})
         attach_record(small, replace(record, latency=latency))
         return small
 
