@@ -192,6 +192,30 @@ def test_what_is_no_calibration() -> None:
         fxdecomp.transform(fxdecomp.trace(small_vgg(), X), HALF, calibration=3)
 
 
+class FixedBatch(nn.Module):
+    """Takes two inputs at a time and no other number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(64, 64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x).reshape(2, 8, 8)
+
+
+def test_a_batch_that_does_not_fit_is_told_once(capfd: pytest.CaptureFixture[str]) -> None:
+    gm = fxdecomp.trace(FixedBatch().eval(), torch.randn(2, 64))
+    wrong = [torch.randn(3, 64)] * 4
+    with pytest.raises(fxdecomp.CalibrationError, match="calibration batch"):
+        fxdecomp.transform(gm, HALF, calibration=wrong)
+    small = fxdecomp.transform(gm, Policy(budget=fxdecomp.MACs(0.5)))  # made-up inputs do not fit either
+    with pytest.raises(fxdecomp.FxdecompError, match="does not fit"):
+        fxdecomp.recover(small, gm, wrong, steps=1)
+    with pytest.raises(fxdecomp.FxdecompError, match="does not fit"):
+        fxdecomp.search(gm, torch.randn(2, 64), calibration=wrong, evaluations=1)
+    assert "Call using an FX-traced Module" not in capfd.readouterr().err
+
+
 def test_what_is_no_policy() -> None:
     gm = fxdecomp.trace(small_vgg(), X)
     with pytest.raises((TypeError, PolicyError), match="Policy"):

@@ -11,7 +11,7 @@ from torch.fx import GraphModule
 from fxdecomp.calibration import Batch
 from fxdecomp.errors import CalibrationError
 from fxdecomp.graphs.inputs import call_arguments, float_leaves, naming_batch
-from fxdecomp.graphs.untouched import copied, evaluating, one_at_a_time, unchanged_buffers
+from fxdecomp.graphs.untouched import called, copied, evaluating, one_at_a_time, unchanged_buffers
 
 
 class Agreement:
@@ -74,4 +74,4 @@ class Agreement:
         """The floating-point outputs for a batch, in double precision."""
         args, kwargs = copied(call_arguments(batch))
         with evaluating(module), unchanged_buffers(module):
-            return [leaf.double() for leaf in float_leaves(module(*args, **kwargs))]
+            return [leaf.double() for leaf in float_leaves(called(module, args, kwargs))]

@@ -16,7 +16,7 @@ from fxdecomp.calibration.batches import Batch
 from fxdecomp.errors import CalibrationError
 from fxdecomp.graphs.copies import copy_owning_tensors
 from fxdecomp.graphs.inputs import call_arguments, naming_batch
-from fxdecomp.graphs.untouched import copied, evaluating, same_chance, unchanged_buffers
+from fxdecomp.graphs.untouched import called, copied, evaluating, same_chance, unchanged_buffers
 from fxdecomp.quality import OutputDistance
 from fxdecomp.sites.constants import changes_stored_tensors
 
@@ -42,7 +42,7 @@ def named_outputs(gm: GraphModule, batch: Batch) -> dict[str, Tensor]:
     if changes_stored_tensors(gm):
         gm = copy_owning_tensors(gm, gm)
     with evaluating(gm), unchanged_buffers(gm), same_chance(batch):
-        found = gm(*args, **kwargs)
+        found = called(gm, args, kwargs)
     return {
         f"output{pytree.keystr(path)}": leaf.detach()
         for path, leaf in pytree.tree_flatten_with_path(found)[0]

@@ -26,7 +26,7 @@ from fxdecomp.export.sessions import open_session
 from fxdecomp.export.tensor_runs import run_on_tensors
 from fxdecomp.graphs.inputs import ExampleInputs
 from fxdecomp.graphs.origins import origin_of
-from fxdecomp.graphs.untouched import copied, evaluating, one_at_a_time, unchanged_buffers
+from fxdecomp.graphs.untouched import called, copied, evaluating, one_at_a_time, unchanged_buffers
 
 _CASTS = {"half": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -116,8 +116,7 @@ def run_graph(gm: GraphModule, inputs: Sequence[Any]) -> tuple[Tensor, ...]:
 def _leaves(gm: GraphModule, inputs: Sequence[Any]) -> list[Any]:
     """What a graph gives: tensors, and of a file's graph text and nothing too."""
     with evaluating(gm), unchanged_buffers(gm), torch.no_grad():
-        # Not `gm(...)`, which writes its own account of an error to standard error.
-        leaves = pytree.tree_leaves(nn.Module.__call__(gm, *copied(tuple(inputs))))
+        leaves = pytree.tree_leaves(called(gm, copied(tuple(inputs)), {}))
     return [leaf for leaf in leaves if leaf is None or isinstance(leaf, Tensor | np.ndarray)]
 
 

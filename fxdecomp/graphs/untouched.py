@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any, ParamSpec, TypeVar
 
@@ -102,9 +102,14 @@ def copied(inputs: Any) -> Any:
     return pytree.tree_map_only(Tensor, lambda value: value.detach().clone(), inputs)
 
 
+def called(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """What a module gives; `gm(...)` would write its own account of an error to standard error."""
+    return nn.Module.__call__(module, *args, **kwargs)
+
+
 def outputs_of(module: nn.Module, inputs: ExampleInputs, *, fast_attention: bool = False) -> Any:
     """What a module gives for the inputs, run without gradients and without a trace."""
     args, kwargs = copied(call_arguments(inputs))
     attention = nullcontext() if fast_attention else plain_attention()
     with torch.no_grad(), unchanged_buffers(module), same_chance(inputs), attention:
-        return module(*args, **kwargs)
+        return called(module, args, kwargs)

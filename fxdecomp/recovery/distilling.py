@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fxdecomp.errors import RecoveryError
 from fxdecomp.graphs.inputs import call_arguments, naming_batch, placeholder_values
-from fxdecomp.graphs.untouched import copied
+from fxdecomp.graphs.untouched import called, copied
 from fxdecomp.recovery.batches import Batch, Batches, moved
 from fxdecomp.recovery.blocks import Block, block_student, block_teacher
 from fxdecomp.recovery.measuring import (
@@ -140,7 +140,7 @@ class Distillation:
     def _call(self, module: nn.Module, batch: Batch) -> Any:
         args, kwargs = call_arguments(self._inputs(batch))
         with self._precision():
-            return module(*args, **kwargs)
+            return called(module, args, kwargs)
 
     @torch.no_grad()
     def _wanted(self, batch: Batch) -> Any:
