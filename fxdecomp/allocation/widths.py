@@ -25,7 +25,7 @@ from fxdecomp.fitting.removal import removal_errors
 from fxdecomp.graphs.records import record_of
 from fxdecomp.places.coupling import Coupling, Couplings
 from fxdecomp.policy import Policy
-from fxdecomp.policy.budgets import Budget
+from fxdecomp.policy.budgets import Budget, Counted
 from fxdecomp.policy.rules import AUTO
 from fxdecomp.sites import Site, Survey, survey
 
@@ -82,7 +82,8 @@ def found_widths(policy: Policy, gm: GraphModule, work: SiteWork, workers: Worke
         joined[place.name] = _menu(place, menus, sensitivity, cost)
         weights[place.name] = 1.0
     joined |= {name: menu for name, menu in menus.items() if name not in inside}
-    dense = sum(cost.cost_of(each) for each in (*found.sites, *found.skipped, *found.others))
+    everything: list[Counted] = [*found.sites, *found.skipped, *found.others]
+    dense = sum(map(cost.cost_of, everything))
     counted = set(joined) | inside
     fixed = dense - sum(cost.cost_of(site) for site in found.sites if site.name in counted)
     try:

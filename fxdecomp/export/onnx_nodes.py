@@ -195,8 +195,8 @@ class NodeWriter:
         if self._opset < 11:
             self._add("Pad", [value], name, node.name, pads=widths)
             return
-        pads = self._constant(node.name, "pads", np.asarray(widths, np.int64))
-        self._add("Pad", [value, pads], name, node.name)
+        amounts = self._constant(node.name, "pads", np.asarray(widths, np.int64))
+        self._add("Pad", [value, amounts], name, node.name)
 
     def _transpose(self, node: Node, name: str) -> None:
         source = node.args[0]

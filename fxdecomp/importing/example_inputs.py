@@ -104,8 +104,8 @@ def random_inputs(
             return values
         except Exception as error:  # noqa: BLE001 - whatever the file raises, it takes nothing of the kind
             refusal = error
-    shapes = {name: value.shape for name, value in feed.items()}
-    raise ExportError(f"ONNX Runtime cannot run {path} on inputs {shapes}: {refusal}") from refusal
+    given = {name: value.shape for name, value in feed.items()}
+    raise ExportError(f"ONNX Runtime cannot run {path} on inputs {given}: {refusal}") from refusal
 
 
 def _check_shapes(declared: Any, path: Path, shapes: Sequence[tuple[int, ...]]) -> None:

@@ -68,7 +68,6 @@ class DecomposeLayers(Pass):
         outcomes |= {s.site: s for s in found.others if s.site not in outcomes}
         self.policy.check_names([*(site.name for site in sites), *outcomes, *_planned(record)])
         work = self.work or SiteWork(gm, None)
-        runs = work.runs
         unnamed = [site for site in sites if self._may_stay(site.name)]
         results: dict[str, Solution | Refusal] = {}
         if not work.tells_sensitivity or work.is_made_up:
@@ -88,7 +87,7 @@ class DecomposeLayers(Pass):
             chains = work.each("decompose", factorise, planned.tasks, self.workers)
             results |= {**planned.left, **chains}
         notes = () if planned is None else planned.notes
-        notes += _data_notes(work, work.runs - runs, [site for site in sites if site.name in results])
+        notes += _data_notes(work, [site for site in sites if site.name in results])
         replacer = Replacer(gm)
         for site in sites:
             outcomes[site.name] = _settled(replacer, site, results.get(site.name))
@@ -121,8 +120,8 @@ class DecomposeLayers(Pass):
         return self.policy.require_saving and selection is not None and not selection.is_named
 
 
-def _data_notes(work: SiteWork, runs: int, sites: Sequence[Site]) -> tuple[str, ...]:
-    """What people should know of the data that layers were fitted to, and how often it was run."""
+def _data_notes(work: SiteWork, sites: Sequence[Site]) -> tuple[str, ...]:
+    """What people should know of the data that layers were fitted to."""
     if work.calibration is None:
         return ()
     notes: tuple[str, ...] = ()
@@ -132,7 +131,7 @@ def _data_notes(work: SiteWork, runs: int, sites: Sequence[Site]) -> tuple[str, 
     if work.is_made_up:
         count = sum(map(inputs_of, work.calibration.batches))
         notes += (f"fitted to {count} made-up inputs; real ones are better (calibration=)",)
-    return (*notes, f"forward passes over the calibration batches for the activations' moments: {runs}")
+    return notes
 
 
 def _settled(replacer: Replacer, site: Site, result: Solution | Refusal | None) -> Outcome:

@@ -200,15 +200,16 @@ class _Seeker:
             return self._logged(Trial(share, 0, 0, math.nan, accepted=False, problem=why))
         small = self._recovered(small)
         value = judged_by(self.metric, small)
+        accepted = value >= self.wanted
         trial = Trial(
             share,
             made.macs_after,
             made.params_after,
             value,
-            accepted=value >= self.wanted,
+            accepted,
             plan=made.plan,
             time_share=None if made.record.latency is None else made.record.latency.measured_share,
-            record=None if made.record.latency is None else record_of(small),
+            record=record_of(small) if accepted else None,
         )
         if trial.accepted and (self.kept is None or trial.cost < self.kept[0].cost):
             self.kept = (trial, small)
@@ -220,10 +221,13 @@ class _Seeker:
             return self.kept[1]
         if trial.plan is None:
             return _left_for(_untouched(self.gm), self.policy, Reason.NOT_KEPT)
-        if trial.record is None:
-            return self._recovered(self._transformed(MACs(trial.share)))
-        plan = Policy.from_plan(trial.plan)
-        small = self._recovered(transform(self.gm, plan, calibration=self.known, least_agreement=0.0))
+        assert trial.record is not None  # it was accepted
+        if trial.time_share is None:
+            small = self._transformed(MACs(trial.share))
+        else:  # measuring once more might choose otherwise
+            policy = Policy.from_plan(trial.plan)
+            small = transform(self.gm, policy, calibration=self.known, least_agreement=0.0)
+        small = self._recovered(small)
         attach_record(small, trial.record)
         return small
 

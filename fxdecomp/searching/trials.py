@@ -38,8 +38,8 @@ class Trial:
         plan: Methods and ranks, None for the dense network and where there is none.
         problem: Why there is no network, empty where there is one.
         time_share: Measured time as a share of the dense network's, None where no time was measured.
-        record: What a network that was measured tells of itself; a search that goes on from its state would
-            measure something else. None where no time was measured.
+        record: What an accepted network tells of itself, so that a search that goes on from its state gives
+            the same; else None.
     """
 
     share: float
@@ -250,8 +250,8 @@ def _trial(row: Mapping[str, Any]) -> Trial:
             raise ValueError(f"{name} is infinite")
     if not 0 < values["share"] <= 1:
         raise ValueError(f"share is {values['share']!r}")
-    if (values.get("record") is None) != (values.get("time_share") is None or values.get("plan") is None):
-        raise ValueError("a network that was measured tells of itself, and no other")
+    if (values.get("record") is None) == (values["accepted"] and values.get("plan") is not None):
+        raise ValueError("an accepted network has a record, and no other")
     for name, kind in (("plan", Plan), ("record", Record)):
         if values.get(name) is not None:
             values[name] = kind.from_dict(values[name])
