@@ -10,7 +10,6 @@ from fxdecomp.calibration import Calibration, Moments
 from fxdecomp.calibration.collecting import collect
 from fxdecomp.calibration.moments import MomentsSum
 from fxdecomp.calibration.patches import draw_positions, patches_at, position_count
-from fxdecomp.graphs.records import record_of
 from fxdecomp.sites import survey
 from tests.decompositions.layers_in_torch import apply_layer, draw_input, draw_weight, geometries
 
