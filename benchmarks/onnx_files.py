@@ -150,7 +150,7 @@ def _through(row: Row, path: Path, *, half: bool) -> Row:
     if not half or not sites:
         return row
     try:
-        small = fxdecomp.transform(gm, Policy(budget=MACs(0.5)))
+        small = fxdecomp.transform(gm, Policy(budget=MACs(0.5), made_up=False))
     except PolicyError as error:
         least = re.search(r"\(([\d.]+)%\)", str(error))
         return replace(row, macs=f"{float(least[1]):.0f} % at least" if least else str(error)[:60])
