@@ -87,15 +87,15 @@ def measure_time(layers: int, pipe: Any) -> None:
 
 
 def measure_functions(layers: int, pipe: Any) -> None:
-    """Seconds of every public function on a network of so many layers."""
+    """Seconds of CPU of every public function on a network of so many layers."""
     torch.set_num_threads(1)
     x, batches = torch.randn(2, 8, 4, 4), [torch.randn(4, 8, 4, 4) for _ in range(3)]
     times: dict[str, float] = {}
 
     def timed(name: str, call: Callable[[], Any]) -> Any:
-        start = time.perf_counter()
+        start = time.process_time()
         result = call()
-        times[name] = time.perf_counter() - start
+        times[name] = time.process_time() - start
         return result
 
     with tempfile.TemporaryDirectory() as folder:
@@ -117,7 +117,7 @@ def measure_functions(layers: int, pipe: Any) -> None:
 
 
 def print_functions(counts: Sequence[int]) -> None:
-    """Milliseconds by layer, one column for each size: a row that grows is not linear."""
+    """Milliseconds of CPU by layer, one column for each size: a row that grows is not linear."""
     columns = [in_process(measure_functions, layers) for layers in counts]
     print(f"{'ms per layer':24s}" + "".join(f"{layers:>9d}" for layers in counts))
     for name in columns[0]:
