@@ -27,10 +27,8 @@ import fxdecomp
 from fxdecomp.outcomes import NO_LAYER
 from fxdecomp.sites.modules import Layer, is_layer
 
-TOLERANCE = 1e-4
-"""Largest difference over largest output, float32 factors."""
-TOLERANCE_DOUBLE = 1e-8
-"""The same with float64 factors."""
+TOLERANCE, TOLERANCE_DOUBLE = 1e-4, 1e-8
+"""Largest difference over largest output, of float32 factors and of float64 factors."""
 
 FULL = fxdecomp.Policy(method="tucker2", rank=1.0, require_saving=False)
 HALF = fxdecomp.Policy(rules=[fxdecomp.Rule("*", "tucker2", 0.5)])

@@ -164,8 +164,9 @@ def compress_to(
             search=found,
             command=command,
         )
-        told = replace(
-            told, lowered={name: lowered_of(made.path, made.quantization) for name, made in lowered.items()}
+        account = replace(
+            account,
+            lowered={name: lowered_of(made.path, made.quantization) for name, made in lowered.items()},
         )
         if run.inputs[1] is not None:
             account = replace(

@@ -87,9 +87,7 @@ class TimedPlan:
             for name, rows in data.get("layers", {}).items()
         }
         disturbed = tuple(data["disturbed"])
-        return TimedPlan(
-            **{**data, "attempts": tuple(attempts), "disturbed": disturbed, "layers": layers}
-        )
+        return TimedPlan(**{**data, "attempts": tuple(attempts), "disturbed": disturbed, "layers": layers})
 
 
 def _row(candidate: TimedCandidate) -> list[Any]:

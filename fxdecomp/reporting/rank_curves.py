@@ -8,14 +8,14 @@ bound is reached.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch.fx import GraphModule
 
 from fxdecomp.decompositions import Decomposition, Problem, method_for, method_named, problems_of
 from fxdecomp.errors import PolicyError
+from fxdecomp.graphs.timed_plans import TimedPlan
 from fxdecomp.layers import LayerSpec
 from fxdecomp.outcomes import Applied, Outcome
 from fxdecomp.passes import FoldBatchNorm
@@ -71,9 +71,7 @@ class TimedRank:
     chosen: bool
 
 
-def timed_ranks(
-    latency: TimedPlan | None, outcomes: Sequence[Outcome]
-) -> dict[str, tuple[TimedRank, ...]]:
+def timed_ranks(latency: TimedPlan | None, outcomes: Sequence[Outcome]) -> dict[str, tuple[TimedRank, ...]]:
     """The timed candidates of the layers that took most, the quickest first, by the layers' names.
 
     Args:
