@@ -11,6 +11,7 @@ from torch import nn
 import fxdecomp
 from fxdecomp.export import BenchmarkReport, Kernel, KernelMap, KernelPoint, Quantization, Timing
 from fxdecomp.export.ranges import ActivationRange
+from fxdecomp.graphs.timed_plans import TimedCandidate, TimedPlan
 from fxdecomp.reporting import Frontier, FrontierPoint, Report, Variant
 from fxdecomp.reporting.error_path import LayerError
 from fxdecomp.reporting.evidence import Lowered
@@ -59,11 +60,12 @@ def full_report() -> Report:
     )
     kernels = tuple(KernelPoint(kind, 16, 14, 1e-3, 10**6, 10**5, 50.0) for kind in ("pointwise", "core 3x3"))
     told = fxdecomp.report(small, before=gm)
-    candidates = [["", [], 4e-3, 0.0], ["tucker2", [16, 16], 2e-3, 0.1], ["svd", [4], 1e-3, 0.3]]
+    rows = ("", (), 4e-3, 0.0), ("tucker2", (16, 16), 2e-3, 0.1), ("svd", (4,), 1e-3, 0.3)
+    candidates = tuple(TimedCandidate(*row) for row in rows)
     ranges = (ActivationRange("x", -2.0, 2.0), ActivationRange("block0.0", 0.0, 5.0))
     int8 = Quantization("int8", 0.05, ("stem",), (("stem", 0.2), ("block0.0", 0.01)))
     return Report(
-        replace(told.record, latency={"layers": {"block0.0": candidates}}),
+        replace(told.record, latency=TimedPlan((), None, {}, layers={"block0.0": candidates})),
         told.before,
         told.after,
         benchmark_of(told),
