@@ -102,12 +102,12 @@ CASES: Mapping[str, Case] = {
         drawn(nets.tones),
         classes,
     ),
-    "mobile": Case(
-        "inverted residuals, 1,000 numbers",
+    "bytes": Case(
+        "transformer, source text of 8 packages",
         lambda: nets.trained_on(
-            nets.mobile, nets.numbers, nn.functional.cross_entropy, steps=1200, rate=6e-3, count=40000
+            nets.Bytes, nets.snippets, nn.functional.cross_entropy, steps=600, count=16384
         ),
-        drawn(nets.numbers),
+        drawn(nets.snippets),
         classes,
     ),
     "recogniser": Case("OCR, convolutions and LSTMs, lines of text", recogniser, text, lines),

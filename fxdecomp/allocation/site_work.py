@@ -105,6 +105,14 @@ class SiteWork:
             return False
         return sum(map(inputs_of, self.calibration.batches)) >= LEAST_EXAMPLES
 
+    @property
+    def too_few(self) -> str:
+        """That the inputs that were given are too few to say so, in words; empty where that is not so."""
+        if self.calibration is None or self.is_made_up or self.tells_sensitivity:
+            return ""
+        count = sum(map(inputs_of, self.calibration.batches))
+        return f"the {count} inputs that are fitted to are too few, {LEAST_EXAMPLES} are enough"
+
     def sensitivity(
         self, names: Collection[str], progress: Progress, examples: int = EXAMPLES
     ) -> dict[str, float] | None:

@@ -20,7 +20,7 @@ _WORTH_NAMING = 0.1
 
 
 def unjudged_layers(
-    sites: Sequence[Site], heads: Container[str], everything: Collection[Outcome]
+    sites: Sequence[Site], heads: Container[str], everything: Collection[Outcome], few: str = ""
 ) -> dict[str, Refusal]:
     """Why some of the layers are left alone, by name.
 
@@ -28,6 +28,7 @@ def unjudged_layers(
         sites: The layers in question.
         heads: Names of the layers that no other stands behind.
         everything: All of the network that holds weights, with its cost before any decomposition.
+        few: Why the data that there is does not tell, in words; empty where there is none.
     """
     macs = max(sum(each.macs_before for each in everything), 1)
     params = max(sum(each.params_before for each in everything), 1)
@@ -36,8 +37,8 @@ def unjudged_layers(
         if weight_refusal(site.weight, site.spec) is not None:
             continue  # for a reason of its own
         share = max(site.params / params, site.macs / macs)
-        detail = f"it is {share:.0%} of the network, decomposed where a rule names it"
-        detail = detail if share >= _WORTH_NAMING else ""
+        named = f"it is {share:.0%} of the network, decomposed where a rule names it"
+        detail = "; ".join(filter(None, (few, named if share >= _WORTH_NAMING else "")))
         if site.name in heads:
             found[site.name] = Refusal(Reason.HEAD, detail)
         elif site.spec.out_channels < FEW_OUTPUTS and len(everything) > 1:

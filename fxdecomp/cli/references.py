@@ -7,6 +7,7 @@ A reference is `package.module:name` or `folder/file.py:name`, and a name may ha
 from __future__ import annotations
 
 import ast
+import difflib
 import importlib
 import importlib.util
 import pkgutil
@@ -55,7 +56,7 @@ class Reference:
             return pkgutil.resolve_name(f"{module.__name__}:{self.name}")
         except AttributeError as error:
             raise ModelReferenceError(
-                f"{self.text}: {self.place} has no {error.name!r}{_instead(error.obj)}"
+                f"{self.text}: {self.place} has no {error.name!r}{_instead(error.obj, str(error.name))}"
             ) from error
 
     def call(self, function: Any) -> Any:
@@ -154,8 +155,8 @@ def _from_file(path: Path) -> ModuleType:
     return module
 
 
-def _instead(value: object) -> str:
-    """The names of a module that may have been meant."""
+def _instead(value: object, name: str) -> str:
+    """The names of a module that may have been meant, the likest first."""
     if not isinstance(value, ModuleType):
         return ""
     own = [
@@ -163,6 +164,7 @@ def _instead(value: object) -> str:
         for name, item in vars(value).items()
         if not name.startswith("_") and getattr(item, "__module__", None) == value.__name__
     ]
+    own.sort(key=lambda each: -difflib.SequenceMatcher(None, each.lower(), name.lower()).ratio())
     return f"; it has {', '.join(own[:6])}" if own else ""
 
 

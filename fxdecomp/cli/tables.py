@@ -13,6 +13,7 @@ from rich.text import Text
 from fxdecomp.errors import printable
 from fxdecomp.export import BenchmarkReport, Kernel
 from fxdecomp.inspecting.layers import LayerRow
+from fxdecomp.outcomes import Skipped
 from fxdecomp.reporting import Report
 from fxdecomp.reporting.text import error_text, rank_text, short
 
@@ -75,7 +76,7 @@ def _compact(layer: str) -> str:
 
 
 def layer_tables(report: Report) -> list[Table]:
-    """The layers that were replaced, and those that were left alone with the reason."""
+    """The layers that were replaced, and those that were left alone; what multiplies nothing by its kind."""
     columns = {"layer": "name", "method": "left", "rank": "right", "error": "right"}
     replaced = table_with("", columns | {"MACs": "right", "factor": "right"})
     for o in report.applied:
@@ -89,8 +90,16 @@ def layer_tables(report: Report) -> list[Table]:
         )
     costs = {"MACs": "right", "params": "right"}
     skipped = table_with("Left alone", {"layer": "name", "": "left"} | costs | {"reason": "left"})
+    free: dict[tuple[str, str], list[Skipped]] = {}  # norms, positions: many of a kind, for one reason
     for s in report.skipped:
-        skipped.add_row(Text(s.site), s.layer, short(s.macs), short(s.params), Text(s.sentence))
+        if s.macs:
+            skipped.add_row(Text(s.site), s.layer, short(s.macs), short(s.params), Text(s.sentence))
+        else:
+            free.setdefault((s.layer.partition(" ")[0], s.sentence), []).append(s)
+    for (kind, sentence), group in free.items():
+        what = group[0].layer if len(group) == 1 else f"{len(group)} {kind}"
+        name = group[0].site if len(group) == 1 else f"{group[0].site}, ..."
+        skipped.add_row(Text(name), what, "0", short(sum(s.params for s in group)), Text(sentence))
     return [table for table in (replaced, skipped) if table.row_count]
 
 

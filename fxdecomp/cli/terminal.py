@@ -65,14 +65,24 @@ def spoken(text: str) -> str:
         'give --calibration, or a --metric'
         >>> spoken("pass opset=18"), spoken("add method='svd'"), spoken("search(max_drop=...) finds it")
         ('pass --opset 18', 'add --method svd', '--max-drop finds it')
+        >>> spoken("such as shapes=((1, 3, 224, 224), (1, 8))"), spoken("give it with axes={'width': ...}")
+        ('such as --input 1x3x224x224 --input 1x8', 'give it with --axis width=...')
     """
     text = re.sub(r"\bsearch\((\w+=)\.\.\.\)", r"\1", text)
+    text = re.sub(r"\baxes=\{'(\w+)': \.\.\.\}", r"--axis \1=...", text)
+    text = re.sub(r"\bshapes=\((\(.*\)),?\)", _inputs, text)
 
     def option(found: re.Match[str]) -> str:
         value = "" if found[2] in (None, "batches") else f" {found[2]}"
         return f"--{found[1].replace('_', '-')}{value}"
 
     return re.sub(rf"\b({_ARGUMENTS})=(?:'?(\w+)'?)?", option, text)
+
+
+def _inputs(found: re.Match[str]) -> str:
+    """Shapes as options."""
+    shapes = re.findall(r"\(([\d, ]*)\)", found[1])
+    return " ".join(f"--input {'x'.join(shape.replace(' ', '').strip(',').split(','))}" for shape in shapes)
 
 
 @contextmanager

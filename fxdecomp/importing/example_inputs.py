@@ -18,6 +18,9 @@ from fxdecomp.export.sessions import open_session
 from fxdecomp.export.tensor_runs import as_value, run_on_tensors
 from fxdecomp.importing.building import identifier
 
+_LENGTHS = {4: 224}
+"""A length that an axis may well have, by the number of axes; for an example in a message."""
+
 _KEEPING = ("Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 """Operators that leave whole numbers what they are."""
 
@@ -89,6 +92,8 @@ def random_inputs(
     _check_shapes(declared, path, shapes)
     metadata = read_metadata(path)
     known = metadata.inputs if metadata else {}
+    if not shapes:
+        _check_lengths(declared, path, known)
     batch = next((shape[0] for shape in known.values() if shape), 1)
     limits = _limits(proto.graph)
     # zeros alone would hide most that is wrong; a table of one row takes nothing else
@@ -115,6 +120,25 @@ def _check_shapes(declared: Any, path: Path, shapes: Sequence[tuple[int, ...]]) 
         fixed = [a == b for a, b in zip(item.shape, shape, strict=False) if isinstance(a, int)]
         if not all(fixed) or len(item.shape) not in (0, len(shape)):  # an open number of axes reads as none
             raise ExportError(f"input {item.name!r} of {path} has shape {item.shape}; {shape} was given")
+
+
+def _check_lengths(declared: Any, path: Path, known: Mapping[str, Sequence[int]]) -> None:
+    """Refuse to draw inputs whose axes beside the batch are free, and of no length that is known."""
+    for item in declared:
+        free = [axis for axis, length in enumerate(item.shape) if axis and not isinstance(length, int)]
+        if not free or len(known.get(item.name, ())) == len(item.shape):
+            continue
+        shapes = tuple(
+            tuple(
+                length if isinstance(length, int) else _LENGTHS.get(len(each.shape), 128) if axis else 1
+                for axis, length in enumerate(each.shape)
+            )
+            for each in declared
+        )
+        raise ExportError(
+            f"input {item.name!r} of {path} has shape {item.shape}, whose axes {free} may have any length; "
+            f"give one, such as shapes={shapes}"
+        )
 
 
 def _limits(graph: Any) -> dict[str, int]:

@@ -72,7 +72,7 @@ class DecomposeLayers(Pass):
         results: dict[str, Solution | Refusal] = {}
         if not work.tells_sensitivity or work.is_made_up:
             everything = [*outcomes.values(), *(site.skipped(Reason.NOT_SELECTED) for site in sites)]
-            results |= unjudged_layers(unnamed, found.heads, everything)
+            results |= unjudged_layers(unnamed, found.heads, everything, work.too_few)
         tasks = self._tasks(sites, results, of_budget=False)
         results |= work.each("decompose", factorise, tasks, self.workers)
         if work.tells_sensitivity:

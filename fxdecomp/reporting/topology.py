@@ -75,8 +75,8 @@ class Part:
 
     @property
     def outcomes(self) -> tuple[Outcome, ...]:
-        """What became of its layers."""
-        return tuple(row.outcome for row in self.rows if row.outcome is not None)
+        """What became of its layers, of those that multiply."""
+        return tuple(row.outcome for row in self.rows if row.outcome is not None and row.outcome.macs_before)
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,6 +68,10 @@ def test_data_enough_to_judge_by_lets_a_budget_choose_freely(gm: torch.fx.GraphM
         return set(reasons(small).values())
 
     assert Reason.HEAD not in left(32)
+    few = list(image(12, 16, 8, 8).split(2))
+    small = fxdecomp.transform(gm, Policy("channel_svd", 4), calibration=few)
+    (told,) = (each for each in fxdecomp.report(small).skipped if each.site == "scores")
+    assert "too few, 16 are enough" in told.sentence
     assert Reason.HEAD in left(8)
 
 

@@ -7,10 +7,11 @@ import pytest
 from onnx import TensorProto, helper
 from typer.testing import CliRunner
 
-from fxdecomp import ParityError
+from fxdecomp import ExportError, ParityError
 from fxdecomp.cli import app
 from fxdecomp.cli.loading import load_model
 from fxdecomp.cli.references import ModelReferenceError
+from fxdecomp.cli.terminal import spoken
 from fxdecomp.cli.words import parse_input
 from tests.importing.files import drawn, write
 
@@ -80,3 +81,9 @@ def test_the_file_is_compared_on_the_calibration(name: str, tokens: str, tmp_pat
         tokens, [parse_input("1x6")], calibration=str(tmp_path / "mine.npz")
     ).example_inputs  # type: ignore[misc]
     assert tuple(example.shape) == (1, 6)
+
+
+def test_an_open_length_is_asked_for_in_the_command_lines_words(tokens: str) -> None:
+    with pytest.raises(ExportError, match=r"axes \[1\] may have any length.*shapes=\(\(1, 128\),\)") as error:
+        load_model(tokens)
+    assert spoken(str(error.value)).endswith("give one, such as --input 1x128")

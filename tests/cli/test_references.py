@@ -99,3 +99,10 @@ def test_names_with_colons_and_brackets_inside_arguments() -> None:
     found = parse("pack.age:make('a:b', (1, 2), sizes=[3])")
     assert (found.place, found.name, found.args) == ("pack.age", "make", ("a:b", (1, 2)))
     assert found.kwargs == {"sizes": [3]}
+
+
+def test_of_many_names_the_likest_are_told(tmp_path: Path) -> None:
+    names = ("first", "second", "third", "fourth", "fifth", "sixth", "acc")
+    (tmp_path / "many.py").write_text("".join(f"def {name}():\n    pass\n" for name in names))
+    with pytest.raises(ModelReferenceError, match="has no 'accuracy'; it has acc, "):
+        parse(f"{tmp_path / 'many.py'}:accuracy").find()

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from fxdecomp import trace
+from fxdecomp import Policy, report, trace, transform
 from fxdecomp.cli import main, terminal
 from fxdecomp.cli.tables import (
     benchmark_table,
@@ -53,6 +53,18 @@ def test_every_table_fits_eighty_columns_and_cuts_no_name_or_reason() -> None:
     for part in (*(o.method for o in told.applied), "depthwise", "notavailable", "2.00x[2.00,2.00]"):
         assert part in text
     assert HOSTILE[:8] in text
+
+
+def test_what_multiplies_nothing_is_left_alone_by_its_kind() -> None:
+    norms = [nn.LayerNorm(32) for _ in range(5)]
+    net = nn.Sequential(*norms, nn.Linear(32, 32), nn.PReLU())
+    told = report(transform(trace(net, torch.randn(2, 32)), Policy("svd", 4, exclude=["5"])))
+    text = "\n".join(shown(*layer_tables(told)))
+    assert "0, ..." in text
+    assert "5 LayerNorm" in text
+    assert text.count("LayerNorm") == 1
+    assert "Linear 32->32" in text
+    assert "PReLU" in text
 
 
 def test_each_layer_has_its_part_and_one_line_and_the_rest_is_summed(monkeypatch, capsys) -> None:
