@@ -217,6 +217,8 @@ def exported(case: Case) -> None:
             gap = distance(tensors(run(case.small, values)), got)
             expect(gap, SINGLE, f"the file at {rows} rows")
         if not report.dynamic_batch and takes_rows(case):
+            if not plainly_exported(case, path.with_name("plain.onnx"), free=True):
+                raise TheirError("torch.onnx.export fixes the first axis to the example's")
             raise WrongError(f"the file's batch is fixed, the graph's is not: {report.notes}")
         imported = from_onnx(path)
         fed = dict(zip(given_names(case.small), case.values, strict=True))
@@ -248,15 +250,18 @@ CHEAP: tuple[Callable[[Case], None], ...] = (full_rank, counts, again, untouched
 DEAR: tuple[Callable[[Case], None], ...] = (exported, calibrated)
 
 
-def plainly_exported(case: Case, path: Path) -> bool:
-    """Whether torch.onnx.export and ONNX Runtime manage the graph by themselves, at the example's size."""
+def plainly_exported(case: Case, path: Path, *, free: bool = False) -> bool:
+    """Whether torch.onnx.export and ONNX Runtime manage by themselves, and leave the first axis free if asked."""
     import onnxruntime
 
+    axes = tuple({0: torch.export.Dim.DYNAMIC} for _ in case.values) if free else None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            torch.onnx.export(case.small, case.values, path, dynamo=True, verbose=False)
+            torch.onnx.export(case.small, case.values, path, dynamo=True, verbose=False, dynamic_shapes=axes)
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        if free and any(isinstance(item.shape[0], int) for item in session.get_inputs()):
+            return False
         fed = zip(session.get_inputs(), case.values, strict=True)
         got = session.run(None, {item.name: value.numpy() for item, value in fed})
         return distance(tensors(run(case.small, case.values)), list(map(torch.from_numpy, got))) <= SINGLE

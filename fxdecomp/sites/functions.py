@@ -65,6 +65,7 @@ _SIGNATURES: dict[Any, tuple[str, ...]] = {
     aten.convolution.default: _CONVOLUTION,
     **dict.fromkeys([F.linear, aten.linear.default], _LINEAR),
     **dict.fromkeys([torch.mm, torch.matmul, operator.matmul, aten.mm.default, aten.matmul.default], _MATMUL),
+    **dict.fromkeys([torch.bmm, aten.bmm.default], _MATMUL),
     **dict.fromkeys([torch.addmm, aten.addmm.default], _ADDMM),
 }
 _OTHER_NAMES: dict[tuple[str, ...], dict[str, str]] = {
@@ -72,6 +73,8 @@ _OTHER_NAMES: dict[tuple[str, ...], dict[str, str]] = {
     _ADDMM: {"self": "bias", "input": "bias", "mat1": "input", "mat2": "matrix"},
 }
 """What torch calls the arguments of a product when they are given by name."""
+_REPEATED = frozenset([aten.expand.default, aten.view.default, aten.reshape.default, aten.clone.default])
+"""Through which a matrix goes that a batched product applies to every example."""
 _TRANSPOSED = frozenset(target for target, names in _SIGNATURES.items() if names is _CONV_TRANSPOSE)
 
 
@@ -93,8 +96,8 @@ def read_function_call(node: Node, constants: Constants) -> Reading | Refusal | 
     if not names or not isinstance(source, Node):
         return None
     by_matrix = "matrix" in names
-    weight = constants.of(arguments["matrix" if by_matrix else "weight"])
-    if by_matrix and not (weight and weight.value.ndim == 2 and _is_plain(arguments, node, constants)):
+    weight = _matrix(arguments["matrix"], constants) if by_matrix else constants.of(arguments["weight"])
+    if by_matrix and not (weight and _is_plain(arguments, node, constants)):
         return None
     kind = getattr(node.target, "__name__", str(node.target))
     if weight is None:
@@ -120,6 +123,21 @@ def read_function_call(node: Node, constants: Constants) -> Reading | Refusal | 
         trains=weight.trains,
         bias_trains=bias is not None and bias.trains,
     )
+
+
+def _matrix(operand: Any, constants: Constants) -> Constant | None:
+    """The one constant matrix that a product multiplies with, repeated for every example or not.
+
+    A Linear on an input whose axes were moved becomes that product where torch.export decomposes it.
+    """
+    found = constants.of(operand)
+    whole = found
+    while found is not None and found.value.ndim > 2 and operand.target in _REPEATED:
+        operand = operand.args[0]
+        found = constants.of(operand)
+    if found is None or whole is None or found.value.ndim != 2:
+        return None
+    return found if whole.value.shape[-2:] == found.value.shape else None
 
 
 def _is_plain(arguments: dict[str, Any], node: Node, constants: Constants) -> bool:

@@ -96,7 +96,7 @@ def _add(gm: GraphModule, conditions: tuple[str, ...]) -> None:
     name = "input_conditions"
     while hasattr(gm, name):
         name += "_"
-    gm.add_submodule(name, InputConditions(conditions, tuple(node.name for node in inputs)))
+    gm.add_submodule(name, InputConditions(conditions, tuple(node.name for node in inputs)).eval())
     with gm.graph.inserting_after(inputs[-1]):
         gm.graph.call_module(name, tuple(inputs))
 

@@ -17,9 +17,13 @@ EXPORTED = 10
 """Of so many networks one is exported, imported and calibrated too, which takes ten times as long."""
 
 
-@pytest.mark.parametrize("number", range(NETWORKS))
-def test_what_holds_of_every_network_holds_of_this_one(number: int) -> None:
-    network = network_of(SEED, number)
+FAILED_ONCE = ((303, 1621), (303, 1555))
+"""Of larger runs: a module of the graph's own in train mode; a Linear that became a batched product."""
+
+
+@pytest.mark.parametrize(("seed", "number"), [*((SEED, number) for number in range(NETWORKS)), *FAILED_ONCE])
+def test_what_holds_of_every_network_holds_of_this_one(seed: int, number: int) -> None:
+    network = network_of(seed, number)
     failure = failure_of(network, CHEAP + DEAR if number % EXPORTED == 0 else CHEAP)
     assert failure is None or failure.kind == "TheirError", f"{failure}\n{network.source}"
 

@@ -96,6 +96,40 @@ def test_the_core_aten_operators_of_run_decompositions() -> None:
     assert [f.into for f in fxdecomp.report(small).record.folds] == ["conv"]
 
 
+@pytest.mark.parametrize("axes", [(0, 2, 3, 1), (0, 3, 2, 1)])
+def test_a_linear_on_moved_axes_is_one_when_it_was_decomposed(axes: tuple[int, ...]) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(8, 12, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(x.permute(axes))
+
+    model = drawn(Net()).double()
+    program = torch.export.export(model, (X,)).run_decompositions()
+    assert any(node.target is torch.ops.aten.bmm.default for node in program.graph.nodes)
+    gm = fxdecomp.trace(program, X)
+    small = assert_decomposed(gm, model, X, 1)
+    (applied,) = fxdecomp.report(small).applied
+    assert (applied.site, applied.layer) == ("fc", "Linear 8->12")
+
+
+def test_a_batched_product_with_a_matrix_for_each_example_is_no_layer() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.matrices = nn.Parameter(torch.randn(2, 9, 5))
+            self.fc = nn.Linear(5, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(torch.bmm(x[:, 0], self.matrices))
+
+    model = drawn(Net())
+    outcomes = fxdecomp.report(fxdecomp.trace(model, image(2, 8, 4, 9))).outcomes
+    assert {o.site: o.layer for o in outcomes}["matrices"] == "bmm"
+
+
 def test_a_plain_matrix_product_is_a_linear() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
