@@ -251,7 +251,7 @@ DEAR: tuple[Callable[[Case], None], ...] = (exported, calibrated)
 
 
 def plainly_exported(case: Case, path: Path, *, free: bool = False) -> bool:
-    """Whether torch.onnx.export and ONNX Runtime manage by themselves, and leave the first axis free if asked."""
+    """Whether torch.onnx.export and ONNX Runtime manage by themselves, with a free first axis if asked."""
     import onnxruntime
 
     axes = tuple({0: torch.export.Dim.DYNAMIC} for _ in case.values) if free else None
