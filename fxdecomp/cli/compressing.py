@@ -131,7 +131,7 @@ def compress(
             f"--{'recover' if recover else 'quantize int8'} needs inputs: add --calibration or --images"
         )
 
-    from fxdecomp.cli.batches import load_calibration, load_pictures
+    from fxdecomp.cli.batches import as_taken, load_calibration, load_pictures
     from fxdecomp.cli.goals import goal_from, load_metric
     from fxdecomp.cli.loading import load_model
     from fxdecomp.cli.policies import parse_budget, parse_rule, policy_from
@@ -168,6 +168,9 @@ def compress(
         batches = load_calibration(calibration, loaded.example_inputs)
     else:
         batches = load_pictures(images, loaded.example_inputs, size=size, mean=means, std=stds)
+    own = images is not None or (calibration or "").endswith((".npz", ".npy"))
+    if own and batches is not None and model.endswith(".onnx"):
+        batches = as_taken(batches, loaded.model, loaded.example_inputs)  # type: ignore[arg-type]  # a graph
     with progress_bars(quiet=quiet or as_json) as progress:
         result = compress_to(
             loaded,

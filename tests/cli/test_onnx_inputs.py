@@ -4,11 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from onnx import TensorProto, helper
 from typer.testing import CliRunner
 
 from fxdecomp import ExportError, ParityError
+from fxdecomp.calibration import Calibration
 from fxdecomp.cli import app
+from fxdecomp.cli.batches import as_taken
 from fxdecomp.cli.loading import load_model
 from fxdecomp.cli.references import ModelReferenceError
 from fxdecomp.cli.terminal import spoken
@@ -87,3 +90,19 @@ def test_an_open_length_is_asked_for_in_the_command_lines_words(tokens: str) -> 
     with pytest.raises(ExportError, match=r"axes \[1\] may have any length.*shapes=\(\(1, 128\),\)") as error:
         load_model(tokens)
     assert spoken(str(error.value)).endswith("give one, such as --input 1x128")
+
+
+def test_pictures_come_in_batches_that_a_file_takes(tmp_path: Path) -> None:
+    """It declares a free batch, and has the batch of its making in a reshape."""
+    shape = np.array([1, 8, 16], np.int64)
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], pads=[1, 1, 1, 1]),
+        helper.make_node("Reshape", ["a", "s"], ["y"]),
+    ]
+    path = str(write(tmp_path / "a.onnx", nodes, {"w": drawn(8, 3, 3, 3), "s": shape}, shape=("n", 3, 4, 4)))
+    loaded = load_model(path, [parse_input("1x3x4x4")])
+    given = Calibration(tuple(torch.randn(9, 3, 4, 4).split(2)))
+    taken = as_taken(given, loaded.model, loaded.example_inputs)  # type: ignore[arg-type]
+    assert [batch.shape[0] for batch in taken.batches] == [1] * 9
+    assert torch.equal(torch.cat(tuple(taken.batches)), torch.cat(tuple(given.batches)))
+    assert as_taken(taken, loaded.model, loaded.example_inputs) is taken  # type: ignore[arg-type]
