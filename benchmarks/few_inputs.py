@@ -5,7 +5,8 @@
 
 A small network learns ten numbers of pictures of 1/f noise. Printed is, by the number of calibration
 inputs, the share of the unseen outputs' variance that the compressed network explains (R2), and the least
-that a report says it agrees by, on the inputs that it held out.
+that a report says it agrees by, on the inputs that it held out. Fewer than 32 inputs are joined with made-up
+ones; "alone" are the rows without (`made_up=False`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 import fxdecomp
 from fxdecomp import MACs, Policy
+from fxdecomp.calibration.competing import FEW
 
 COUNTS = (1, 2, 3, 4, 8, 16, 32, 64, 160, 512)
 STEPS = 300
@@ -73,14 +75,17 @@ def main() -> None:
     graphs = [fxdecomp.trace(net, unseen[:1]) for net in networks]
     head = " | ".join(f"R2, network {seed}" for seed in options.seeds)
     sys.stdout.write(f"| inputs | {head} | least agreement reported |\n|---|{'---|' * (len(networks) + 1)}\n")
-    for count in ("none, weights alone", "none, made up", *options.counts):
-        batches = None if isinstance(count, str) else list(torch.split(pictures(count, 3), 16))
-        policy = Policy(budget=MACs(options.share), made_up=count == "none, made up")
+    rows = [(0, False, "none, weights alone"), (0, True, "none, made up")]
+    for count in options.counts:
+        rows += [(count, False, f"{count}, alone")] * (count < FEW) + [(count, True, str(count))]
+    for count, made_up, name in rows:
+        batches = list(torch.split(pictures(count, 3), 16)) if count else None
+        policy = Policy(budget=MACs(options.share), made_up=made_up)
         small = [fxdecomp.transform(gm, policy, calibration=batches) for gm in graphs]
         values = [explained(net, each, unseen) for net, each in zip(networks, small, strict=True)]
         told = [quality.agreement for each in small if (quality := fxdecomp.report(each).quality) is not None]
         shown = " | ".join(f"{value:.3f}" for value in values)
-        sys.stdout.write(f"| {count} | {shown} | {min(told):.3f} |\n")
+        sys.stdout.write(f"| {name} | {shown} | {min(told):.3f} |\n")
         sys.stdout.flush()
 
 

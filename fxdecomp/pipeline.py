@@ -15,9 +15,10 @@ from torch.fx import GraphModule
 from fxdecomp.allocation.site_work import SiteWork, Workers
 from fxdecomp.allocation.widths import found_widths
 from fxdecomp.calibration import Batch, Calibration
-from fxdecomp.calibration.competing import REFITTED, WIDTHS, better, is_doubtful
+from fxdecomp.calibration.competing import FEW, REFITTED, WIDTHS, better, is_doubtful
 from fxdecomp.calibration.judging import judged_inputs, with_quality
 from fxdecomp.calibration.made_up import made_up
+from fxdecomp.calibration.splitting import inputs_of
 from fxdecomp.errors import BudgetError, CalibrationError, PolicyError
 from fxdecomp.graphs.copies import copy_owning_tensors
 from fxdecomp.graphs.inputs import require_graph
@@ -76,17 +77,29 @@ class Study:
         except CalibrationError as error:
             return error
 
+    @cached_property
+    def joined(self) -> SiteWork:
+        """What few inputs say of the layers, together with inputs that are made up where these can be had."""
+        if not isinstance(self.made_up, SiteWork):
+            return self.work
+        if self.work.calibration is None:
+            return self.made_up
+        return SiteWork(self.folded, self.work.calibration, self.made_up.calibration)
+
     def work_for(self, policy: Policy) -> tuple[SiteWork, str]:
         """What is known of the layers from the calibration, from made-up inputs, or from the weights alone.
 
         Args:
-            policy: Says whether inputs are to be made up where there is no calibration.
+            policy: Says whether inputs are to be made up where there are none, or few.
 
         Returns:
             The work, and why no inputs could be made up; empty where they could, or were not wanted.
         """
-        if self.calibration is not None or not policy.wants_made_up:
+        if not policy.wants_made_up:
             return self.work, ""
+        if (given := self.calibration) is not None:
+            is_few = not given.made_up and sum(map(inputs_of, given.batches)) < FEW
+            return (self.joined if is_few else self.work), ""
         if isinstance(self.made_up, SiteWork):
             return self.made_up, ""
         return self.work, f"the weights alone were used: {self.made_up}"
@@ -144,9 +157,9 @@ def transform(
         calibration: Unlabelled inputs, as an iterable of batches (tensors, tuples, dicts) or a `Calibration`
             with options. The decompositions are then fitted to the layers' outputs on seven eighths of them;
             where these are few or the result is poor, it competes with what the weights alone give on the
-            rest, and the better is returned. Fewer than 4 inputs are not fitted to. Without a calibration a
-            budget makes inputs up (see `Policy.made_up`). A `study` of `gm` keeps what was computed, for the
-            next call.
+            rest, and the better is returned. Fewer than 4 inputs are not fitted to. Under a budget inputs are
+            made up where there are none, and join fewer than 32 (see `Policy.made_up`). A `study` of `gm`
+            keeps what was computed, for the next call.
         executor: Takes the numerical work at the layers: any `concurrent.futures.Executor`, such as a process
             pool or Dask's `client.get_executor()`. The result is the same, bit for bit: each worker computes
             on as many threads as torch uses here (`torch.set_num_threads(1)` before, for a worker a core).

@@ -76,11 +76,13 @@ class SiteWork:
     Attributes:
         gm: The graph; nobody changes it.
         calibration: Inputs, None for the weights alone.
+        prior: Made-up inputs, towards which what few inputs show is shrunk; None for the identity.
         runs: Forward passes over all calibration batches so far.
     """
 
     gm: GraphModule
     calibration: Calibration | None
+    prior: Calibration | None = None
     runs: int = 0
     _sites: dict[str, Site] = field(default_factory=dict, repr=False)
     _problems: dict[str, tuple[Problem, ...]] = field(default_factory=dict, repr=False)
@@ -167,7 +169,7 @@ class SiteWork:
         fitted = [site for site in sites if site.name not in alone]
         if self.calibration is None or not fitted:
             return
-        for moments in collect(self.gm, fitted, self.calibration):
+        for moments in collect(self.gm, fitted, self.calibration, self.prior):
             self.runs += 1
             yield {name: self._made(self._sites[name], each) for name, each in moments.items()}
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,7 +44,7 @@ class _View:
 
 
 def collect(
-    gm: GraphModule, sites: Sequence[Site], calibration: Calibration
+    gm: GraphModule, sites: Sequence[Site], calibration: Calibration, prior: Calibration | None = None
 ) -> Iterator[dict[str, tuple[Moments, ...]]]:
     """The moments of layers, a group of layers at a time.
 
@@ -51,6 +52,8 @@ def collect(
         gm: The graph that the sites were surveyed in; it is not changed, and run in eval mode.
         sites: The layers.
         calibration: The batches and options.
+        prior: Inputs that are made up, towards whose moments those of few real ones are shrunk; None shrinks
+            them towards the identity.
 
     Yields:
         By the layers' names, the moments of each of their groups; every item costs one run over the batches.
@@ -60,28 +63,45 @@ def collect(
     """
     runner = copy_sharing_tensors(gm).eval()
     values = calibration.values(gm)
+    others = [] if prior is None else prior.values(gm)
     order = {node: index for index, node in enumerate(gm.graph.nodes)}
     for views in _groups(_views(sites, order), calibration.budget_bytes):
-        for view in views:
-            view.sums = [MomentsSum() for _ in range(view.spec.groups)]
         stops = sorted(
             ((node, source, view) for view in views for node, source in view.places),
             key=lambda stop: order[stop[0]],
         )
-        for index, batch in enumerate(values):
-            walk = Walk(runner, batch)
-            with naming_batch(f"calibration batch {index}", CalibrationError):
-                for node, source, view in stops:
-                    walk.go_before(node.name)
-                    x = inputs_first(walk.value_of(source), view.spec)
-                    seed = calibration.seed_of(view.seed, index)
-                    most = _share(view, len(values), calibration)
-                    _add(view, x, draw_positions(position_count(x, view.spec), most, seed), index)
+        targets: list[tuple[Moments | None, ...]] = [(None,) * view.spec.groups for view in views]
+        if prior is not None:
+            _run(runner, views, stops, prior, others)
+            targets = [tuple(each.shrunk() for each in view.sums) for view in views]
+        _run(runner, views, stops, calibration, values)
         found: dict[str, tuple[Moments, ...]] = {}
-        for view in views:
-            found |= dict.fromkeys(view.sites, tuple(each.shrunk() for each in view.sums))
+        for view, target in zip(views, targets, strict=True):
+            shrunk = tuple(each.shrunk(one) for each, one in zip(view.sums, target, strict=True))
+            found |= dict.fromkeys(view.sites, shrunk)
             view.sums = []
         yield found
+
+
+def _run(
+    runner: GraphModule,
+    views: Sequence[_View],
+    stops: Sequence[tuple[Node, Node, _View]],
+    calibration: Calibration,
+    values: Sequence[list[Any]],
+) -> None:
+    """One run over the batches, given as the placeholders' values; it fills the sums of some views anew."""
+    for view in views:
+        view.sums = [MomentsSum() for _ in range(view.spec.groups)]
+    for index, batch in enumerate(values):
+        walk = Walk(runner, batch)
+        with naming_batch(f"calibration batch {index}", CalibrationError):
+            for node, source, view in stops:
+                walk.go_before(node.name)
+                x = inputs_first(walk.value_of(source), view.spec)
+                seed = calibration.seed_of(view.seed, index)
+                most = _share(view, len(values), calibration)
+                _add(view, x, draw_positions(position_count(x, view.spec), most, seed), index)
 
 
 def _views(sites: Sequence[Site], order: dict[Node, int]) -> list[_View]:

@@ -15,7 +15,7 @@ from fxdecomp.graphs.records import Record, attach_record, record_of
 from fxdecomp.outcomes import Applied, Skipped
 
 FEW = 32
-"""Inputs below which a fit to them is doubted whatever it looks like."""
+"""Fewer inputs are joined with made-up ones, and the fit to them is doubted whatever it looks like."""
 
 
 def is_doubtful(fitted: GraphModule, data: Calibration, judged: Judged | None) -> bool:

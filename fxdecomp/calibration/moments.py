@@ -58,6 +58,39 @@ class Moments:
         return Moments(left * self.dense() + right * other.dense() + torch.outer(gap, gap), mean, count)
 
     @property
+    def trace(self) -> float:
+        """`tr Sigma`, the variance of all numbers of a patch together."""
+        seen = self.covariance.square().sum() if self.is_root else self.covariance.diagonal().sum()
+        return float(seen) + self.ridge * self.covariance.shape[1]
+
+    def scaled(self, factor: float) -> Moments:
+        """The moments with `factor` times the covariance."""
+        scale = factor**0.5 if self.is_root else factor
+        return replace(self, covariance=self.covariance * scale, ridge=self.ridge * factor)
+
+    def mixed(self, other: Moments, share: float) -> Moments:
+        """`1 - share` of these moments and `share` of others, about one mean each."""
+        mean = (1 - share) * self.mean + share * other.mean
+        one, two = self.scaled(1 - share), other.scaled(share)
+        ridge = one.ridge + two.ridge
+        if one.is_root and two.is_root:
+            root = torch.cat([one.covariance, two.covariance])
+            return replace(Moments.of_root(root, mean, self.count), ridge=ridge)
+        seen = replace(one, ridge=0.0).dense() + replace(two, ridge=0.0).dense()
+        return Moments(seen, mean, self.count, ridge)
+
+    def product(self, other: Moments) -> float:
+        """`tr Sigma Sigma'`, the inner product of both covariances."""
+        first, second = (self, other) if self.is_root else (other, self)
+        if first.is_root and second is first and not first.ridge:
+            return _square_of_gram(first.covariance)
+        if first.is_root:
+            return second.output_variance(first.covariance) + first.ridge * second.trace
+        both = float((first.covariance * second.covariance).sum())
+        unseen = first.ridge * first.covariance.shape[1]
+        return both + first.ridge * second.trace + second.ridge * (first.trace - unseen)
+
+    @property
     def is_root(self) -> bool:
         """Whether `covariance` holds a root."""
         return self.covariance.shape[0] < self.covariance.shape[1]
@@ -165,29 +198,37 @@ class MomentsSum:
         covariance = self._square / self._count
         return Moments(covariance.sub_(torch.outer(offset, offset)), mean, self._count)
 
-    def shrunk(self) -> Moments:
-        """The moments, shrunk towards a multiple of the identity by what so few inputs can bear.
+    def shrunk(self, target: Moments | None = None) -> Moments:
+        """The moments, shrunk by what so few inputs can bear towards a target T of the same trace.
 
-            Sigma' = (1 - rho) Sigma + rho (tr Sigma / d) I,    rho = beta^2 / ||Sigma - (tr Sigma / d) I||^2
+            Sigma' = (1 - rho) Sigma + rho T,    rho = beta^2 / ||Sigma - T||^2
 
         beta^2 estimates `E ||Sigma - its truth||^2` from how far the second moments of the inputs, one by
         one, lie from their mean: patches of one input are not independent. Of a single input nothing is
         known of that, nor is much of two or three: there rho is 1, and the metric that of the weight alone.
-        The mean, by which a chain's bias is put right, is shrunk towards 0 by the same rho.
+        The mean, by which a chain's bias is put right, is shrunk towards that of the target by the same rho.
+
+        Args:
+            target: Moments of other inputs, scaled here; None for a multiple of the identity about 0.
 
         Source: Ledoit and Wolf 2004, J. Multivariate Anal. 88, with inputs in the place of observations.
         """
         known = self.moments()
-        covariance = known.covariance
-        d = covariance.shape[1]
-        trace = float(covariance.square().sum() if known.is_root else covariance.diagonal().sum())
-        square = _square_of_gram(covariance) if known.is_root else float(covariance.square().sum())
+        trace, square = known.trace, known.product(known)
         if not trace > 0:  # a single row shows no variance; its size gives the identity a scale
-            return replace(known, mean=0 * known.mean, ridge=float(known.mean.square().mean()))
-        spread = square - trace**2 / d
-        rho = min(1.0, self._uncertainty(square) / spread) if spread > 0 else 0.0
-        scale = (1 - rho) ** 0.5 if known.is_root else 1 - rho
-        return Moments(covariance * scale, known.mean * (1 - rho), known.count, ridge=rho * trace / d)
+            own = replace(known, mean=0 * known.mean, ridge=float(known.mean.square().mean()))
+            return target or own
+        if target is None or not target.trace > 0:
+            d = known.covariance.shape[1]
+            rho = self._share(square, square - trace**2 / d)
+            return replace(known.scaled(1 - rho), mean=known.mean * (1 - rho), ridge=rho * trace / d)
+        target = target.scaled(trace / target.trace)
+        rho = self._share(square, square - 2 * known.product(target) + target.product(target))
+        return known.mixed(target, rho)
+
+    def _share(self, square: float, spread: float) -> float:
+        """rho, with `||Sigma||^2` and `||Sigma - T||^2` given."""
+        return min(1.0, self._uncertainty(square) / spread) if spread > 0 else 0.0
 
     def _uncertainty(self, square: float) -> float:
         """beta^2, with `||Sigma||^2` given; infinite for fewer than `_LEAST_INPUTS`."""

@@ -65,7 +65,7 @@ def compress(
         bool | None,
         typer.Option(
             "--made-up/--no-made-up",
-            help="Make inputs up to fit to where none are given; by default under a budget",
+            help="Make inputs up to fit to where none or few are given; by default under a budget",
         ),
     ] = None,
     images: Annotated[

@@ -100,7 +100,7 @@ class DecomposeLayers(Pass):
             record,
             outcomes=ordered,
             policy=self.policy.to_dict(),
-            plan=_plan(record, sites, results, made_up=work.is_made_up),
+            plan=_plan(record, sites, results, made_up=work.is_made_up or work.prior is not None),
             notes=record.notes + notes,
             latency=record.latency if planned is None else planned.latency,
         )
@@ -131,6 +131,9 @@ def _data_notes(work: SiteWork, sites: Sequence[Site]) -> tuple[str, ...]:
     if work.is_made_up:
         count = sum(map(inputs_of, work.calibration.batches))
         notes += (f"fitted to {count} made-up inputs; real ones are better (calibration=)",)
+    if work.prior is not None:
+        count = sum(map(inputs_of, work.prior.batches))
+        notes += (f"so few inputs were joined with {count} made-up ones; more real ones are better",)
     return notes
 
 

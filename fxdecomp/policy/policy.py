@@ -44,7 +44,8 @@ class Policy:
         budget: What the network may cost; ranks, and methods where `auto`, are chosen to do the least damage.
         multiple_of: What ranks that a budget chooses are multiples of; None for what this machine's vector
             units like: 16 with AVX-512, else 8.
-        made_up: Whether inputs are made up to fit to where no calibration is given; None for: under a budget.
+        made_up: Whether inputs are made up to fit to where no calibration is given, and to join with one of
+            fewer than 32 inputs; None for: under a budget.
 
     Raises:
         PolicyError: An unknown method, or a rank that cannot be meant.

@@ -1,5 +1,7 @@
 """Inputs that are made up where there are none, and what a budget makes of them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -213,8 +215,20 @@ def test_a_plan_replays_bit_for_bit_with_the_same_made_up_inputs(
     assert is_equal(fxdecomp.transform(vgg, Policy.from_plan(Plan.from_dict(plan.to_dict()))), small)
 
 
-def test_real_inputs_are_never_replaced(vgg: GraphModule) -> None:
-    real = list(image(16, 3, 16, 16).split(4))
+def test_few_inputs_are_joined_with_made_up_ones_under_a_budget(vgg: GraphModule) -> None:
+    few = list(image(12, 3, 16, 16).split(4))
+    joined = fxdecomp.transform(vgg, HALF, calibration=few)
+    assert "so few inputs were joined with" in notes(joined)
+    plan = fxdecomp.report(joined).plan
+    assert plan.made_up
+    assert is_equal(fxdecomp.transform(vgg, Policy.from_plan(plan), calibration=few), joined)
+    alone = fxdecomp.transform(vgg, replace(HALF, made_up=False), calibration=few)
+    assert "joined" not in notes(alone)
+    assert not is_equal(alone, joined)
+
+
+def test_many_inputs_are_never_replaced_nor_joined(vgg: GraphModule) -> None:
+    real = list(image(32, 3, 16, 16).split(4))
     one = fxdecomp.transform(vgg, Policy("tucker2", 0.5), calibration=real)
     other = fxdecomp.transform(vgg, Policy("tucker2", 0.5, made_up=True), calibration=real)
     assert is_equal(one, other)

@@ -73,6 +73,44 @@ def test_a_single_input_leaves_the_metric_of_the_weight() -> None:
     assert torch.equal(one.dense(), one.ridge * torch.eye(6, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("count", [8, 60])
+@pytest.mark.parametrize("others", [5, 60])
+def test_few_inputs_are_shrunk_towards_the_moments_of_others(count: int, others: int) -> None:
+    """By Ledoit and Wolf's share for a fixed target; roots and products alike."""
+    d = 30
+    given, target = rows(count, d), shrunk(3 * rows(others, d, seed=1), torch.arange(others))
+    total = MomentsSum()
+    total.add(given, torch.arange(count))
+    found, plain = total.shrunk(target), total.moments().dense()
+    goal = target.dense() * plain.trace() / target.dense().trace()
+    towards_identity = shrunk(given, torch.arange(count))
+    sphere = torch.eye(d, dtype=torch.float64) * plain.trace() / d
+    beta = towards_identity.ridge * d / plain.trace() * (plain - sphere).square().sum()
+    rho = float(beta / (plain - goal).square().sum())
+    assert 0 < rho < 1
+    assert torch.allclose(found.dense(), (1 - rho) * plain + rho * goal, atol=1e-12)
+    assert torch.allclose(found.mean, (1 - rho) * total.moments().mean + rho * target.mean)
+
+
+def test_of_a_single_input_nothing_is_known_but_the_target() -> None:
+    target = shrunk(rows(40, 6), torch.arange(40))
+    total = MomentsSum()
+    total.add(rows(64, 6, seed=1), torch.zeros(64, dtype=torch.long))
+    found = total.shrunk(target)
+    assert torch.allclose(found.dense() / found.trace, target.dense() / target.trace)
+    one = MomentsSum()
+    one.add(rows(1, 6), torch.zeros(1, dtype=torch.long))
+    assert torch.equal(one.shrunk(target).dense(), target.dense())
+
+
+@pytest.mark.parametrize(("a", "b"), [(5, 5), (5, 60), (60, 5), (60, 60)])
+def test_products_and_traces_of_moments(a: int, b: int) -> None:
+    one, other = (shrunk(rows(n, 20, seed), torch.arange(n)) for seed, n in enumerate((a, b)))
+    assert one.product(other) == pytest.approx(float((one.dense() * other.dense()).sum()))
+    assert one.product(one) == pytest.approx(float(one.dense().square().sum()))
+    assert one.trace == pytest.approx(float(one.dense().trace()))
+
+
 def pictures(count: int, seed: int) -> Tensor:
     """Noise with a 1/f spectrum."""
     drawn = np.random.default_rng(seed).standard_normal((count, 3, 16, 16))
