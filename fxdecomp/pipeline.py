@@ -73,7 +73,8 @@ class Study:
     def made_up(self) -> SiteWork | CalibrationError:
         """What inputs that are made up say of the layers, or why there are none."""
         try:
-            return SiteWork(self.folded, made_up(self.gm))
+            given = None if self.calibration is None else next(iter(self.calibration.batches))
+            return SiteWork(self.folded, made_up(self.gm, like=given))
         except CalibrationError as error:
             return error
 

@@ -45,11 +45,14 @@ _LEAST_ROWS = 17
 """A table of fewer rows holds kinds, such as those of segments, of which the example has the right ones."""
 
 
-def made_up(gm: GraphModule, *, count: int | None = None, seed: int = 0) -> Calibration:
+def made_up(
+    gm: GraphModule, *, like: Batch | None = None, count: int | None = None, seed: int = 0
+) -> Calibration:
     """Inputs for a network of which nobody has any; real ones are better.
 
     Args:
-        gm: A traced network; the example inputs of `trace` tell shapes, means, spreads and ranges.
+        gm: A traced network.
+        like: Inputs that tell shapes, means, spreads and ranges; those of `trace` by default.
         count: Number of inputs; None for 16 to 256, the more the smaller they and the network are.
         seed: Of the draw.
 
@@ -63,7 +66,7 @@ def made_up(gm: GraphModule, *, count: int | None = None, seed: int = 0) -> Cali
         >>> len(data.batches), data.batches[0].shape
         (4, torch.Size([64, 3, 32, 32]))
     """
-    examples = examples_of(gm)
+    examples = examples_of(gm) if like is None else like
     if examples is None:
         raise CalibrationError("the graph does not know its example inputs; make it with fxdecomp.trace")
     draw = _Draw(gm, examples, count, seed)

@@ -53,6 +53,14 @@ def test_mean_spread_and_range_are_those_of_the_example() -> None:
     assert float(made.max()) <= float(example.max())
 
 
+def test_inputs_are_made_like_the_few_that_are_given(vgg: GraphModule) -> None:
+    given = 5 + 0.1 * image(4, 3, 16, 16)
+    for data in (made_up(vgg, like=given), fxdecomp.study(vgg, [given]).joined.prior):
+        assert data is not None
+        values = torch.cat(list(data.batches))  # moved a little, to what the BatchNorms saw
+        assert float(values.mean()) == pytest.approx(float(given.mean()), abs=0.5)
+
+
 def test_colours_share_their_brightness() -> None:
     made = natural_like(image(1, 3, 32, 32), 64, generator())
     between = torch.corrcoef(made.movedim(1, 0).flatten(1))[0, 1]
