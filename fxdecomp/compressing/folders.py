@@ -32,13 +32,13 @@ def whole_folder(folder: Path, earlier: Iterable[str] = ()) -> Iterator[Path]:
     """
     made = [each for each in (folder, *folder.absolute().parents) if not each.exists()]
     try:
-        with _told(folder):
+        with _naming(folder):
             folder.mkdir(parents=True, exist_ok=True)
             for left in drafts_left(folder):
                 _settle(left, folder)
         with beside(folder / "run") as draft:  # inside: the next run in this folder clears what a kill leaves
             yield draft
-            with _told(folder):
+            with _naming(folder):
                 _take_places(draft, folder, earlier)
     except BaseException:
         for empty in made:
@@ -48,7 +48,7 @@ def whole_folder(folder: Path, earlier: Iterable[str] = ()) -> Iterator[Path]:
 
 
 @contextmanager
-def _told(folder: Path) -> Iterator[None]:
+def _naming(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

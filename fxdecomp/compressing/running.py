@@ -178,10 +178,10 @@ def compress_to(
             "graph.diff": graph_diff(gm, small) + "\n",
             **({"run.toml": settings} if settings else {}),
         }
-        return _told(result.moved_to(folder), draft, loaded.name, texts)
+        return _written(result.moved_to(folder), draft, loaded.name, texts)
 
 
-def _told(result: CompressResult, draft: Path, name: str, texts: Mapping[str, str]) -> CompressResult:
+def _written(result: CompressResult, draft: Path, name: str, texts: Mapping[str, str]) -> CompressResult:
     """Write what is to be read, `report.json` last: it lists the files."""
     result.report.to_html(draft / "report.html", title=f"fxdecomp compress: {name}")
     for file, text in texts.items():

@@ -41,7 +41,7 @@ def default_metric(
     if data is None:
         _check_varied(examples)
     left, judged = _split(data, examples)
-    return _agreement_on(gm, judged, first=max(0, count - len(judged))), left, (_told_of(count),)
+    return _agreement_on(gm, judged, first=max(0, count - len(judged))), left, (_basis(count),)
 
 
 def judged_by(metric: Metric, gm: GraphModule) -> float:
@@ -76,7 +76,7 @@ def _split(data: Calibration | None, examples: ExampleInputs) -> tuple[Calibrati
     return replace(data, batches=batches[:-kept]), batches[-kept:]
 
 
-def _told_of(batches: int) -> str:
+def _basis(batches: int) -> str:
     """On what a search without a metric judges, for the reader."""
     judged = "judged by the agreement with the original's outputs on"
     if batches > 1:
