@@ -34,8 +34,8 @@ def measure(name: str, share: float, rounds: int) -> dict[str, Any]:
         return {"network": name, "share": share, "refused": str(error)}
     row = {"network": name, "share": share, "transform_s": time.perf_counter() - start}
     told = fxdecomp.report(small)
-    latency = None if told.record.latency is None else told.record.latency.to_dict()
-    row |= {"notes": told.record.notes, "latency": latency, "replaced": len(told.applied)}
+    record = told.record.to_dict()
+    row |= {"notes": record["notes"], "latency": record["latency"], "replaced": len(told.applied)}
     if told.modified:
         with tempfile.TemporaryDirectory() as folder:
             paths = {"dense": Path(folder, "dense.onnx"), "small": Path(folder, "small.onnx")}

@@ -96,8 +96,8 @@ def measure(name: str, share: float, folder: Path, rounds: int) -> dict[str, Any
             continue
         told = fxdecomp.report(found)
         methods = sorted({each.method for each in told.applied})
-        latency = None if told.record.latency is None else told.record.latency.to_dict()
-        row[short] = {"notes": told.record.notes, "latency": latency, "methods": methods}
+        record = told.record.to_dict()
+        row[short] = {"notes": record["notes"], "latency": record["latency"], "methods": methods}
         print(
             f"{name}: planned for {short}: {', '.join(methods)}; {'; '.join(told.record.notes)}", flush=True
         )

@@ -18,7 +18,6 @@ from fxdecomp.calibration import Batch, Calibration
 from fxdecomp.calibration.competing import FEW, REFITTED, WIDTHS, better, is_doubtful
 from fxdecomp.calibration.judging import judged_inputs, with_quality
 from fxdecomp.calibration.made_up import made_up
-from fxdecomp.calibration.splitting import inputs_of
 from fxdecomp.errors import BudgetError, CalibrationError, PolicyError
 from fxdecomp.graphs.copies import copy_owning_tensors
 from fxdecomp.graphs.inputs import require_graph
@@ -99,7 +98,7 @@ class Study:
         if not policy.wants_made_up:
             return self.work, ""
         if (given := self.calibration) is not None:
-            is_few = not given.made_up and sum(map(inputs_of, given.batches)) < FEW
+            is_few = not given.made_up and given.count < FEW
             return (self.joined if is_few else self.work), ""
         if isinstance(self.made_up, SiteWork):
             return self.made_up, ""

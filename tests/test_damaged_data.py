@@ -25,7 +25,7 @@ ODD = [None, 3, -1, 1.5, "x", True, [], {}, [[1]], {"a": 1}, math.nan, math.inf,
 SETTINGS = {"max_drop": 1.0}
 TRIALS = [
     Trial(1.0, 256, 272, 1.0, accepted=True),
-    Trial(0.5, 128, 144, 0.5, accepted=True, plan=PLAN, time_share=0.7, record=RECORD),
+    Trial(0.5, 128, 144, 0.5, accepted=True, time_share=0.7, record=RECORD),
 ]
 
 

@@ -55,7 +55,7 @@ def texts(data: Any) -> list[tuple[Any, ...]]:
 
 
 def state(path: Path) -> Any:
-    trial = Trial(0.5, 128, 144, 0.5, accepted=True, plan=PLAN, time_share=0.7, record=RECORD)
+    trial = Trial(0.5, 128, 144, 0.5, accepted=True, time_share=0.7, record=RECORD)
     save_state(path, SETTINGS, [trial])
     return json.loads(path.read_text())
 

@@ -23,7 +23,7 @@ from torch.fx import GraphModule
 
 from fxdecomp.allocation.agreement import Agreement
 from fxdecomp.calibration import Batch, Calibration
-from fxdecomp.calibration.splitting import inputs_of
+from fxdecomp.calibration.batches import inputs_of
 from fxdecomp.graphs.copies import copy_sharing_tensors
 from fxdecomp.graphs.inputs import float_leaves, placeholder_values
 from fxdecomp.graphs.walking import Walk

@@ -16,7 +16,6 @@ from fxdecomp.calibration import Calibration
 from fxdecomp.calibration.batches import COPIES
 from fxdecomp.calibration.collecting import collect
 from fxdecomp.calibration.moments import Moments
-from fxdecomp.calibration.splitting import inputs_of
 from fxdecomp.decompositions import Problem, problems_of
 from fxdecomp.decompositions.factorising import Task
 from fxdecomp.progress import Progress, silent
@@ -105,14 +104,14 @@ class SiteWork:
         """Whether there is data enough to say what an error at a layer does to the outputs."""
         if self.calibration is None:
             return False
-        return sum(map(inputs_of, self.calibration.batches)) >= LEAST_EXAMPLES
+        return self.calibration.count >= LEAST_EXAMPLES
 
     @property
     def too_few(self) -> str:
         """That the inputs that were given are too few to say so, in words; empty where that is not so."""
         if self.calibration is None or self.is_made_up or self.tells_sensitivity:
             return ""
-        count = sum(map(inputs_of, self.calibration.batches))
+        count = self.calibration.count
         return f"the {count} inputs that are fitted to are too few, {LEAST_EXAMPLES} are enough"
 
     def sensitivity(

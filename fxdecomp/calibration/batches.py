@@ -25,6 +25,12 @@ COPIES = 4
 """A metric, its root and temporaries take up to so many times the room of the moments, in float64."""
 
 
+def inputs_of(batch: Batch) -> int:
+    """Number of inputs of a batch: the length of the first tensor's first axis."""
+    leaves = [leaf for leaf in pytree.tree_leaves(call_arguments(batch)) if isinstance(leaf, Tensor)]
+    return leaves[0].shape[0] if leaves and leaves[0].ndim else 1
+
+
 @dataclass(frozen=True, slots=True)
 class Calibration:
     """Unlabelled inputs, and how they are used.
@@ -86,6 +92,11 @@ class Calibration:
         if not isinstance(given, Calibration | Iterable):
             raise CalibrationError(f"calibration is of {type(given).__name__}, wanted an iterable of batches")
         return given if isinstance(given, Calibration) else Calibration(given)
+
+    @property
+    def count(self) -> int:
+        """Number of inputs, over all batches."""
+        return sum(map(inputs_of, self.batches))
 
     def samples_of(self, size: int, beside: int = 0) -> int:
         """How many patches of `size` numbers are taken of a layer, with as many numbers `beside` each.

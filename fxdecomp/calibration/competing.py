@@ -8,7 +8,6 @@ from torch.fx import GraphModule
 
 from fxdecomp.calibration.batches import Calibration
 from fxdecomp.calibration.judging import Judged
-from fxdecomp.calibration.splitting import inputs_of
 from fxdecomp.graphs.drawing import is_noise
 from fxdecomp.graphs.inputs import float_leaves
 from fxdecomp.graphs.records import Record, attach_record, record_of
@@ -31,7 +30,7 @@ def is_doubtful(fitted: GraphModule, data: Calibration, judged: Judged | None) -
         return False
     if data.made_up:
         return quality.is_poor and not any(map(is_noise, float_leaves(list(judged.batches))))
-    return sum(map(inputs_of, data.batches)) < FEW or quality.is_poor
+    return data.count < FEW or quality.is_poor
 
 
 FITTED = ("the fit to the calibration", "what the weights alone give", "fitted")

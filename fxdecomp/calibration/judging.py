@@ -8,9 +8,9 @@ from typing import Any
 
 from torch.fx import GraphModule
 
-from fxdecomp.calibration.batches import Batch, Calibration
+from fxdecomp.calibration.batches import Batch, Calibration, inputs_of
 from fxdecomp.calibration.distance import Outputs, distance, named_outputs
-from fxdecomp.calibration.splitting import LEAST_INPUTS, inputs_of, split
+from fxdecomp.calibration.splitting import LEAST_INPUTS, split
 from fxdecomp.graphs.records import Record, attach_record, examples_of, record_of
 from fxdecomp.outcomes import Applied, Outcome
 from fxdecomp.quality import LEAST_AGREEMENT, Quality
@@ -60,21 +60,21 @@ def judged_inputs(gm: GraphModule, data: Calibration | None) -> tuple[Calibratio
     """
     if data is None:
         examples = examples_of(gm)
-        known = examples is not None and _takes(gm, (examples,))  # it may have been moved, or converted
+        known = examples is not None and takes(gm, (examples,))  # it may have been moved, or converted
         return None, Judged((examples,), "the example inputs of trace", True) if known else None
     fitted, held = split(data)
     whole = tuple(data.batches)
-    if sum(map(inputs_of, whole)) < LEAST_INPUTS:
+    if data.count < LEAST_INPUTS:
         return None, Judged(whole, f"the calibration, too small to be fitted to ({_WANTED})", True, 0)
     place = len(whole) - len(held)
-    if held and held[0] is not whole[place] and not _takes(gm, (tuple(fitted.batches)[-1], held[0])):
+    if held and held[0] is not whole[place] and not takes(gm, (tuple(fitted.batches)[-1], held[0])):
         held = ()
     if not held:
         return data, Judged(whole, "the calibration inputs themselves", False, 0)
     return fitted, Judged(held, "held-out calibration", True, place)
 
 
-def _takes(gm: GraphModule, batches: Sequence[Batch]) -> bool:
+def takes(gm: GraphModule, batches: Sequence[Batch]) -> bool:
     """Whether a network runs on some inputs, such as parts of a batch, whose size may be written into it."""
     try:
         for batch in batches:

@@ -8,7 +8,7 @@ from typing import Any
 import torch.utils._pytree as pytree
 from torch import Tensor
 
-from fxdecomp.calibration.batches import Batch, Calibration
+from fxdecomp.calibration.batches import Batch, Calibration, inputs_of
 from fxdecomp.graphs.inputs import call_arguments
 
 SHARE = 8
@@ -40,14 +40,8 @@ def split(calibration: Calibration) -> tuple[Calibration, tuple[Batch, ...]]:
     if count < LEAST_INPUTS or not _has_one_axis(batches[-1]):
         return calibration, ()
     place = count - -(-count // SHARE)
-    first, last = _rows(batches[-1], slice(None, place)), _rows(batches[-1], slice(place, None))
+    first, last = rows_of(batches[-1], slice(None, place)), rows_of(batches[-1], slice(place, None))
     return replace(calibration, batches=(*batches[:-1], first)), (last,)
-
-
-def inputs_of(batch: Batch) -> int:
-    """Number of inputs of a batch: the length of the first tensor's first axis."""
-    leaves = [leaf for leaf in pytree.tree_leaves(call_arguments(batch)) if isinstance(leaf, Tensor)]
-    return leaves[0].shape[0] if leaves and leaves[0].ndim else 1
 
 
 def _has_one_axis(batch: Batch) -> bool:
@@ -55,5 +49,6 @@ def _has_one_axis(batch: Batch) -> bool:
     return all(leaf.ndim and leaf.shape[0] == leaves[0].shape[0] for leaf in leaves)
 
 
-def _rows(batch: Batch, which: slice) -> Any:
+def rows_of(batch: Batch, which: slice) -> Any:
+    """Some inputs of a batch, all of whose tensors have one first axis."""
     return pytree.tree_map_only(Tensor, lambda leaf: leaf[which], batch)

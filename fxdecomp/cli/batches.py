@@ -7,18 +7,19 @@ tensors of the example's type, and at most `MOST` inputs are read.
 from __future__ import annotations
 
 import itertools
-import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.utils._pytree as pytree
-from torch import Tensor, nn
+from torch import Tensor
+from torch.fx import GraphModule
 
 from fxdecomp.calibration import Calibration
-from fxdecomp.calibration.splitting import inputs_of
+from fxdecomp.calibration.batches import inputs_of
+from fxdecomp.calibration.judging import takes
+from fxdecomp.calibration.splitting import rows_of
 from fxdecomp.cli.arrays import read_arrays
 from fxdecomp.cli.references import ModelReferenceError, parse
 from fxdecomp.errors import CalibrationError
@@ -110,8 +111,7 @@ def load_pictures(
     return Calibration(tuple(_parts(torch.stack(rows))))
 
 
-@torch.no_grad()
-def as_taken(data: Calibration, network: nn.Module, example: ExampleInputs) -> Calibration:
+def as_taken(data: Calibration, network: GraphModule, example: ExampleInputs) -> Calibration:
     """Pictures or arrays in batches that the graph of a file takes.
 
     A file may declare a free batch and hold the example's in its reshapes: then that is the batch.
@@ -121,20 +121,16 @@ def as_taken(data: Calibration, network: nn.Module, example: ExampleInputs) -> C
         network: The graph; it is run once.
         example: Inputs that it takes.
     """
-    first, size = next(iter(data.batches)), inputs_of(example)
-    args, kwargs = call_arguments(first)
-    try:
-        network(*args, **kwargs)
-    except Exception:  # noqa: BLE001 - whatever its operators raise, they do not take this batch
-        return Calibration(tuple(part for batch in data.batches for part in _rows(batch, size)))
-    return data
-
-
-def _rows(batch: ExampleInputs, size: int) -> Iterator[ExampleInputs]:
-    """A batch in parts of a size; what is left over is left out."""
-    for start in range(0, inputs_of(batch) - size + 1, size):
-        rows = slice(start, start + size)
-        yield pytree.tree_map_only(Tensor, operator.itemgetter(rows), batch)
+    if takes(network, (next(iter(data.batches)),)):
+        return data
+    size = inputs_of(example)
+    return Calibration(
+        tuple(
+            rows_of(batch, slice(start, start + size))  # what is left over is left out
+            for batch in data.batches
+            for start in range(0, inputs_of(batch) - size + 1, size)
+        )
+    )
 
 
 def _of_arrays(path: Path, example: ExampleInputs) -> Iterator[ExampleInputs]:

@@ -51,9 +51,8 @@ class Spliced:
         appended = onnx.ModelProto()
         onnx.helper.set_model_props(appended, dict(props))
         if self.data is not None:
-            path.write_bytes(
-                self.data + appended.SerializeToString()
-            )  # what is repeated in a message adds up
+            # What is repeated in a message adds up.
+            path.write_bytes(self.data + appended.SerializeToString())
             return
         kept = [item for item in self.proto.metadata_props if not item.key.startswith(_PREFIX)]
         del self.proto.metadata_props[:]

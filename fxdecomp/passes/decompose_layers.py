@@ -20,7 +20,6 @@ from fxdecomp.allocation.planning import Situation, plan_budget
 from fxdecomp.allocation.proportion import out_of_proportion
 from fxdecomp.allocation.site_work import ALONE, SiteWork, Workers
 from fxdecomp.allocation.unjudged import unjudged_layers
-from fxdecomp.calibration.splitting import inputs_of
 from fxdecomp.decompositions.factorising import Solution, Task, factorise
 from fxdecomp.errors import PolicyError
 from fxdecomp.graphs.records import Record
@@ -129,10 +128,10 @@ def _data_notes(work: SiteWork, sites: Sequence[Site]) -> tuple[str, ...]:
         room = f"{work.calibration.budget_bytes / 2**30:.3g} GiB (budget_bytes)"
         notes += (f"moments of {', '.join(large)} do not fit {room}: their weights alone were used",)
     if work.is_made_up:
-        count = sum(map(inputs_of, work.calibration.batches))
+        count = work.calibration.count
         notes += (f"fitted to {count} made-up inputs; real ones are better (calibration=)",)
     if work.prior is not None:
-        count = sum(map(inputs_of, work.prior.batches))
+        count = work.prior.count
         notes += (f"so few inputs were joined with {count} made-up ones; more real ones are better",)
     return notes
 

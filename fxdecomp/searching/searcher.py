@@ -200,16 +200,14 @@ class _Seeker:
             return self._logged(Trial(share, 0, 0, math.nan, accepted=False, problem=why))
         small = self._recovered(small)
         value = judged_by(self.metric, small)
-        accepted = value >= self.wanted
         trial = Trial(
             share,
             made.macs_after,
             made.params_after,
             value,
-            accepted,
-            plan=made.plan,
+            accepted=value >= self.wanted,
             time_share=None if made.record.latency is None else made.record.latency.measured_share,
-            record=record_of(small) if accepted else None,
+            record=record_of(small),
         )
         if trial.accepted and (self.kept is None or trial.cost < self.kept[0].cost):
             self.kept = (trial, small)
@@ -219,9 +217,8 @@ class _Seeker:
         """The network of a trial, made again where it was judged before an interruption."""
         if self.kept is not None and self.kept[0] is trial:
             return self.kept[1]
-        if trial.plan is None:
+        if trial.record is None or trial.plan is None:
             return _left_for(_untouched(self.gm), self.policy, Reason.NOT_KEPT)
-        assert trial.record is not None  # it was accepted
         if trial.time_share is None:
             small = self._transformed(MACs(trial.share))
         else:  # measuring once more might choose otherwise

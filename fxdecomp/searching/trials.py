@@ -7,7 +7,7 @@ import itertools
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,10 @@ class Trial:
         params: Its parameters.
         metric: What the metric said; NaN where no network meets the budget, or it said nothing finite.
         accepted: Whether the loss is within what the user allows.
-        plan: Methods and ranks, None for the dense network and where there is none.
         problem: Why there is no network, empty where there is one.
         time_share: Measured time as a share of the dense network's, None where no time was measured.
-        record: What an accepted network tells of itself, so that a search that goes on from its state gives
-            the same; else None.
+        record: What the network tells of itself, so that a search that goes on from its state gives the same;
+            None for the dense network and where there is none.
     """
 
     share: float
@@ -47,10 +46,14 @@ class Trial:
     params: int
     metric: float
     accepted: bool
-    plan: Plan | None = None
     problem: str = ""
     time_share: float | None = None
     record: Record | None = field(default=None, repr=False)
+
+    @property
+    def plan(self) -> Plan | None:
+        """Methods and ranks, None for the dense network and where there is none."""
+        return None if self.record is None else self.record.plan
 
     @property
     def cost(self) -> float:
@@ -166,20 +169,25 @@ def next_share(trials: list[Trial], least_share: float, max_drop: float) -> floa
 
 
 def _plain(trial: Trial) -> dict[str, Any]:
-    data = asdict(replace(trial, plan=None, record=None))
+    """A trial as JSON data, its plan in the place of its record."""
+    data = _row(trial)
     del data["record"]
-    data["plan"] = None if trial.plan is None else trial.plan.to_dict()
-    return data | {"metric": None if math.isnan(trial.metric) else trial.metric}
+    return data | {"plan": None if trial.plan is None else trial.plan.to_dict()}
+
+
+def _row(trial: Trial) -> dict[str, Any]:
+    """A trial as JSON data, the inverse of `_trial`."""
+    return {
+        **{each.name: getattr(trial, each.name) for each in fields(trial)},
+        "metric": None if math.isnan(trial.metric) else trial.metric,
+        "record": None if trial.record is None else trial.record.to_dict(),
+    }
 
 
 def save_state(path: str | Path | None, settings: Mapping[str, Any], trials: list[Trial]) -> None:
     """Write the trials so far, whole or not at all; nothing where there is no path."""
     if path is not None:
-        rows = [
-            _plain(trial) | {"record": None if trial.record is None else trial.record.to_dict()}
-            for trial in trials
-        ]
-        write_json(Path(path), {"settings": settings, "trials": rows})
+        write_json(Path(path), {"settings": settings, "trials": [_row(trial) for trial in trials]})
 
 
 def fingerprint_of(gm: GraphModule, data: Calibration | None, example_inputs: ExampleInputs) -> str:
@@ -233,7 +241,6 @@ _KINDS: Mapping[str, tuple[type, ...]] = {
     "params": (int,),
     "metric": (int, float),
     "accepted": (bool,),
-    "plan": (dict, type(None)),
     "problem": (str,),
     "time_share": (int, float, type(None)),
     "record": (dict, type(None)),
@@ -250,9 +257,5 @@ def _trial(row: Mapping[str, Any]) -> Trial:
             raise ValueError(f"{name} is infinite")
     if not 0 < values["share"] <= 1:
         raise ValueError(f"share is {values['share']!r}")
-    if (values.get("record") is None) == (values["accepted"] and values.get("plan") is not None):
-        raise ValueError("an accepted network has a record, and no other")
-    for name, kind in (("plan", Plan), ("record", Record)):
-        if values.get(name) is not None:
-            values[name] = kind.from_dict(values[name])
-    return Trial(**values)
+    record = values.get("record")
+    return Trial(**values | {"record": None if record is None else Record.from_dict(record)})

@@ -12,7 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from fxdecomp.layers import LayerSpec
 from fxdecomp.outcomes import Reason
-from fxdecomp.sites.base import Reading, Refusal
+from fxdecomp.sites.base import Reading, Refusal, shape_of
 from fxdecomp.sites.constants import Constant, Constants
 from fxdecomp.sites.geometry import conv_geometry, linear_geometry
 from fxdecomp.sites.modules import swapped_channels
@@ -130,14 +130,14 @@ def _matrix(operand: Any, constants: Constants) -> Constant | None:
 
     A Linear on an input whose axes were moved becomes that product where torch.export decomposes it.
     """
-    found = constants.of(operand)
-    whole = found
-    while found is not None and found.value.ndim > 2 and operand.target in _REPEATED:
-        operand = operand.args[0]
-        found = constants.of(operand)
-    if found is None or whole is None or found.value.ndim != 2:
+    shape = shape_of(operand) if isinstance(operand, Node) else None
+    single = operand
+    while isinstance(single, Node) and len(shape_of(single) or ()) > 2 and single.target in _REPEATED:
+        single = single.args[0]  # never computed: the copies for all examples take much memory
+    found = constants.of(single)
+    if found is None or found.value.ndim != 2:
         return None
-    return found if whole.value.shape[-2:] == found.value.shape else None
+    return found if shape is None or shape[-2:] == found.value.shape else None
 
 
 def _is_plain(arguments: dict[str, Any], node: Node, constants: Constants) -> bool:
