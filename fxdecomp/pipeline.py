@@ -70,10 +70,14 @@ class Study:
 
     @cached_property
     def made_up(self) -> SiteWork | CalibrationError:
-        """What inputs that are made up say of the layers, or why there are none."""
+        """What inputs that are made up say of the layers, or why there are none.
+
+        Those are made like inputs that are fitted to, if there are any: what is judged on stays unseen.
+        """
+        fitted = self.work.calibration
+        like = None if fitted is None else next(iter(fitted.batches))
         try:
-            given = None if self.calibration is None else next(iter(self.calibration.batches))
-            return SiteWork(self.folded, made_up(self.gm, like=given))
+            return SiteWork(self.folded, made_up(self.gm, like=like))
         except CalibrationError as error:
             return error
 
@@ -233,7 +237,8 @@ def _narrowed(policy: Policy, work: SiteWork, progress: Progress) -> SiteWork:
     """The work at the layers that are decomposed: of fewer channels, where the policy says so."""
     if not policy.has_widths:
         return work
-    return SiteWork(NarrowWidths(policy, work.calibration, progress)(work.gm), work.calibration)
+    narrower = NarrowWidths(policy, work.calibration, progress)(work.gm)
+    return SiteWork(narrower, work.calibration, work.prior)
 
 
 def _alone(policy: Policy, fitted: GraphModule, work: SiteWork, workers: Workers) -> GraphModule:

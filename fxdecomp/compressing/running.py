@@ -13,11 +13,12 @@ from torch.fx import GraphModule
 
 from fxdecomp.calibration import Calibration
 from fxdecomp.calibration.judging import Judged, judged_inputs, with_quality
+from fxdecomp.calibration.splitting import LEAST_INPUTS
 from fxdecomp.compressing.folders import whole_folder
 from fxdecomp.compressing.programs import program_of
 from fxdecomp.compressing.results import CompressResult, FileOptions, Goal, LoadedModel
-from fxdecomp.errors import RecoveryError
-from fxdecomp.export import ExportReport, benchmark, to_onnx
+from fxdecomp.errors import CalibrationError, RecoveryError
+from fxdecomp.export import ExportReport, Int8, benchmark, to_onnx
 from fxdecomp.export.lowering import chosen_precision
 from fxdecomp.export.sessions import CPU, check_available, onnxruntime, thread_count
 from fxdecomp.files import check_folder, read_json, write_json, write_text, write_with_torch
@@ -101,6 +102,7 @@ def compress_to(
         WriteError: A file cannot be written; the folder is as it was.
         ExportError: onnxruntime, with which files are checked, is missing.
         BenchmarkError: Files are to be timed on a provider that is not there, or with threads that cannot be.
+        CalibrationError: There are too few inputs to recover or quantise by.
         RecoveryError: There is nothing to recover with.
     """
     check_folder(folder)
@@ -112,8 +114,10 @@ def compress_to(
         raise RecoveryError("recovery trains on calibration inputs; give some")
     gm = trace(loaded.model, loaded.example_inputs)
     precision = chosen_precision(files.quantize, calibrated=calibration is not None)
+    enough = recovery_steps > 0 or isinstance(precision, Int8)
+    fitted, unseen = _inputs(gm, calibration, enough=enough)
     progress("compress", 1, _STEPS)
-    run = _Run(loaded, gm, folder, calibration, recovery_steps, progress)
+    run = _Run(loaded, gm, folder, calibration, fitted, unseen, recovery_steps, progress)
     found = None if goal is None else run.searched(policy, goal)
     small = run.transformed(policy) if found is None else found.model
     progress("compress", 2, _STEPS)
@@ -122,7 +126,7 @@ def compress_to(
         exports = {"small": _export(loaded, small, draft / "small.onnx", plain)}
         if precision is not None:
             name = f"small.{precision.kind}"
-            exports[name] = _export(loaded, small, draft / f"{name}.onnx", files, run.inputs[0])
+            exports[name] = _export(loaded, small, draft / f"{name}.onnx", files, fitted)
         progress("compress", 3, _STEPS)
         times = None
         if time:
@@ -142,9 +146,7 @@ def compress_to(
             program = program_of(small, args, kwargs, free_batch=exports["small"].dynamic_batch)
             write_with_torch(draft / "small.pt2", partial(torch.export.save, program))
         progress("compress", _STEPS, _STEPS)
-        judge = Judge(
-            gm, small, loaded.example_inputs, run.inputs[1], metric if goal is None else goal.metric
-        )
+        judge = Judge(gm, small, loaded.example_inputs, unseen, metric if goal is None else goal.metric)
         lowered = {name: made for name, made in exports.items() if name.startswith("small.")}
         judged = judge.networks(found) | {
             name: judge.file(made.path, name.removeprefix("small.")) for name, made in lowered.items()
@@ -167,11 +169,8 @@ def compress_to(
         account = replace(
             account,
             lowered={name: lowered_of(made.path, made.quantization) for name, made in lowered.items()},
+            errors=() if unseen is None else error_along(gm, small, account.outcomes, unseen.batches[0]),
         )
-        if run.inputs[1] is not None:
-            account = replace(
-                account, errors=error_along(gm, small, account.outcomes, run.inputs[1].batches[0])
-            )
         result = CompressResult(account, exports["small"], found, next(iter(lowered.values()), None), judged)
         texts = {
             "policy.toml": (policy if found is None else _policy_of(known.plan)).to_toml(),
@@ -179,6 +178,23 @@ def compress_to(
             **({"run.toml": settings} if settings else {}),
         }
         return _written(result.moved_to(folder), draft, loaded.name, texts)
+
+
+def _inputs(
+    gm: GraphModule, given: Calibration | None, *, enough: bool
+) -> tuple[Calibration | None, Judged | None]:
+    """Inputs to fit to, and inputs to judge on; `enough` of them where more than decompositions is fitted.
+
+    Raises:
+        CalibrationError: There are too few.
+    """
+    fitted, unseen = judged_inputs(gm, given)
+    if enough and given is not None and fitted is None:
+        raise CalibrationError(
+            f"{given.count} calibration input(s) are too few to train or quantise by: nothing would be left "
+            f"to judge on; give {LEAST_INPUTS} or more"
+        )
+    return fitted, unseen
 
 
 def _written(result: CompressResult, draft: Path, name: str, texts: Mapping[str, str]) -> CompressResult:
@@ -212,26 +228,22 @@ class _Run:
     gm: GraphModule
     folder: Path
     calibration: Calibration | None
+    fitted: Calibration | None
+    unseen: Judged | None
     recovery_steps: int
     progress: Progress
-
-    @property
-    def inputs(self) -> tuple[Calibration | None, Judged | None]:
-        """Inputs to fit to, and inputs to judge on."""
-        return judged_inputs(self.gm, self.calibration)
 
     def transformed(self, policy: Policy) -> GraphModule:
         """The network that a policy makes, trained towards the original where that is wanted."""
         small = transform(self.gm, policy, calibration=self.calibration, progress=self.progress)
         if not self.recovery_steps:
             return small
-        return with_quality(self.recovered(small), self.gm, self.inputs[1], LEAST_AGREEMENT)
+        return with_quality(self.recovered(small), self.gm, self.unseen, LEAST_AGREEMENT)
 
     def recovered(self, small: GraphModule) -> GraphModule:
         """A network trained towards the original, on inputs that nothing is judged on."""
-        fitted, _ = self.inputs
-        assert fitted is not None  # refused before the work without calibration
-        data = list(fitted.batches)
+        assert self.fitted is not None  # refused before the work without enough calibration
+        data = list(self.fitted.batches)
         return recover(small, self.gm, data, steps=self.recovery_steps, progress=self.progress)
 
     def searched(self, policy: Policy, goal: Goal) -> SearchResult:

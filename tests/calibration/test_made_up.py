@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 import fxdecomp
-from fxdecomp import CalibrationError, MACs, Policy, PolicyError
+from fxdecomp import CalibrationError, MACs, Policy, PolicyError, Rule
 from fxdecomp.calibration import made_up
 from fxdecomp.calibration.stored_statistics import matched
 from fxdecomp.graphs.drawing import is_noise, natural_like
@@ -53,12 +53,33 @@ def test_mean_spread_and_range_are_those_of_the_example() -> None:
     assert float(made.max()) <= float(example.max())
 
 
-def test_inputs_are_made_like_the_few_that_are_given(vgg: GraphModule) -> None:
-    given = 5 + 0.1 * image(4, 3, 16, 16)
-    for data in (made_up(vgg, like=given), fxdecomp.study(vgg, [given]).joined.prior):
-        assert data is not None
-        values = torch.cat(list(data.batches))  # moved a little, to what the BatchNorms saw
-        assert float(values.mean()) == pytest.approx(float(given.mean()), abs=0.5)
+def test_inputs_are_made_like_the_few_that_are_fitted_to() -> None:
+    gm = fxdecomp.trace(drawn(nn.Sequential(nn.Conv2d(3, 32, 3))), image(1, 3, 16, 16))
+    given = 5 + 0.1 * image(8, 3, 16, 16)
+    given[-1] += 50  # of eight the last is held out, and nothing of it may be seen
+    prior = fxdecomp.study(gm, [given]).joined.prior
+    assert prior is not None
+    for data in (made_up(gm, like=given[:-1]), prior):
+        assert float(torch.cat(list(data.batches)).mean()) == pytest.approx(5, abs=0.1)
+
+
+def test_of_inputs_that_are_only_judged_on_nothing_is_taken(vgg: GraphModule) -> None:
+    known = fxdecomp.study(vgg, [5 + image(2, 3, 16, 16)])
+    assert known.judged is not None
+    assert known.judged.held_out
+    data = known.joined.calibration
+    assert data is not None
+    assert data.made_up
+    assert abs(float(torch.cat(list(data.batches)).mean())) < 1
+
+
+def test_few_inputs_are_joined_where_widths_are_given_too() -> None:
+    layers = (nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 32))
+    x = image(12, 4) @ image(4, 32, seed=1)  # of few directions, which the weights alone do not know
+    policy = Policy(budget=MACs(0.6), rules=[Rule("0", width=48)])
+    small = fxdecomp.transform(fxdecomp.trace(drawn(nn.Sequential(*layers)), x[:1]), policy, calibration=[x])
+    assert "so few inputs were joined with" in notes(small)
+    assert fxdecomp.report(small).plan.made_up
 
 
 def test_colours_share_their_brightness() -> None:

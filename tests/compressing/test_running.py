@@ -1,8 +1,14 @@
-"""What a run says of its networks."""
+"""What a run says of its networks, and what it refuses before the work."""
+
+from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
-from fxdecomp.compressing import Goal
+import fxdecomp
+from fxdecomp.calibration import Calibration
+from fxdecomp.compressing import FileOptions, Goal, LoadedModel, compress_to
 from fxdecomp.compressing.running import _allowed
 from fxdecomp.searching.judgements import Judgement
 
@@ -22,3 +28,20 @@ def test_a_file_that_loses_more_than_a_search_allows_is_not_to_be_shipped(
     dense = Judgement("dense", metric=0.9)
     assert _allowed(Judgement("small.int8", metric=metric), dense, goal) is allowed
     assert _allowed(None, dense, goal) is None
+
+
+@pytest.mark.parametrize("asked", [{"recovery_steps": 1}, {"files": FileOptions(quantize="int8")}])
+@pytest.mark.parametrize("count", [1, 3])
+def test_too_few_inputs_to_train_or_quantise_by_are_refused_before_the_work(
+    count: int, asked: dict[str, object], tmp_path: Path
+) -> None:
+    x = torch.randn(count, 16)
+    with pytest.raises(fxdecomp.CalibrationError, match=rf"^{count} calibration .* give 4 or more"):
+        compress_to(
+            LoadedModel(nn.Sequential(nn.Linear(16, 16)), x),
+            fxdecomp.Policy("svd", 2),
+            tmp_path / "out",
+            calibration=Calibration([x]),
+            **asked,  # type: ignore[arg-type]
+        )
+    assert not (tmp_path / "out").exists()
