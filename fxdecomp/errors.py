@@ -2,6 +2,8 @@
 
 import re
 
+_CPP_PLACE = re.compile(r"^/\S+:\d+ .+\) (?=[A-Z])")
+"""The file, line and function that an error of onnxruntime begins with."""
 _COMMANDS = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
@@ -145,8 +147,13 @@ class BenchmarkError(FxdecompError):
 
 
 def first_line(error: object) -> str:
-    """The kind of an exception and the first line of what it says, for a message of our own."""
-    text = next(iter(str(error).strip().splitlines()), "no message")
+    """The kind of an exception and the first line of what it says, for a message of our own.
+
+    Example:
+        >>> first_line(RuntimeError("/onnxruntime/a.cc:10 void f(const std::string&) Invalid option: foo"))
+        'RuntimeError: Invalid option: foo'
+    """
+    text = _CPP_PLACE.sub("", next(iter(str(error).strip().splitlines()), "no message"))
     return f"{type(error).__name__}: {text[:300]}"
 
 

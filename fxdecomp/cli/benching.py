@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fxdecomp.cli.options import AsJson, Quiet, checked_provider
+from fxdecomp.cli.options import AsJson, ProviderOptions, Quiet, checked_provider
 from fxdecomp.cli.terminal import (
     print_blocks,
     print_error,
@@ -29,9 +29,7 @@ def bench(
         list[str] | None,
         typer.Option(help="cpu, cuda, openvino, ..., or its full name", callback=checked_provider),
     ] = None,
-    provider_option: Annotated[
-        list[str] | None, typer.Option(help="Option of a provider: cuda:device_id=1")
-    ] = None,
+    provider_option: ProviderOptions = None,
     threads: Annotated[list[int] | None, typer.Option(min=0, max=4096, help="Threads; 0 for all")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Timed rounds; every round runs each file once")] = 30,
     batch: Annotated[
@@ -50,12 +48,13 @@ def bench(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Time ONNX files against each other, in turn, and show where the time goes.
+    """Time ONNX files in turn, and show where the time goes.
 
     A provider that is not there, or leaves layers to another, is a row that says so.
     Exits with 1 where a file could be timed nowhere.
     """
-    axes, settings = parse_axes(axis or []), parse_provider_options(provider_option or [])
+    axes = parse_axes(axis or [])
+    options = parse_provider_options(provider_option or [], provider or ["cpu"])
     for file in files:
         if not file.is_file():
             raise typer.BadParameter(f"there is no file {file}")
@@ -72,7 +71,6 @@ def bench(
     if html is not None:
         check_file(html)
     named = dict(zip(_distinct_names(files), files, strict=True))
-    options = {provider_of(name): given for name, given in settings.items()}
     with progress_bars(quiet=quiet or as_json) as progress:
         report = benchmark(
             named,

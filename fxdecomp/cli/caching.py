@@ -14,7 +14,7 @@ def cache(
     clear: Annotated[bool, typer.Option("--clear", help="Delete all times")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show, or clear, the layers' times that a budget of Latency has measured."""
+    """Show or clear the times that budgets of time measured."""
     from fxdecomp.latency.cache import LatencyCache, cache_folder
 
     kept = LatencyCache(cache_folder())

@@ -13,6 +13,7 @@ from fxdecomp.cli.options import (
     Method,
     Model,
     PolicyFile,
+    ProviderOptions,
     Quiet,
     RankText,
     Seed,
@@ -25,7 +26,13 @@ from fxdecomp.cli.options import (
 )
 from fxdecomp.cli.settings import POLICY_TABLE, settings_text, use_config, use_preset
 from fxdecomp.cli.terminal import print_blocks, print_json, progress_bars, spoken, this_command
-from fxdecomp.cli.words import parse_dynamic_axes, parse_input, parse_numbers, parse_size
+from fxdecomp.cli.words import (
+    parse_dynamic_axes,
+    parse_input,
+    parse_numbers,
+    parse_provider_options,
+    parse_size,
+)
 from fxdecomp.errors import CalibrationError
 
 if TYPE_CHECKING:
@@ -82,7 +89,7 @@ def compress(
         ),
     ] = None,
     max_drop: Annotated[
-        float | None, typer.Option(help="Search: the fastest network that loses at most this")
+        float | None, typer.Option(help="Search: the fastest network that loses no more")
     ] = None,
     evaluations: Annotated[int, typer.Option(min=1, help="Networks that a search judges")] = 6,
     recover: Annotated[
@@ -102,6 +109,7 @@ def compress(
         str | None,
         typer.Option(help="Where time is measured: cpu, cuda, or a full name", callback=checked_provider),
     ] = None,
+    provider_option: ProviderOptions = None,
     threads: Threads = 1,
     config: Annotated[
         Path | None,
@@ -122,6 +130,8 @@ def compress(
     """
     size = None if image_size is None else parse_size(image_size)
     axes = () if dynamic_axes is None else parse_dynamic_axes(dynamic_axes)
+    settings = parse_provider_options(provider_option or [], [provider or "cpu"])
+    options = next(iter(settings.values()), None)
     means, stds = parse_numbers(mean, "--mean"), parse_numbers(std, "--std")
     if images is not None and (calibration is not None or not images.is_dir()):
         why = "give --calibration or --images, not both" if calibration else f"there is no folder {images}"
@@ -143,14 +153,14 @@ def compress(
     given += [Path(calibration)] if calibration and calibration.endswith((".npz", ".npy")) else []
     check_replaces_none(run_files(out, quantize=quantize, time=time), given)
     judge = load_metric(metric)
-    goal = goal_from(max_drop, judge, provider, threads, evaluations)
+    goal = goal_from(max_drop, judge, provider, threads, evaluations, options)
     table = None if policy is not None else context.meta.get(POLICY_TABLE)
     chosen = policy_from(
         method,
         rank,
         policy,
         table=table,
-        budget=None if budget is None else parse_budget(budget, provider, threads),
+        budget=None if budget is None else parse_budget(budget, provider, threads, options),
         searched=goal is not None,
         rules=[parse_rule(text) for text in rule or ()],
         exclude=exclude or (),
@@ -189,6 +199,7 @@ def compress(
             time=time,
             provider=provider_of(provider or "cpu"),
             threads=threads,
+            provider_options=options,
             command=this_command(),
             settings=settings_text(context, table if policy is None else _table_of(policy)),
             progress=progress,

@@ -17,7 +17,7 @@ def demo(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Compress a pretrained text recogniser, and read with it before and after."""
+    """Compress a pretrained text recogniser, and read with it."""
     from fxdecomp.cli.tables import benchmark_table, kernel_table, layer_tables
     from fxdecomp.demo import run_demo
 

@@ -35,7 +35,7 @@ def diff(
     trust: Trust = False,
     quiet: Quiet = False,
 ) -> None:
-    """Show the graph before and after as a unified diff; nothing is written."""
+    """Show the graph before and after; nothing is written."""
     from fxdecomp import graph_diff, transform
     from fxdecomp.cli.policies import policy_from
     from fxdecomp.cli.tables import coloured_diff

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any, cast
 
 from fxdecomp.cli.loading import load_object
@@ -14,12 +15,17 @@ from fxdecomp.searching import Metric
 
 
 def goal_from(
-    max_drop: float | None, metric: Metric | None, provider: str | None, threads: int, evaluations: int
+    max_drop: float | None,
+    metric: Metric | None,
+    provider: str | None,
+    threads: int,
+    evaluations: int,
+    options: Mapping[str, str] | None = None,
 ) -> Goal | None:
     """The goal of a command, None where no search was asked for."""
     if max_drop is None:
         return None
-    return Goal(max_drop, metric, provider_named(provider), threads, evaluations)
+    return Goal(max_drop, metric, provider_named(provider), threads, evaluations, options)
 
 
 def load_metric(reference: str | None) -> Metric | None:

@@ -38,8 +38,9 @@ def inspect(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """List the layers of a network: their part of its cost, and whether it is worth it.
+    """List the layers of a network, and which are worth it.
 
+    A line a layer: its part of the cost, with --time of the time, and whether it is worth it.
     Of an ONNX file that this program wrote, tell what was done to it.
     """
     metadata = _metadata(model)

@@ -23,7 +23,10 @@ def bench_kernels(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Time the kernels that chains are made of, against the machine's own peak and memory (a roofline)."""
+    """Time the kernels of chains against the machine's peak.
+
+    Its memory is the other bound: a roofline.
+    """
     from fxdecomp.export import bench_kernels as measure
     from fxdecomp.export.kernel_bench import CHANNELS, KERNELS, SIZES
     from fxdecomp.export.kernel_map import check_picture

@@ -115,6 +115,10 @@ PolicyFile = Annotated[
 Provider = Annotated[
     str, typer.Option(help="cpu, cuda, openvino, ..., or its full name", callback=checked_provider)
 ]
+ProviderOptions = Annotated[
+    list[str] | None,
+    typer.Option("--provider-option", metavar="K=V", help="Option of it: device_id=1, cuda:device_id=1"),
+]
 Threads = Annotated[int, typer.Option(min=0, max=4096, help="Threads of the timing; 0 for all")]
 Trust = Annotated[
     bool, typer.Option("--trust", help="Open a .pt2 file of your own that holds pickles: it may run anything")

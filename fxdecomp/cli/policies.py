@@ -163,7 +163,9 @@ def parse_rank(text: str) -> RankRule:
         raise PolicyError(f"rank {text!r} is none of vbmf, energy:0.9, 0.5, 32 or 64,32") from error
 
 
-def parse_budget(text: str, provider: str | None = None, threads: int = 1) -> Budget:
+def parse_budget(
+    text: str, provider: str | None = None, threads: int = 1, options: Mapping[str, str] | None = None
+) -> Budget:
     """A budget in words: `macs:0.5`, `params:1000000`, `latency:0.5`, `latency:10ms`.
 
     Raises:
@@ -181,8 +183,9 @@ def parse_budget(text: str, provider: str | None = None, threads: int = 1) -> Bu
         if kind == Latency.name:
             for unit, scale in _SECONDS.items():
                 if value.endswith(unit):
-                    return Latency(None, *place, seconds=float(value.removesuffix(unit)) * scale)
-            return Latency(float(value), *place)
+                    seconds = float(value.removesuffix(unit)) * scale
+                    return Latency(None, *place, seconds=seconds, options=options)
+            return Latency(float(value), *place, options=options)
     except ValueError as error:
         if isinstance(error, PolicyError):
             raise

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fxdecomp.cli.references import ModelReferenceError
+from fxdecomp.providers import CPU, provider_of
 
 _INPUT = re.compile(r"(?:([A-Za-z_]\w*)=)?(\d+(?:[xX]\d+)*)(?::(?:(-?\d+)\.\.(-?\d+)|(\w+)))?")
+_OPTION = re.compile(r"(?:(\w+):)?([A-Za-z_][\w.]*)=(.+)", re.DOTALL)
 KINDS = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "uint8", "bool")
 
 
@@ -92,19 +94,34 @@ def parse_axes(texts: Sequence[str]) -> dict[str, int]:
     return lengths
 
 
-def parse_provider_options(texts: Sequence[str]) -> dict[str, dict[str, str]]:
-    """`["cuda:device_id=1"]` as options by the name of the provider, as it was given.
+def parse_provider_options(texts: Sequence[str], timed: Sequence[str]) -> dict[str, dict[str, str]]:
+    """`["device_id=1"]`, or `["cuda:device_id=1"]`, as options by the full names of providers.
+
+    Args:
+        texts: Options in words; one without a provider is for the only one there is.
+        timed: The providers that are timed.
 
     Raises:
-        ModelReferenceError: A text is something else.
+        ModelReferenceError: A text is something else, or of a provider that is not timed or has no options.
+
+    Example:
+        >>> parse_provider_options(["device_id=1"], ["cuda"])
+        {'CUDAExecutionProvider': {'device_id': '1'}}
     """
+    names = list(map(provider_of, timed))
     options: dict[str, dict[str, str]] = {}
     for text in texts:
-        provider, _, setting = text.partition(":")
-        name, _, value = setting.partition("=")
-        if not provider or not name or not value:
-            raise ModelReferenceError(f"{text!r} is no option; write it as cuda:device_id=1")
-        options.setdefault(provider, {})[name] = value
+        found = _OPTION.fullmatch(text)
+        if found is None:
+            raise ModelReferenceError(f"{text!r} is no option; write it as device_id=1, or cuda:device_id=1")
+        if found[1] is None and len(names) > 1:
+            raise ModelReferenceError(f"{text!r}: say of which provider, such as {timed[0]}:{text}")
+        provider = names[0] if found[1] is None else provider_of(found[1])
+        if provider not in names:
+            raise ModelReferenceError(f"{text!r}: add --provider {found[1]}, or leave it away")
+        if provider == CPU.name:
+            raise ModelReferenceError(f"{text!r}: {provider} has no options; --provider names another")
+        options.setdefault(provider, {})[found[2]] = found[3]
     return options
 
 

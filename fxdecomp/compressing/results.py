@@ -47,6 +47,7 @@ class Goal:
     provider: str | None = None
     threads: int = 1
     evaluations: int = 6
+    provider_options: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from fxdecomp.calibration.splitting import LEAST_INPUTS
 from fxdecomp.compressing.folders import whole_folder
 from fxdecomp.compressing.programs import program_of
 from fxdecomp.compressing.results import CompressResult, FileOptions, Goal, LoadedModel
+from fxdecomp.compressing.variants import is_allowed, variant_of
 from fxdecomp.errors import CalibrationError, RecoveryError
 from fxdecomp.export import ExportReport, Int8, benchmark, to_onnx
 from fxdecomp.export.lowering import chosen_precision
@@ -31,11 +32,11 @@ from fxdecomp.policy.rules import Rule
 from fxdecomp.progress import Progress, silent
 from fxdecomp.quality import LEAST_AGREEMENT
 from fxdecomp.recovery import recover
-from fxdecomp.reporting import Report, Variant, graph_diff, report
+from fxdecomp.reporting import graph_diff, report
 from fxdecomp.reporting.error_path import error_along
 from fxdecomp.reporting.evidence import lowered_of
 from fxdecomp.searching import Metric, search
-from fxdecomp.searching.judgements import Judge, Judgement
+from fxdecomp.searching.judgements import Judge
 from fxdecomp.searching.trials import SearchResult
 from fxdecomp.sites.opaque import Opaque
 from fxdecomp.tracing import trace
@@ -70,6 +71,7 @@ def compress_to(
     time: bool = False,
     provider: str = CPU,
     threads: int = 1,
+    provider_options: Mapping[str, str] | None = None,
     command: str = "",
     settings: str = "",
     progress: Progress = silent,
@@ -93,6 +95,7 @@ def compress_to(
         time: Write `dense.onnx` too, and time all files.
         provider: Where they are timed.
         threads: Threads of the timing; 0 for every core of this process.
+        provider_options: Options of the provider; by default those of the policy's budget of time.
         command: The command that asked for it, for the report.
         settings: The text of `run.toml`; empty for no such file.
         progress: Told of every finished step and layer.
@@ -101,15 +104,16 @@ def compress_to(
         OutputError: The folder cannot be made.
         WriteError: A file cannot be written; the folder is as it was.
         ExportError: onnxruntime, with which files are checked, is missing.
-        BenchmarkError: Files are to be timed on a provider that is not there, or with threads that cannot be.
+        BenchmarkError: Files are to be timed on a provider that is not there or does not take its
+            options, or with threads that cannot be.
         CalibrationError: There are too few inputs to recover or quantise by.
         RecoveryError: There is nothing to recover with.
     """
     check_folder(folder)
     onnxruntime()
     thread_count(threads)
-    if time:
-        check_available(provider)
+    if time or provider_options:
+        check_available(provider, provider_options)
     if recovery_steps and calibration is None:
         raise RecoveryError("recovery trains on calibration inputs; give some")
     gm = trace(loaded.model, loaded.example_inputs)
@@ -132,10 +136,8 @@ def compress_to(
         if time:
             exports["dense"] = _export(loaded, gm, draft / "dense.onnx", plain)
             paths = {name: exports[name].path for name in sorted(exports)}
-            asked = policy.budget if isinstance(policy.budget, Latency) else None
-            options = asked.options if asked and asked.provider == provider else None
-            where = timed_at(Latency(1.0, provider, threads, options=options))
-            times = benchmark(paths, **where, progress=progress)
+            where = Latency(1.0, provider, threads, options=provider_options or _options_of(policy, provider))
+            times = benchmark(paths, **timed_at(where), progress=progress)
         progress("compress", 4, _STEPS)
         args, kwargs = call_arguments(loaded.example_inputs)
         opaque = [module.contents for module in small.modules() if isinstance(module, Opaque)]
@@ -158,8 +160,8 @@ def compress_to(
             benchmark=times,
             variants=[
                 replace(
-                    _variant(name, known, exports.get(name), judged.get(name)),
-                    allowed=_allowed(judged.get(name), judged.get("dense"), goal),
+                    variant_of(name, known, exports.get(name), judged.get(name)),
+                    allowed=is_allowed(judged.get(name), judged.get("dense"), goal),
                 )
                 for name in dict.fromkeys(["dense", *exports])
             ],
@@ -178,6 +180,12 @@ def compress_to(
             **({"run.toml": settings} if settings else {}),
         }
         return _written(result.moved_to(folder), draft, loaded.name, texts)
+
+
+def _options_of(policy: Policy, provider: str) -> Mapping[str, str] | None:
+    """The options with which a policy's budget of time is measured on a provider."""
+    budget = policy.budget
+    return budget.options if isinstance(budget, Latency) and budget.provider == provider else None
 
 
 def _inputs(
@@ -259,6 +267,7 @@ class _Run:
             evaluations=goal.evaluations,
             provider=goal.provider,
             threads=goal.threads,
+            provider_options=goal.provider_options,
             recovery=self.recovered if self.recovery_steps else None,
             state=self.folder / _STATE,
             progress=self.progress,
@@ -288,25 +297,4 @@ def _export(
         output_names=options.output_names or loaded.output_names,
         quantize=options.quantize,
         calibration=calibration,
-    )
-
-
-def _allowed(judged: Judgement | None, dense: Judgement | None, goal: Goal | None) -> bool | None:
-    """Whether a network keeps the metric as a goal wants it; None where that is not known."""
-    if goal is None or judged is None or dense is None or None in (judged.metric, dense.metric):
-        return None
-    assert judged.metric is not None
-    assert dense.metric is not None
-    return judged.metric >= dense.metric - goal.max_drop
-
-
-def _variant(name: str, report: Report, written: ExportReport | None, judged: Judgement | None) -> Variant:
-    """A network's row in the summary, with how good it is."""
-    return Variant(
-        name,
-        {} if judged is None else judged.cells,
-        report.macs_before if name == "dense" else report.macs_after,
-        report.params_before if name == "dense" else report.params_after,
-        None if written is None else written.size_bytes,
-        None if judged is None else judged.quality,
     )

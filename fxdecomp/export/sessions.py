@@ -9,8 +9,10 @@ from types import ModuleType
 from typing import Any, Literal
 
 from numpy.typing import NDArray
+from onnx import TensorProto
+from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_tensor_value_info
 
-from fxdecomp.errors import BenchmarkError, ExportError
+from fxdecomp.errors import BenchmarkError, ExportError, first_line
 from fxdecomp.providers import CPU as OWN
 from fxdecomp.providers import described
 
@@ -42,11 +44,31 @@ def available_providers() -> tuple[str, ...]:
     return tuple(dict.fromkeys([*built_in, *(device.ep_name for device in _plugin_devices())]))
 
 
-def check_available(provider: str) -> None:
-    """Raise `BenchmarkError` where the installed onnxruntime has no such provider."""
+def check_available(provider: str, options: Mapping[str, str] | None = None) -> None:
+    """Look for a provider, and where options are given, whether it starts with them.
+
+    Raises:
+        BenchmarkError: The installed onnxruntime does not have it, or it does not start so.
+    """
     offered = available_providers()
     if provider not in offered:
         raise BenchmarkError(f"{provider} is not available; there are {', '.join(offered)}")
+    if options:
+        named = ", ".join(f"{name}={value}" for name, value in options.items())
+        said = f"{provider} does not start with {named}"
+        try:
+            session = open_session(_tiny_file(), provider=provider, provider_options=options)
+        except Exception as error:
+            raise BenchmarkError(f"{said}: {first_line(error)}") from error
+        if provider not in session.get_providers():
+            raise BenchmarkError(f"{said}; onnxruntime says why on standard error")
+
+
+def _tiny_file() -> bytes:
+    ends = [make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y")]
+    graph = make_graph([make_node("Relu", ["x"], ["y"])], "tiny", ends[:1], ends[1:])
+    model = make_model(graph, opset_imports=[make_opsetid("", 18)], ir_version=8)
+    return bytes(model.SerializeToString())
 
 
 def _plugin_devices() -> list[Any]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -59,6 +59,7 @@ def search(
     least_share: float = 0.1,
     provider: str | None = None,
     threads: int = 1,
+    provider_options: Mapping[str, str] | None = None,
     recovery: Recovery | None = None,
     state: str | Path | None = None,
     progress: Progress = silent,
@@ -81,6 +82,7 @@ def search(
             dense network once more. One that is not faster beyond the noise is dropped, and a note says so.
             None counts multiply-accumulates and times nothing.
         threads: Threads of the timing.
+        provider_options: Options of the provider, as those of `Latency`.
         recovery: Trains every network before it is judged, such as
             `lambda small: fxdecomp.recover(small, gm, batches, steps=50)`.
         state: A file that every judged network is written to; a search of the same network, metric, data and
@@ -111,7 +113,7 @@ def search(
     if not isinstance(base.budget, MACs | Latency):
         raise PolicyError("search needs a policy with a budget that it can replace, such as MACs(0.5)")
     where = base.budget if isinstance(base.budget, Latency) else None
-    where = where if provider is None else Latency(1.0, provider, threads)
+    where = where if provider is None else Latency(1.0, provider, threads, options=provider_options)
     known = calibration if isinstance(calibration, Study) else Study(gm, calibration)
     known.require(gm)
     data = known.calibration

@@ -4,6 +4,7 @@ import json
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -11,8 +12,9 @@ import torch
 from torch import nn
 
 import fxdecomp
-from fxdecomp import Policy
+from fxdecomp import FxdecompError, Policy
 from fxdecomp.cli import main
+from fxdecomp.cli.references import ModelReferenceError
 from fxdecomp.cli.words import parse_provider_options
 from fxdecomp.export import BenchmarkReport, int8, kernel_bench, read_metadata, to_onnx
 from fxdecomp.export.file_network import FileNetwork
@@ -98,9 +100,62 @@ def test_a_provider_that_is_absent_is_told_with_what_there_is(dense: Path, fxd: 
     assert json.loads(json.dumps(read.to_dict())) == json.loads(out)
     assert row["provider"] == "CUDAExecutionProvider"
     assert row["problem"].startswith("not available in this onnxruntime, which has ")
-    assert parse_provider_options(["dml:device_id=1", "dml:a=b=c"]) == {"dml": {"device_id": "1", "a": "b=c"}}
-    _, error = fxd("bench", dense, "--provider-option", "device_id=1", code=2)
-    assert "'device_id=1' is no option; write it as cuda:device_id=1" in error
+
+
+@pytest.mark.parametrize(
+    ("provider", "text", "said"),
+    [
+        ("cuda", "device_id", "'device_id' is no option; write it as device_id=1, or cuda:device_id=1"),
+        ("cuda", "dml:device_id=1", "add --provider dml"),
+        ("cpu", "device_id=1", "CPUExecutionProvider has no options"),
+    ],
+)
+@pytest.mark.parametrize("command", ["bench", "compress"])
+def test_options_of_a_provider_are_refused_before_the_work(
+    command: str, provider: str, text: str, said: str, dense: Path, fxd: Shell, tmp_path: Path
+) -> None:
+    given = ("--provider", provider, "--provider-option", text)
+    more = () if command == "bench" else ("--method", "svd", "--rank", 0.5, "-o", tmp_path / "out")
+    _, error = fxd(command, dense, *given, *more, code=2)
+    assert said in " ".join(error.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_go_to_the_provider_that_they_name_or_to_the_only_one() -> None:
+    wanted = {"DmlExecutionProvider": {"device_id": "1", "a": "b=c", "load": '{"x": 1}'}}
+    assert parse_provider_options(["device_id=1", "dml:a=b=c", 'load={"x": 1}'], ["dml"]) == wanted
+    with pytest.raises(ModelReferenceError, match="say of which provider, such as dml:a=1"):
+        parse_provider_options(["a=1"], ["dml", "cuda"])
+
+
+def test_options_reach_the_times_of_a_run_and_those_of_its_budget_and_search(
+    fxd: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def watched(*arguments: Any, **named: Any) -> None:
+        seen.update(named, policy=arguments[1])
+        raise FxdecompError("seen")
+
+    monkeypatch.setattr("fxdecomp.compressing.compress_to", watched)
+    said = ("--provider", "openvino", "--provider-option", "num_streams=2", "-o", tmp_path / "out")
+    fxd("compress", NET, "--budget", "latency:0.5", *said, code=1)
+    assert seen["provider_options"] == seen["policy"].budget.options == {"num_streams": "2"}
+    fxd("compress", NET, "--max-drop", "0.01", *said, code=1)
+    assert seen["goal"].provider_options == {"num_streams": "2"}
+
+
+def test_a_provider_that_does_not_start_with_its_options_is_told_before_the_work(
+    fxd: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*_: Any, **__: Any) -> None:
+        raise RuntimeError("/onnxruntime/state.cc:10 void make(const std::string&) Invalid option: foo")
+
+    monkeypatch.setattr("fxdecomp.export.sessions.open_session", refuses)
+    monkeypatch.setattr("fxdecomp.export.sessions.available_providers", lambda: (REMOTE,))
+    said = ("--provider", REMOTE, "--provider-option", "foo=bar", "--method", "svd", "--rank", 0.5)
+    _, error = fxd("compress", NET, *said, "-o", tmp_path / "out", code=1)
+    assert f"{REMOTE} does not start with foo=bar: RuntimeError: Invalid option: foo" in error
 
 
 def test_a_provider_that_vanishes_beside_one_that_is_there_changes_no_exit_code(

@@ -180,3 +180,13 @@ def test_an_interruption_is_no_traceback(monkeypatch, capsys) -> None:
 def test_the_version_is_told(monkeypatch, capsys) -> None:
     assert run("--version", monkeypatch=monkeypatch) == 0
     assert capsys.readouterr().out.startswith("fxdecomp 0.")
+
+
+def test_the_list_of_commands_cuts_no_summary(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run("--help", monkeypatch=monkeypatch) == 0
+    lines = capsys.readouterr().out.partition("Commands:\n")[2].partition("\n\n")[0].splitlines()
+    assert len(lines) == 7
+    assert all(line.endswith(".") and not line.endswith("...") for line in lines)

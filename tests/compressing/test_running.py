@@ -9,7 +9,7 @@ from torch import nn
 import fxdecomp
 from fxdecomp.calibration import Calibration
 from fxdecomp.compressing import FileOptions, Goal, LoadedModel, compress_to
-from fxdecomp.compressing.running import _allowed
+from fxdecomp.compressing.variants import is_allowed
 from fxdecomp.searching.judgements import Judgement
 
 
@@ -26,8 +26,8 @@ def test_a_file_that_loses_more_than_a_search_allows_is_not_to_be_shipped(
     metric: float | None, goal: Goal | None, allowed: bool | None
 ) -> None:
     dense = Judgement("dense", metric=0.9)
-    assert _allowed(Judgement("small.int8", metric=metric), dense, goal) is allowed
-    assert _allowed(None, dense, goal) is None
+    assert is_allowed(Judgement("small.int8", metric=metric), dense, goal) is allowed
+    assert is_allowed(None, dense, goal) is None
 
 
 @pytest.mark.parametrize("asked", [{"recovery_steps": 1}, {"files": FileOptions(quantize="int8")}])
