@@ -138,14 +138,17 @@ def frontier_of(search: SearchResult) -> Frontier:
         return f"{search.trials[index].share:.3g} of the {unit}" if index else "dense"
 
     tried = list(enumerate(search.trials))
+    judged = search.metric_name.rpartition(":")[2] or "agreement with the original"
+    if search.trials[0].least is not None:
+        judged += ", on other inputs at least"
     return Frontier(
         tuple(
-            FrontierPoint(name(index), trial.cost, trial.metric, trial.accepted, trial is search.best)
+            FrontierPoint(name(index), trial.cost, trial.judged, trial.accepted, trial is search.best)
             for index, trial in tried
             if not trial.problem
         ),
         "share of the dense network's time" if timed else "multiply-accumulates",
-        search.metric_name.rpartition(":")[2] or "agreement with the original",
+        judged,
         search.trials[0].metric - search.max_drop,
         tuple((name(index), trial.problem) for index, trial in tried if trial.problem),
     )

@@ -18,7 +18,7 @@ from fxdecomp.export.metadata import describe_quality
 from fxdecomp.graphs.inputs import ExampleInputs, call_arguments, float_leaves
 from fxdecomp.graphs.records import Record, record_of
 from fxdecomp.quality import LEAST_AGREEMENT, Quality
-from fxdecomp.searching.judging import Metric, judged_by
+from fxdecomp.searching.judging import Metric, judged_by, mean_of, scores_of
 from fxdecomp.searching.trials import SearchResult
 
 
@@ -112,7 +112,8 @@ class Judge:
                 )
             if quality is not None:
                 describe_quality(path, quality)
-            value = None if self.metric is None else float(self.metric(network))  # type: ignore[arg-type]
+            if self.metric is not None:
+                value = mean_of(scores_of(self.metric, self.metric(network)))  # type: ignore[arg-type]
         except Exception as error:  # noqa: BLE001 - the user's metric, and whatever a file refuses
             problem = first_line(error)
         return Judgement(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import SupportsFloat
+from typing import Any, SupportsFloat
 
+import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.fx import GraphModule
@@ -18,7 +19,8 @@ from fxdecomp.graphs.copies import copy_owning_tensors
 from fxdecomp.graphs.inputs import ExampleInputs, call_arguments
 from fxdecomp.recovery.checkpoints import name_of
 
-Metric = Callable[[GraphModule], SupportsFloat]
+Metric = Callable[[GraphModule], SupportsFloat | Tensor | Sequence[SupportsFloat]]
+"""One number, or one score an input, whose mean counts."""
 
 
 def default_metric(
@@ -44,17 +46,47 @@ def default_metric(
     return _agreement_on(gm, judged, first=max(0, count - len(judged))), left, (_basis(count),)
 
 
+def scores_by(metric: Metric, gm: GraphModule) -> Tensor:
+    """What a metric says of a network: one number, or one score an input, [N].
+
+    Raises:
+        PolicyError: It is neither.
+    """
+    judged = gm if isinstance(metric, Agreement) else copy_owning_tensors(gm, gm).eval()
+    return scores_of(metric, metric(judged))
+
+
+def scores_of(metric: Metric, value: Any) -> Tensor:
+    """What a metric gave, as numbers in double precision, [N].
+
+    Raises:
+        PolicyError: It is neither a number nor a row of numbers.
+    """
+    problem = f"metric {name_of(metric)} gives {value!r}, wanted one number, or one for each input"
+    try:
+        scores = torch.as_tensor(value, dtype=torch.float64, device="cpu").detach()
+    except (TypeError, ValueError, RuntimeError):
+        try:
+            scores = torch.tensor(float(value), dtype=torch.float64)  # of a kind that torch does not know
+        except (TypeError, ValueError) as error:
+            raise PolicyError(problem) from error
+    if scores.dim() > 1 or not scores.numel():
+        raise PolicyError(problem)
+    return scores.reshape(-1)
+
+
 def judged_by(metric: Metric, gm: GraphModule) -> float:
     """What a metric says of a network, as a plain number; NaN, which no search accepts, for infinity too.
 
     Raises:
-        PolicyError: It is no number.
+        PolicyError: It is neither a number nor a row of numbers.
     """
-    value = metric(gm if isinstance(metric, Agreement) else copy_owning_tensors(gm, gm).eval())
-    try:
-        number = float(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise PolicyError(f"metric {name_of(metric)} gives {value!r}, wanted one number") from error
+    return mean_of(scores_by(metric, gm))
+
+
+def mean_of(scores: Tensor) -> float:
+    """The mean of scores, NaN where it is not finite."""
+    number = float(scores.mean())
     return number if math.isfinite(number) else math.nan
 
 

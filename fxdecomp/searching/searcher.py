@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import math
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,18 +19,18 @@ from torch.fx import GraphModule
 from fxdecomp.allocation.floor import least_macs_share
 from fxdecomp.calibration import Batch, Calibration
 from fxdecomp.errors import BudgetError, PolicyError
-from fxdecomp.export import benchmark, to_onnx
 from fxdecomp.files import check_file
-from fxdecomp.graphs.inputs import ExampleInputs, placeholder_values
+from fxdecomp.graphs.inputs import ExampleInputs
 from fxdecomp.graphs.records import attach_record, record_of
-from fxdecomp.latency.quickest_options import timed_at
-from fxdecomp.outcomes import Reason, Skipped
+from fxdecomp.outcomes import Reason
 from fxdecomp.pipeline import Study, transform
 from fxdecomp.policy import Budget, Latency, MACs, Policy
 from fxdecomp.progress import Progress, silent
 from fxdecomp.recovery.checkpoints import name_of
 from fxdecomp.reporting import report
-from fxdecomp.searching.judging import Metric, default_metric, judged_by
+from fxdecomp.searching.judging import Metric, default_metric
+from fxdecomp.searching.outcome import left_for, timed, untouched
+from fxdecomp.searching.standard import Standard
 from fxdecomp.searching.trials import (
     SearchResult,
     Trial,
@@ -72,9 +71,11 @@ def search(
         calibration: Unlabelled inputs. Without a `metric` the last quarter of the batches (one at least,
             where there are two) is kept for judging. A `study` of `gm` keeps what was computed.
         metric: The user's measure of a network, higher is better; it gets a copy in eval mode, with which it
-            may do what it likes. By default the agreement with the original's outputs,
-            `1 - E||y - y'||^2 / E||y - mean(y)||^2`, which is 1 for the original itself.
-        max_drop: The most that the metric may fall below that of the original.
+            may do what it likes. It gives one number, or one score an input, whose mean counts. By default
+            the agreement with the original's outputs, `1 - E||y - y'||^2 / E||y - mean(y)||^2`, which is 1
+            for the original itself.
+        max_drop: The most that the metric may fall below that of the original: on the inputs that it judges
+            by, and where it gives one score an input, on others like them too, with 95 % confidence.
         policy: Methods, rules and exclusions, with a budget that is replaced; `auto` by default.
         evaluations: How many compressed networks are judged.
         least_share: The smallest share of the dense network's cost that is considered.
@@ -90,8 +91,9 @@ def search(
         progress: Told of every judged network, and of the work at each.
 
     Raises:
-        PolicyError: A setting is out of range, the metric gives no number, or there is nothing to judge by:
-            neither metric nor calibration, and example inputs that are all the same number.
+        PolicyError: A setting is out of range, the metric gives no number, or too few scores to accept any
+            network, or there is nothing to judge by: neither metric nor calibration, and example inputs that
+            are all the same number.
         CalibrationError: A batch does not fit the network.
         FxdecompError: The state file is damaged, or its folder is not there.
 
@@ -129,9 +131,13 @@ def search(
         metric, data, judged_on = default_metric(gm, data, example_inputs)
         known = Study(gm, data)
     state = own_state(state, settings)
-    trials = restored_trials(state, settings) or [_first_trial(metric, gm, timed=where is not None)]
-    floor = least_macs_share(gm, base) if where is None else 0.0
-    seeker = _Seeker(gm, base, known, metric, trials[0].metric - max_drop, recovery, progress, floor)
+    trials = restored_trials(state, settings)
+    judged = (metric, gm, max_drop, evaluations)
+    standard = Standard.known(trials[0], *judged) if trials else Standard.of(*judged)
+    trials = trials or [_first_trial(standard, gm, timed=where is not None)]
+    seeker = _Seeker(gm, base, known, standard, recovery, progress)
+    if where is None:
+        seeker.floor = least_macs_share(gm, base)
     for step in range(len(trials) - 1, evaluations):
         least = max(least_share, seeker.floor)
         if least >= min(trial.share for trial in trials if trial.accepted):
@@ -142,28 +148,23 @@ def search(
         progress("search", step + 1, evaluations)
     best = min((t for t in trials if t.accepted), key=lambda t: t.cost)
     name, model = str(settings["metric"]), seeker.model_of(best)
-    result = SearchResult(model, tuple(trials), best, max_drop, notes=judged_on, metric_name=name)
+    notes = judged_on or (standard.note,)
+    result = SearchResult(model, tuple(trials), best, max_drop, notes=notes, metric_name=name)
     if best is trials[0]:
         why = f"nothing worth changing: {_why_nothing(trials, seeker.floor)}"
         return replace(result, notes=(why, *judged_on))
     if where is None:
         return result
-    timed = _timed(result, gm, example_inputs, where, progress)
-    return replace(timed, model=_left_for(timed.model, base, Reason.NOT_FASTER))
+    measured = timed(result, gm, example_inputs, where, progress)
+    return replace(measured, model=left_for(measured.model, base, Reason.NOT_FASTER))
 
 
-def _first_trial(metric: Metric, gm: GraphModule, *, timed: bool) -> Trial:
-    """The original, judged.
-
-    Raises:
-        PolicyError: The metric gives nothing that anything compares to.
-    """
-    value = judged_by(metric, gm)
-    if math.isnan(value):
-        raise PolicyError(f"metric {name_of(metric)} of the original is not finite; nothing compares to it")
+def _first_trial(standard: Standard, gm: GraphModule, *, timed: bool) -> Trial:
+    """The original, judged."""
     dense = report(gm)
     share = 1.0 if timed else None
-    return Trial(1.0, dense.macs_before, dense.params_before, value, True, time_share=share)
+    size = (dense.macs_before, dense.params_before)
+    return Trial(1.0, *size, standard.value, True, time_share=share, least=standard.least)
 
 
 def _why_nothing(trials: list[Trial], floor: float) -> str:
@@ -181,8 +182,7 @@ class _Seeker:
     gm: GraphModule
     policy: Policy
     known: Study
-    metric: Metric
-    wanted: float
+    standard: Standard
     recovery: Recovery | None
     progress: Progress
     floor: float = 0.0
@@ -201,15 +201,16 @@ class _Seeker:
             why = "; ".join(made.record.notes[-1:])
             return self._logged(Trial(share, 0, 0, math.nan, accepted=False, problem=why))
         small = self._recovered(small)
-        value = judged_by(self.metric, small)
+        value, least = self.standard.judged(small)
         trial = Trial(
             share,
             made.macs_after,
             made.params_after,
             value,
-            accepted=value >= self.wanted,
+            accepted=(value if least is None else least) >= self.standard.value - self.standard.max_drop,
             time_share=None if made.record.latency is None else made.record.latency.measured_share,
             record=record_of(small),
+            least=least,
         )
         if trial.accepted and (self.kept is None or trial.cost < self.kept[0].cost):
             self.kept = (trial, small)
@@ -220,7 +221,7 @@ class _Seeker:
         if self.kept is not None and self.kept[0] is trial:
             return self.kept[1]
         if trial.record is None or trial.plan is None:
-            return _left_for(_untouched(self.gm), self.policy, Reason.NOT_KEPT)
+            return left_for(untouched(self.gm), self.policy, Reason.NOT_KEPT)
         if trial.time_share is None:
             small = self._transformed(MACs(trial.share))
         else:  # measuring once more might choose otherwise
@@ -251,48 +252,3 @@ class _Seeker:
 
 def _budget(share: float, where: Latency | None) -> Budget:
     return MACs(share) if where is None else replace(where, target=share, seconds=None)
-
-
-def _untouched(gm: GraphModule) -> GraphModule:
-    """The original's layers through the same passes, none of them decomposed."""
-    return transform(gm, Policy(method="svd", rank=1, exclude=["*"]))
-
-
-def _left_for(gm: GraphModule, policy: Policy, reason: Reason) -> GraphModule:
-    """A graph whose record gives this reason for the layers that the search left, but its policy selects."""
-    record = record_of(gm)
-    assert record is not None  # transform made it
-    outcomes = tuple(
-        replace(outcome, reason=reason)
-        if isinstance(outcome, Skipped)
-        and outcome.reason is Reason.NOT_SELECTED
-        and policy.select(outcome.site) is not None
-        else outcome
-        for outcome in record.outcomes
-    )
-    attach_record(gm, replace(record, outcomes=outcomes))
-    return gm
-
-
-def _timed(
-    result: SearchResult,
-    gm: GraphModule,
-    example_inputs: ExampleInputs,
-    where: Latency,
-    progress: Progress,
-) -> SearchResult:
-    """The result with its measured speed; the original's layers where that is no gain."""
-    dense = _untouched(gm)
-    inputs = placeholder_values(gm, example_inputs)
-    with tempfile.TemporaryDirectory() as folder:
-        paths = {"dense": Path(folder, "dense.onnx"), "small": Path(folder, "small.onnx")}
-        to_onnx(dense, inputs, paths["dense"])
-        to_onnx(result.model, inputs, paths["small"])
-        times = benchmark(paths, **timed_at(where), profile=False, progress=progress)
-    ratio = times.ratio("dense", "small")
-    measured = replace(result, speedup=(ratio.value, ratio.low, ratio.high))
-    speed = f"measured on {where.provider}, {where.threads} thread(s): {ratio} of the dense network's speed"
-    if ratio.low > 1:
-        return replace(measured, notes=(speed, *result.notes))
-    dropped = f"nothing worth changing: {speed}, which is not faster beyond the noise"
-    return replace(measured, model=dense, best=result.trials[0], notes=(dropped, *result.notes))

@@ -33,12 +33,15 @@ class Trial:
         share: The budget, as a share of what the dense network costs.
         macs: What the network takes.
         params: Its parameters.
-        metric: What the metric said; NaN where no network meets the budget, or it said nothing finite.
+        metric: What the metric said, or the mean of its scores; NaN where no network meets the budget, or it
+            said nothing finite.
         accepted: Whether the loss is within what the user allows.
         problem: Why there is no network, empty where there is one.
         time_share: Measured time as a share of the dense network's, None where no time was measured.
         record: What the network tells of itself, so that a search that goes on from its state gives the same;
             None for the dense network and where there is none.
+        least: What the metric is on other inputs at least (see `confidence`), where it gives one score an
+            input; else None.
     """
 
     share: float
@@ -49,6 +52,20 @@ class Trial:
     problem: str = ""
     time_share: float | None = None
     record: Record | None = field(default=None, repr=False)
+    least: float | None = None
+
+    @property
+    def judged(self) -> float:
+        """By what it is accepted or not: the least that the metric is, where that is known."""
+        return self.metric if self.least is None else self.least
+
+    @property
+    def verdict(self) -> str:
+        """Whether it is accepted, and why, in words."""
+        if self.problem:
+            return self.problem
+        least = "" if self.least in (None, self.metric) else f" (on other inputs {self.least:.4f} or more)"
+        return ("accepted" if self.accepted else "rejected") + least
 
     @property
     def plan(self) -> Plan | None:
@@ -125,8 +142,7 @@ class SearchResult:
                 f"{trial.macs:,}",
                 f"{trial.params:,}",
                 "" if math.isnan(trial.metric) else f"{trial.metric:.4f}",
-                (trial.problem or ("accepted" if trial.accepted else "rejected"))
-                + (", taken" if trial is self.best else ""),
+                trial.verdict + (", taken" if trial is self.best else ""),
             ]
             for trial in self.trials
         ]
@@ -135,12 +151,11 @@ class SearchResult:
     def __str__(self) -> str:
         lines = [f"{'share':>6}  {'time':>6}  {'MACs':>15}  {'params':>13}  {'metric':>9}"]
         for trial in self.trials:
-            verdict = trial.problem or ("accepted" if trial.accepted else "rejected")
             mark = ", taken" if trial is self.best else ""
             time = "-" if trial.time_share is None else f"{trial.time_share:.3f}"
             judged = "-" if math.isnan(trial.metric) else f"{trial.metric:.4f}"
             row = f"{trial.share:6.3f}  {time:>6}  {trial.macs:15,}  {trial.params:13,}  {judged:>9}"
-            lines.append(f"{row}  {verdict}{mark}")
+            lines.append(f"{row}  {trial.verdict}{mark}")
         return "\n".join([*lines, *self.notes])
 
 
@@ -158,7 +173,7 @@ def next_share(trials: list[Trial], least_share: float, max_drop: float) -> floa
     low = least_share if below is None or below.share >= above.share else max(below.share, least_share)
     place = 0.5
     if below is not None and not math.isnan(below.metric) and below.share < above.share:
-        room, excess = max_drop - (wanted - above.metric), (wanted - below.metric) - max_drop
+        room, excess = max_drop - (wanted - above.judged), (wanted - below.judged) - max_drop
         verdict = trials[-1].accepted
         same = sum(1 for _ in itertools.takewhile(lambda t: t.accepted == verdict, reversed(trials[1:])))
         halved = 0.5 ** max(same - 1, 0)
@@ -244,6 +259,7 @@ _KINDS: Mapping[str, tuple[type, ...]] = {
     "problem": (str,),
     "time_share": (int, float, type(None)),
     "record": (dict, type(None)),
+    "least": (int, float, type(None)),
 }
 
 

@@ -255,7 +255,7 @@ def test_the_result_is_data(gm: GraphModule, tmp_path: Path, monkeypatch: pytest
 
 def test_what_is_not_faster_is_dropped(gm: GraphModule, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxruntime")
-    import fxdecomp.searching.searcher as module
+    import fxdecomp.searching.outcome as module
 
     class Times:
         def __init__(self, low: float) -> None:
@@ -299,7 +299,7 @@ def test_a_metric_without_a_number_raises_before_the_work(
     gm: GraphModule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fxdecomp.searching.searcher.transform", None)
-    for value in (None, "good", torch.ones(2)):
+    for value in (None, "good", torch.ones(1, 2), []):
         with pytest.raises(PolicyError, match=r"metric tests.*:.*<lambda> gives .* wanted one number"):
             search(gm, INPUTS, metric=lambda _, value=value: value)
     for value in (math.nan, math.inf):
@@ -373,7 +373,7 @@ def test_time_is_what_counts_where_there_is_a_provider(
     import fxdecomp.searching.searcher as module
 
     asked = time_by_macs(monkeypatch)
-    monkeypatch.setattr(module, "_timed", lambda result, *_: result)
+    monkeypatch.setattr(module, "timed", lambda result, *_: result)
     found = search(gm, INPUTS, policy=POLICY, max_drop=0.5, evaluations=2, provider="X", threads=3)
     assert [(budget.provider, budget.threads) for budget in asked] == [("X", 3)] * 2
     assert [trial.time_share for trial in found.trials] == [1.0, *(b.target + 0.01 for b in asked)]
@@ -388,7 +388,7 @@ def test_a_search_by_time_that_is_over_is_told_as_it_was_measured(
     import fxdecomp.searching.searcher as module
 
     asked = time_by_macs(monkeypatch)
-    monkeypatch.setattr(module, "_timed", lambda result, *_: result)
+    monkeypatch.setattr(module, "timed", lambda result, *_: result)
     first, again = (
         search(
             gm, INPUTS, policy=POLICY, max_drop=0.5, evaluations=2, provider="X", state=tmp_path / "s.json"
@@ -475,7 +475,8 @@ def test_what_is_judged_on_is_said(gm: GraphModule) -> None:
     assert five.notes == (f"{told}the last 1 of 5 calibration batches, to which nothing is fitted",)
     one = search(gm, INPUTS, calibration=[INPUTS], **options)  # type: ignore[arg-type]
     assert one.notes == (f"{told}the calibration batch itself; give more batches, or a metric",)
-    assert search(gm, INPUTS, metric=Judge(gm), **options).notes == ()  # type: ignore[arg-type]
+    (number,) = search(gm, INPUTS, metric=Judge(gm), **options).notes  # type: ignore[arg-type]
+    assert number.startswith("the metric is one number: on other inputs more may be lost")
     with pytest.raises(PolicyError, match="neither metric nor calibration"):
         search(gm, torch.zeros_like(INPUTS), **options)  # type: ignore[arg-type]
     assert search(gm, torch.zeros_like(INPUTS), metric=Judge(gm), **options).best.accepted  # type: ignore[arg-type]
