@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any
 
 from fxdecomp.layers import Count
 
@@ -96,6 +95,9 @@ class Applied:
         calls: Number of places in the graph where the layer is applied.
         stages: Names of the chain's stages, in order.
         chain: Name under which the stages sit, where something else stands under the layer's own; else empty.
+        shares: Names of the other layers with which it shares all stages but the last. The shared stages are
+            among those of the first of them all, and counted there.
+        before_own: Qualified names of the shared stages, where they are another layer's; they come first.
         output_error: `E||y - y'||^2 / E||y - mean(y)||^2` on calibration data, where there was any; after a
             refit, `y'` is what the chain gives behind the chains before it.
 
@@ -123,12 +125,19 @@ class Applied:
     stages: tuple[str, ...]
     output_error: float | None = None
     chain: str = ""
+    shares: tuple[str, ...] = ()
+    before_own: tuple[str, ...] = ()
 
     @property
     def stage_names(self) -> tuple[str, ...]:
-        """The qualified names of the stages."""
+        """The qualified names of the stages that are its own."""
         place = self.chain or self.site
         return tuple(f"{place}.{stage}" if stage else place for stage in self.stages)
+
+    @property
+    def all_stage_names(self) -> tuple[str, ...]:
+        """Those of all its stages, in the order in which they are applied."""
+        return (*self.before_own, *self.stage_names)
 
     @property
     def before(self) -> Count:
@@ -286,16 +295,3 @@ WIDTH = "width"
 """The method of a layer that was narrowed and not decomposed besides."""
 
 Outcome = Applied | Skipped
-
-
-def outcome_to_dict(outcome: Outcome) -> dict[str, Any]:
-    """The outcome as JSON data, with its type under `outcome`."""
-    return {"outcome": "applied" if isinstance(outcome, Applied) else "skipped"} | asdict(outcome)
-
-
-def outcome_from_dict(data: dict[str, Any]) -> Outcome:
-    """The inverse of `outcome_to_dict`."""
-    fields = {key: value for key, value in data.items() if key != "outcome"}
-    if data["outcome"] == "applied":
-        return Applied(**fields | {"rank": tuple(fields["rank"]), "stages": tuple(fields["stages"])})
-    return Skipped(**fields | {"reason": Reason(fields["reason"])})

@@ -12,6 +12,8 @@ from functools import cached_property
 import torch
 from torch.fx import GraphModule
 
+from fxdecomp.allocation.joint_work import JointWork
+from fxdecomp.allocation.joints import joints_of
 from fxdecomp.allocation.site_work import SiteWork, Workers
 from fxdecomp.allocation.widths import found_widths
 from fxdecomp.calibration import Batch, Calibration
@@ -24,7 +26,7 @@ from fxdecomp.graphs.inputs import require_graph
 from fxdecomp.graphs.records import Record, attach_record, record_of
 from fxdecomp.graphs.untouched import one_at_a_time, unchanged_buffers
 from fxdecomp.outcomes import Skipped
-from fxdecomp.passes import DecomposeLayers, FoldBatchNorm, NarrowWidths, RefitChains
+from fxdecomp.passes import DecomposeLayers, FoldBatchNorm, JoinInputs, NarrowWidths, PartOutputs, RefitChains
 from fxdecomp.policy import Policy
 from fxdecomp.progress import Progress, silent
 from fxdecomp.quality import LEAST_AGREEMENT
@@ -198,9 +200,13 @@ def transform(
     workers = Workers(executor, progress)
 
     def finished(chains: GraphModule, data: Calibration | None) -> GraphModule:
-        """Refitted to data, if there are any, and compared with the original."""
+        """Refitted to data, if there are any, its joint layers parted, and compared with the original."""
+        joints = (record_of(chains) or Record()).joints
         if data is not None and data.refit:
-            chains = RefitChains(known.folded, data, progress)(chains)
+            whole = JoinInputs(joints)(known.folded) if joints else known.folded
+            chains = RefitChains(whole, data, progress)(chains)
+        if joints:
+            chains = PartOutputs(known.folded)(chains)
         with torch.inference_mode(False):
             return with_quality(copy_owning_tensors(chains, gm), gm, known.judged, least_agreement)
 
@@ -210,11 +216,11 @@ def transform(
         with unchanged_buffers(gm):
             widths = found_widths(policy, known.folded, work, workers)
         narrow, policy = policy.with_widths(widths), policy.with_widths({})
-    start = _narrowed(policy, work, progress)
+    start = _prepared(policy, work, workers)
     chains = DecomposeLayers(policy, start, workers)(start.gm)
     result = finished(chains, data)
     if narrow != policy:
-        start = _narrowed(narrow, work, progress)
+        start = _prepared(narrow, work, workers)
         narrower = DecomposeLayers(narrow, start, workers)(start.gm)
         winner = better(finished(narrower, data), result, WIDTHS)
         chains, result = (chains if winner is result else narrower), winner
@@ -233,12 +239,17 @@ def transform(
     return result
 
 
-def _narrowed(policy: Policy, work: SiteWork, progress: Progress) -> SiteWork:
-    """The work at the layers that are decomposed: of fewer channels, where the policy says so."""
-    if not policy.has_widths:
-        return work
-    narrower = NarrowWidths(policy, work.calibration, progress)(work.gm)
-    return SiteWork(narrower, work.calibration, work.prior)
+def _prepared(policy: Policy, work: SiteWork, workers: Workers) -> SiteWork:
+    """The work at the layers that are decomposed: of fewer channels, and joint, where the policy says so."""
+    if policy.has_widths:
+        narrower = NarrowWidths(policy, work.calibration, workers.progress)(work.gm)
+        work = SiteWork(narrower, work.calibration, work.prior)
+    if policy.has_shares:
+        with unchanged_buffers(work.gm):
+            joints, notes = joints_of(policy, work, workers)
+        if joints or notes:
+            work = JointWork.after(JoinInputs(joints, notes)(work.gm), work)
+    return work
 
 
 def _alone(policy: Policy, fitted: GraphModule, work: SiteWork, workers: Workers) -> GraphModule:
@@ -246,11 +257,12 @@ def _alone(policy: Policy, fitted: GraphModule, work: SiteWork, workers: Workers
 
     Layers that stay without data, such as heads, stay dense at these where they save less than `_LITTLE`.
     """
-    start = _narrowed(policy, work, workers.progress)
+    start = _prepared(policy, work, workers)
     alone = DecomposeLayers(policy, start, workers)(start.gm)
     if policy.budget is not None:
         return alone
-    record, other = (record_of(gm) or Record() for gm in (fitted, alone))
+    parted = PartOutputs(work.gm)(alone)
+    record, other = (record_of(gm) or Record() for gm in (fitted, parted))
     little = _LITTLE * sum(each.macs_before for each in record.outcomes)
     cheap = {each.site for each in record.outcomes if each.macs_before - each.macs_after < little}
     left = cheap & {each.site for each in other.outcomes if isinstance(each, Skipped)}
@@ -260,7 +272,7 @@ def _alone(policy: Policy, fitted: GraphModule, work: SiteWork, workers: Workers
     if choices == other.plan.choices:
         return alone
     replayed = Policy.from_plan(replace(record.plan, choices=choices))
-    start = _narrowed(replayed, work, workers.progress)
+    start = _prepared(replayed, work, workers)
     return DecomposeLayers(replayed, start, workers)(start.gm)
 
 

@@ -23,6 +23,8 @@ class Choice:
         method: Name of the decomposition, None where the layer stays as it is.
         rank: Its rank(s), empty where the layer stays.
         width: Number of outputs that are left, None where all are.
+        share: `input` where it shares all stages but the last with the layers of the same choice that read
+            the same; else None.
     """
 
     site: str
@@ -30,6 +32,7 @@ class Choice:
     method: str | None = None
     rank: tuple[int, ...] = ()
     width: int | None = None
+    share: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,7 @@ class Plan:
         >>> small = fxdecomp.transform(gm, fxdecomp.Policy(method="svd", rank=4))
         >>> plan = fxdecomp.report(small).plan
         >>> plan.choices
-        (Choice(site='0', layer='Linear 64->32', method='svd', rank=(4,), width=None),)
+        (Choice(site='0', layer='Linear 64->32', method='svd', rank=(4,), width=None, share=None),)
         >>> again = fxdecomp.transform(gm, fxdecomp.Policy.from_plan(plan))
     """
 
@@ -62,6 +65,7 @@ class Plan:
             {"site": c.site, "layer": c.layer}
             | ({"method": c.method, "rank": list(c.rank)} if c.method else {})
             | ({} if c.width is None else {"width": c.width})
+            | ({} if c.share is None else {"share": c.share})
             for c in self.choices
         ]
         made_up = {"made_up": True} if self.made_up else {}
@@ -112,4 +116,6 @@ def _choice(row: Mapping[str, Any]) -> Choice:
     width = row.get("width")
     if width is not None and type(width) is not int:
         raise TypeError(f"a width is a whole number, got {width!r}")
-    return Choice(row["site"], row["layer"], row.get("method"), tuple(rank), width)
+    if (share := row.get("share")) is not None and not isinstance(share, str):
+        raise TypeError(f"a share is a text, got {share!r}")
+    return Choice(row["site"], row["layer"], row.get("method"), tuple(rank), width, share)

@@ -14,10 +14,11 @@ from fxdecomp.export.sessions import CPU
 from fxdecomp.outcomes import WIDTH
 from fxdecomp.plans import Plan
 from fxdecomp.policy import Budget, Latency, MACs, Params, Policy
-from fxdecomp.policy.rules import AUTO, Rule
+from fxdecomp.policy.rules import AUTO, INPUT, Rule
 from fxdecomp.providers import provider_of
 from fxdecomp.ranks import VBMF, Energy, Fixed, RankRule, Ratio
 
+_SHARE = "share"
 _SECONDS = {"ms": 1e-3, "s": 1.0}
 _COUNTED: dict[str, type[MACs | Params]] = {"macs": MACs, "params": Params}
 
@@ -106,12 +107,15 @@ def check_method(method: str | None) -> None:
 def parse_rule(text: str) -> Rule:
     """A rule in words: `classifier.*=svd:energy:0.9`, `mlp.fc1=width:0.5`, `stem=` to leave it alone.
 
+    `*.attention.*=share`, `=share:0.5` or `=share:auto` lets layers that read one tensor share their first
+    stages.
+
     Raises:
         PolicyError: The text is something else.
 
     Example:
         >>> parse_rule("classifier.*=svd:32")
-        Rule(pattern='classifier.*', method='svd', rank=Fixed(rank=(32,)), floor=0.0, width=None)
+        Rule(pattern='classifier.*', method='svd', rank=Fixed(rank=(32,)), floor=0.0, width=None, share=None)
     """
     pattern, equals, choice = text.partition("=")
     method, _, rank = choice.partition(":")
@@ -125,6 +129,13 @@ def parse_rule(text: str) -> Rule:
         except ValueError:
             raise PolicyError(f"{text!r}: a width is a share such as 0.5, a number or 'auto'") from None
         return Rule(pattern, width=width)
+    if method == _SHARE:
+        is_open = rank == AUTO
+        return Rule(
+            pattern,
+            rank=parse_rank(rank) if rank and not is_open else None,
+            share=AUTO if is_open else INPUT,
+        )
     check_method(method or None)
     return Rule(pattern, method or None, parse_rank(rank) if rank else None)
 

@@ -15,7 +15,7 @@ from fxdecomp.export import BenchmarkReport, Kernel
 from fxdecomp.inspecting.layers import LayerRow
 from fxdecomp.outcomes import Skipped
 from fxdecomp.reporting import Report
-from fxdecomp.reporting.text import error_text, rank_text, short
+from fxdecomp.reporting.text import error_text, method_text, rank_text, short
 
 
 class _PrintableTable(Table):
@@ -82,7 +82,7 @@ def layer_tables(report: Report) -> list[Table]:
     for o in report.applied:
         replaced.add_row(
             Text(o.site),
-            o.method,
+            method_text(o),
             rank_text(o.rank),
             error_text(o),
             f"{short(o.macs_before)} > {short(o.macs_after)}",

@@ -15,13 +15,26 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from fxdecomp.graphs.timed_plans import TimedPlan
-from fxdecomp.outcomes import Folded, Narrowed, Outcome, outcome_from_dict, outcome_to_dict
+from fxdecomp.outcomes import Applied, Folded, Narrowed, Outcome, Reason, Skipped
 from fxdecomp.plans import Plan
 from fxdecomp.quality import Quality
 
 _KEY = "fxdecomp"
 _ATTRIBUTE = "_fxdecomp_record"
 _EXAMPLES = "fxdecomp_examples"
+
+
+@dataclass(frozen=True, slots=True)
+class Joint:
+    """Layers that read one tensor, while they stand in the graph as one: theirs is the name of the first.
+
+    Attributes:
+        names: Qualified names of the layers, in the order of the graph.
+        scales: What the outputs of each are multiplied with in there, so that an error matters alike.
+    """
+
+    names: tuple[str, ...]
+    scales: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +52,7 @@ class Record:
         dropped_params: How many parameters went with folded BatchNorms, or because nothing used them.
         quality: How far the network is from the original, None where that was not measured.
         widths: The layers whose widths a policy names, and those that read them.
+        joints: The layers that stand in the graph as one for the while of a transformation.
     """
 
     traced_with: str = "given"
@@ -51,12 +65,13 @@ class Record:
     dropped_params: int = 0
     quality: Quality | None = None
     widths: tuple[Narrowed, ...] = ()
+    joints: tuple[Joint, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The record as JSON data."""
-        return {
+        data = {
             "traced_with": self.traced_with,
-            "outcomes": [outcome_to_dict(outcome) for outcome in self.outcomes],
+            "outcomes": [_outcome_to_dict(outcome) for outcome in self.outcomes],
             "folds": [asdict(fold) for fold in self.folds],
             "policy": None if self.policy is None else dict(self.policy),
             "notes": list(self.notes),
@@ -64,14 +79,17 @@ class Record:
             "latency": None if self.latency is None else self.latency.to_dict(),
             "dropped_params": self.dropped_params,
             "quality": None if self.quality is None else self.quality.to_dict(),
-        } | ({"widths": [asdict(width) for width in self.widths]} if self.widths else {})
+        }
+        widths = {"widths": [asdict(width) for width in self.widths]} if self.widths else {}
+        joints = {"joints": [asdict(joint) for joint in self.joints]} if self.joints else {}
+        return data | widths | joints
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> Record:
         """The inverse of `to_dict`."""
         return Record(
             traced_with=data["traced_with"],
-            outcomes=tuple(outcome_from_dict(item) for item in data["outcomes"]),
+            outcomes=tuple(_outcome_from_dict(item) for item in data["outcomes"]),
             folds=tuple(Folded(**item) for item in data["folds"]),
             policy=data["policy"],
             notes=tuple(data["notes"]),
@@ -80,7 +98,24 @@ class Record:
             dropped_params=data.get("dropped_params", 0),
             quality=None if data.get("quality") is None else Quality.from_dict(data["quality"]),
             widths=tuple(Narrowed(**item) for item in data.get("widths", ())),
+            joints=tuple(
+                Joint(tuple(item["names"]), tuple(item["scales"])) for item in data.get("joints", ())
+            ),
         )
+
+
+def _outcome_to_dict(outcome: Outcome) -> dict[str, Any]:
+    """The outcome as JSON data, with its type under `outcome`."""
+    return {"outcome": "applied" if isinstance(outcome, Applied) else "skipped"} | asdict(outcome)
+
+
+def _outcome_from_dict(data: dict[str, Any]) -> Outcome:
+    """The inverse of `_outcome_to_dict`."""
+    fields = {key: value for key, value in data.items() if key != "outcome"}
+    if data["outcome"] == "applied":
+        lists = ("rank", "stages", "shares", "before_own")
+        return Applied(**fields | {key: tuple(fields[key]) for key in lists if key in fields})
+    return Skipped(**fields | {"reason": Reason(fields["reason"])})
 
 
 def attach_record(gm: GraphModule, record: Record) -> None:

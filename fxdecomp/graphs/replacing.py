@@ -16,7 +16,7 @@ from fxdecomp.chains import Stage
 from fxdecomp.graphs.copies import stage_module
 from fxdecomp.layers import LayerSpec
 from fxdecomp.sites import Call, Site
-from fxdecomp.sites.constants import Constants
+from fxdecomp.sites.constants import Constants, writes
 
 
 @final
@@ -74,13 +74,20 @@ class Replacer:
             self._gm.add_submodule(_join(prefix, stage.name), module)
         return prefix
 
+    def keeps_name(self, site: Site) -> bool:
+        """Whether a layer in the place of a site could bear its name, and nothing else stands there."""
+        calls = {call.node for call in site.calls}
+        found = _at(self._gm, site.name)
+        is_own = any(node.op == "call_module" and node.target == site.name for node in calls)
+        return (is_own or found is None or type(found) is nn.Module) and not self._is_shared(site.name, calls)
+
     def release(self, path: str) -> None:
         """Delete a module that is called no more, but for what other nodes take of it."""
         kept = {str(node.target) for node in self._below[path] if self._is_used(node, set())}
         values = {target: _get_attr(self._gm, target) for target in sorted(kept)}
         self._gm.delete_submodule(path)
         for target, value in values.items():
-            _store(self._gm, target, value)
+            store(self._gm, target, value)
 
     def _is_free(self, prefix: str, stages: Sequence[Stage], own: set[str], calls: set[Node]) -> bool:
         """Whether the stages can sit there without taking the place of what others use."""
@@ -117,7 +124,7 @@ def _at(module: nn.Module, path: str) -> object:
     return value
 
 
-def _store(gm: GraphModule, path: str, value: object) -> None:
+def store(gm: GraphModule, path: str, value: object) -> None:
     """Put a module or a tensor where a path leads, in containers made on the way."""
     *owners, name = path.split(".")
     holder: nn.Module = gm
@@ -166,6 +173,16 @@ def _meta(call: Call, spec: LayerSpec) -> dict[str, object]:
     axis = len(shape) - 1 - spec.ndim
     shape[axis:] = [spec.out_channels, *spec.output_size]
     return meta | {"tensor_meta": recorded._replace(shape=torch.Size(shape), stride=())}
+
+
+def remove_unread(node: Node) -> None:
+    """Erase a value that nothing reads any more, and those that were read for it alone."""
+    called = node.op in ("call_function", "call_method")
+    if called and not node.users and not node.is_impure() and not writes(node):
+        inputs = node.all_input_nodes
+        node.graph.erase_node(node)
+        for each in inputs:
+            remove_unread(each)
 
 
 def remove_unused(gm: GraphModule) -> None:

@@ -65,7 +65,8 @@ class DecomposeLayers(Pass):
         if not sites and not outcomes:
             raise PolicyError("the graph has no Conv or Linear; there is nothing to decompose")
         outcomes |= {s.site: s for s in found.others if s.site not in outcomes}
-        self.policy.check_names([*(site.name for site in sites), *outcomes, *_planned(record)])
+        joined = (name for joint in record.joints for name in joint.names)
+        self.policy.check_names([*(site.name for site in sites), *outcomes, *_planned(record), *joined])
         work = self.work or SiteWork(gm, None)
         unnamed = [site for site in sites if self._may_stay(site.name)]
         results: dict[str, Solution | Refusal] = {}

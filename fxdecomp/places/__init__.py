@@ -1,1 +1,1 @@
-"""What is reduced together: a layer and the one that reads it, with the axis that they share."""
+"""What is reduced together: a layer and the one that reads it, or the layers that read one tensor."""

@@ -52,6 +52,9 @@ _PADDED = frozenset(("pad", "constant_pad_nd"))
 _FLAT = frozenset(("flatten", "squeeze"))
 _SHAPED = frozenset(("reshape", "view", "_unsafe_view"))
 _TURNED = frozenset(("transpose", "swapaxes", "permute"))
+_ARRANGED = frozenset(
+    ("t", "unsqueeze", "expand", "contiguous", "clone", "detach", "to", "_to_copy", "float")
+) | frozenset(f"{kind}_pad{n}d" for kind in ("reflection", "replication") for n in (1, 2, 3))
 
 
 def operation_of(gm: GraphModule, node: Node) -> str:
@@ -73,6 +76,11 @@ def operation_of(gm: GraphModule, node: Node) -> str:
 def is_elementwise(name: str) -> bool:
     """Whether an operation of one value treats every number alike."""
     return name in _ELEMENTWISE
+
+
+def is_arrangement(name: str) -> bool:
+    """Whether an operation gives the numbers of one value in another shape, order or type, or padded."""
+    return any(name in names for names in (_FLAT, _SHAPED, _TURNED, _PADDED, _ARRANGED))
 
 
 def is_of_two(name: str) -> bool:

@@ -16,9 +16,12 @@ from fxdecomp.plans import Plan
 from fxdecomp.policy.budgets import Budget, Latency, budget_from_dict
 from fxdecomp.policy.rules import (
     AUTO,
+    INPUT,
+    SHARED,
     Rank,
     Rule,
     Selection,
+    all_of,
     check_keys,
     checked_rank,
     plain_choice,
@@ -66,8 +69,8 @@ class Policy:
     made_up: bool | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "rules", _all_of(self.rules, Rule, "rules is a list of Rule objects"))
-        object.__setattr__(self, "exclude", _all_of(self.exclude, str, "exclude is a list of patterns"))
+        object.__setattr__(self, "rules", all_of(self.rules, Rule, "rules is a list of Rule objects"))
+        object.__setattr__(self, "exclude", all_of(self.exclude, str, "exclude is a list of patterns"))
         if not isinstance(self.require_saving, bool):
             raise PolicyError(f"require_saving is true or false, got {self.require_saving!r}")
         if self.made_up not in (None, True, False):
@@ -96,15 +99,15 @@ class Policy:
         if any(fnmatch.fnmatchcase(name, pattern) for pattern in self.exclude):
             return None
         matching = [rule for rule in self.rules if rule.matches(name)]
-        matching = [rule for rule in matching if rule.method is not None or rule.width is None]
+        matching = [rule for rule in matching if not rule.says_nothing_of_methods]
         for rule in matching[1:]:
             if rule.selection != matching[0].selection:
                 raise PolicyError(
                     f'layer "{name}" matches both {matching[0].pattern!r} and {rule.pattern!r}, which want '
                     "different things; make the patterns disjoint"
                 )
-        if matching:
-            selection = matching[0].selection
+        if matching or (self.method is None and self.share_of(name) == INPUT):
+            selection = matching[0].selection if matching else SHARED
             if selection is not None and selection.rank is None and self.budget is None:
                 return replace(selection, rank=VBMF())
             return selection
@@ -119,16 +122,30 @@ class Policy:
         Raises:
             PolicyError: Rules that match the layer give it different widths.
         """
+        width: float | int | str | None = self._said(name, "width")
+        return width
+
+    def share_of(self, name: str) -> str | None:
+        """What a layer is to share with those that read the same, `auto` for a budget to find; None: nothing.
+
+        Raises:
+            PolicyError: Rules that match the layer want different things.
+        """
+        share: str | None = self._said(name, "share")
+        return share
+
+    def _said(self, name: str, key: str) -> Any:
+        """What the rules that match a layer give it under a key, None where they give nothing."""
         if any(fnmatch.fnmatchcase(name, pattern) for pattern in self.exclude):
             return None
-        found = [rule for rule in self.rules if rule.width is not None and rule.matches(name)]
+        found = [rule for rule in self.rules if getattr(rule, key) is not None and rule.matches(name)]
         for rule in found[1:]:
-            if rule.width != found[0].width:
+            if getattr(rule, key) != getattr(found[0], key):
                 raise PolicyError(
                     f'layer "{name}" matches both {found[0].pattern!r} and {rule.pattern!r}, which give it '
-                    "different widths; make the patterns disjoint"
+                    f"different {key}s; make the patterns disjoint"
                 )
-        return found[0].width if found else None
+        return getattr(found[0], key) if found else None
 
     @property
     def has_widths(self) -> bool:
@@ -140,10 +157,26 @@ class Policy:
         """Whether a budget is to find any."""
         return any(rule.width == AUTO for rule in self.rules)
 
+    @property
+    def has_shares(self) -> bool:
+        """Whether any rule wants layers to share their input."""
+        return any(rule.share == INPUT for rule in self.rules)
+
+    @property
+    def has_open_shares(self) -> bool:
+        """Whether a budget is to find any."""
+        return any(rule.share == AUTO for rule in self.rules)
+
+    def with_shares(self, found: Iterable[str]) -> Policy:
+        """The policy with the layers that a budget lets share, in the place of those that are open."""
+        kept = [rule for rule in self.rules if rule.share != AUTO]
+        kept += [replace(r, share=None) for r in self.rules if r.share == AUTO and (r.method or r.width)]
+        return replace(self, rules=(*kept, *(Rule(glob.escape(name), share=INPUT) for name in found)))
+
     def with_widths(self, found: Mapping[str, int]) -> Policy:
         """The policy with the widths that a budget found, by layer, in the place of those that are open."""
         kept = [rule for rule in self.rules if rule.width != AUTO]
-        kept += [replace(rule, width=None) for rule in self.rules if rule.width == AUTO and rule.method]
+        kept += [replace(r, width=None) for r in self.rules if r.width == AUTO and (r.method or r.share)]
         return replace(self, rules=(*kept, *(Rule(glob.escape(n), width=found[n]) for n in found)))
 
     def check_names(self, names: Iterable[str]) -> None:
@@ -172,6 +205,7 @@ class Policy:
                 | plain_choice(rule.method, rule.rank)
                 | ({"floor": rule.floor} if rule.floor else {})
                 | ({} if rule.width is None else {"width": rule.width})
+                | ({} if rule.share is None else {"share": rule.share})
                 for rule in self.rules
             ]
         return data
@@ -210,8 +244,8 @@ class Policy:
         Layers that the plan does not name are left alone; one that it names and the network lacks raises.
         """
         rules = [
-            Rule(glob.escape(choice.site), choice.method, choice.rank or None, width=choice.width)
-            for choice in plan.choices
+            Rule(glob.escape(c.site), c.method, c.rank or None, width=c.width, share=c.share)
+            for c in plan.choices
         ]
         everything = [Rule("*", None)]  # where all was left alone
         return Policy(rules=rules or everything, require_saving=False, made_up=plan.made_up or None)
@@ -248,23 +282,11 @@ def _check_budget(policy: Policy) -> None:
         methods = [policy.method, *(rule.method for rule in policy.rules)]
         if AUTO in methods or any(rule.floor for rule in policy.rules):
             raise PolicyError("method 'auto' and floors need a budget, such as budget=MACs(0.5)")
-    if policy.has_open_widths and policy.budget is None:
-        raise PolicyError("width 'auto' needs a budget, such as budget=MACs(0.5)")
+    if (policy.has_open_widths or policy.has_open_shares) and policy.budget is None:
+        key = "width" if policy.has_open_widths else "share"
+        raise PolicyError(f"{key} 'auto' needs a budget, such as budget=MACs(0.5)")
     if isinstance(policy.budget, Latency) and policy.has_widths:
         raise PolicyError("a budget of Latency takes no widths; use MACs or Params beside them")
     step = policy.multiple_of
     if step is not None and (not isinstance(step, int) or step < 1):
         raise PolicyError(f"multiple_of is a positive whole number, got {step!r}")
-
-
-def _all_of(given: object, kind: type, wanted: str) -> tuple[Any, ...]:
-    """The items of any iterable; a plain string would pass for a list of its letters.
-
-    Raises:
-        PolicyError: It is no iterable, or one of its items is of another kind; says what is `wanted`.
-    """
-    if isinstance(given, Iterable) and not isinstance(given, str):
-        items = tuple(given)
-        if all(isinstance(item, kind) for item in items):
-            return items
-    raise PolicyError(f"{wanted}, got {given!r}")

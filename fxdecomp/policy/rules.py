@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -13,6 +13,12 @@ from fxdecomp.ranks import RankRule, rank_from, rule_from_dict, rule_to_dict
 
 AUTO = "auto"
 """The method name that stands for every method that suits a layer."""
+
+INPUT = "input"
+"""The part of their chains that layers may share."""
+
+_SHARED = "channel_svd"
+"""What layers get that are to share their input, where nothing is said; on a pointwise layer it is `svd`."""
 
 Rank: TypeAlias = RankRule | int | float | tuple[int, ...]
 
@@ -47,6 +53,10 @@ class Rule:
         width: What is to be left of the layers' outputs, a share or a number, where one layer reads them and
             nothing mixes them before; `auto` for what a budget finds; None to leave all. Without a method it
             says nothing of methods.
+        share: `input` for layers that read one tensor and look at it alike to share all stages but the last,
+            made of all their weights together; `auto` for what a budget finds; None to share nothing. Without
+            a method and a rank it says nothing of these; with a rank alone the method is `svd`, or
+            `channel_svd` where the kernel is larger.
 
     Example:
         >>> import fxdecomp
@@ -59,10 +69,18 @@ class Rule:
     rank: Rank | None = None
     floor: float = 0.0
     width: float | int | str | None = None
+    share: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.pattern, str) or not self.pattern:
             raise PolicyError(f"a rule needs a pattern, such as 'classifier.*', got {self.pattern!r}")
+        if self.share not in (None, INPUT, AUTO):
+            raise PolicyError(
+                f"rule {self.pattern!r} has the share {self.share!r}; wanted 'input', or 'auto' for what a "
+                "budget finds, such as Rule('*.attention.*', share='input')"
+            )
+        if self.share == INPUT and self.rank is not None and self.method is None:
+            object.__setattr__(self, "method", _SHARED)
         object.__setattr__(self, "rank", checked_rank(self.method, self.rank, f"rule {self.pattern!r}"))
         known = isinstance(self.floor, int | float) and 0 <= self.floor <= 1
         if not known or (self.floor and (self.method is None or self.rank is not None)):
@@ -82,12 +100,21 @@ class Rule:
         return fnmatch.fnmatchcase(name, self.pattern)
 
     @property
+    def says_nothing_of_methods(self) -> bool:
+        """Whether methods and ranks of the layers are left to other rules and the policy."""
+        return self.method is None and (self.width is not None or self.share is not None)
+
+    @property
     def selection(self) -> Selection | None:
         """What the rule wants, None to leave the layers alone."""
         if self.method is None:
             return None
         assert self.rank is None or isinstance(self.rank, RankRule)  # made so above; narrows the type
         return Selection(self.method, self.rank, self.floor, is_named=True)
+
+
+SHARED = Selection(_SHARED, None, is_named=True)
+"""What is wanted of layers that are to share their input where nothing else is said."""
 
 
 def _is_width(width: object) -> bool:
@@ -144,6 +171,7 @@ def rule_of(data: Mapping[str, Any]) -> Rule:
         rank=rank_of(data.get("rank")),
         floor=data.get("floor", 0.0),
         width=data.get("width"),
+        share=data.get("share"),
     )
 
 
@@ -167,3 +195,16 @@ def check_keys(data: Mapping[str, Any], known: set[str], what: str) -> None:
     unknown = sorted(set(data) - known)
     if unknown:
         raise PolicyError(f"{what} has no key {unknown[0]!r}; it takes {', '.join(sorted(known))}")
+
+
+def all_of(given: object, kind: type, wanted: str) -> tuple[Any, ...]:
+    """The items of any iterable; a plain string would pass for a list of its letters.
+
+    Raises:
+        PolicyError: It is no iterable, or one of its items is of another kind; says what is `wanted`.
+    """
+    if isinstance(given, Iterable) and not isinstance(given, str):
+        items = tuple(given)
+        if all(isinstance(item, kind) for item in items):
+            return items
+    raise PolicyError(f"{wanted}, got {given!r}")

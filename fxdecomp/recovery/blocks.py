@@ -31,10 +31,11 @@ class Block:
 
     Attributes:
         site: Name of the layer.
-        stages: Qualified names of the stages' modules, in order.
+        stages: Qualified names of the stages' modules, in order, without those counted to another layer.
         first: Name of the node of the first stage in the compressed graph.
         last: Name of the node of the last stage's output.
         target: Name of that of the layer in the original, with its BatchNorms folded.
+        is_alone: Whether each stage is read by the next one only, and not by the chain of another layer.
     """
 
     site: str
@@ -42,6 +43,7 @@ class Block:
     first: str
     last: str
     target: str
+    is_alone: bool = True
 
 
 def blocks_of(small: GraphModule, folded: GraphModule) -> tuple[Block, ...]:
@@ -61,7 +63,7 @@ def blocks_of(small: GraphModule, folded: GraphModule) -> tuple[Block, ...]:
     blocks = []
     for outcome in applied:
         stages = outcome.stage_names
-        first, last = _nodes_of(small, stages[0]), _nodes_of(small, stages[-1])
+        first, last = _nodes_of(small, outcome.all_stage_names[0]), _nodes_of(small, stages[-1])
         if not first or len(first) != len(last) or outcome.site in narrower:
             continue  # what it gives is not what the layer gave; it is trained end to end only
         layer = sites.get(outcome.site)
@@ -73,7 +75,8 @@ def blocks_of(small: GraphModule, folded: GraphModule) -> tuple[Block, ...]:
         for a, b, call in zip(first, last, layer.calls, strict=True):
             end, target = _tensor_of(b, layer), _tensor_of(call.node, layer)
             if end is not None and target is not None:
-                blocks.append(Block(outcome.site, stages, a.name, end.name, target.name))
+                names = a.name, end.name, target.name
+                blocks.append(Block(outcome.site, stages, *names, is_alone=not outcome.shares))
     return tuple(blocks)
 
 

@@ -125,8 +125,8 @@ def recover(
     with unchanged_buffers(original), unchanged_buffers(small):
         variances = distillation.output_variances()
         start = distillation.measure(variances)
-        for chain in stages.values():
-            balance(chain)
+        for name in dict.fromkeys(block.site for block in distillation.blocks if block.is_alone):
+            balance(stages[name])
         phases = [
             Phase("recover blocks", block_steps, block_rate, chains, distillation.begin_blocks),
             Phase("recover outputs", 0 if stands else steps, rate, everything, distillation.begin_outputs),

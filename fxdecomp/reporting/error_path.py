@@ -68,7 +68,7 @@ def error_along(
             continue
         if isinstance(left.get_submodule(str(node.target)), nn.RNNBase):
             continue
-        first = ends[outcome.stage_names[0]].args[0]
+        first = ends[outcome.all_stage_names[0]].args[0]
         if not isinstance(first, Node) or _shapes(first, end) != _shapes(node.args[0], node):
             continue  # it is narrower than the layer was
         walks[0].go_before(node.name)
@@ -76,7 +76,7 @@ def error_along(
         other = walks[0].fork()
         wanted = walks[0].go_past(node.name).clone()
         got = walks[1].go_past(end.name)
-        for stage in outcome.stage_names:
+        for stage in outcome.all_stage_names:
             value = after.get_submodule(stage)(value)
         lost = None
         if outcome.site in largest:

@@ -29,7 +29,7 @@ from fxdecomp.reporting.graph_rows import graph_rows, runs_of
 from fxdecomp.reporting.layer_times import layer_times
 from fxdecomp.reporting.memory import Memory, memory_of
 from fxdecomp.reporting.rank_curves import rank_curves, timed_ranks
-from fxdecomp.reporting.text import error_text, rank_text, short
+from fxdecomp.reporting.text import error_text, method_text, rank_text, short
 from fxdecomp.reporting.topology import topology
 
 if TYPE_CHECKING:
@@ -210,6 +210,7 @@ def _environment() -> Environment:
         "short": short,
         "breakable": _breakable,
         "error": error_text,
+        "method": method_text,
         "rank": rank_text,
         "data_uri": _data_uri,
         "ms": lambda seconds: f"{seconds * 1e3:.3f}",

@@ -100,10 +100,11 @@ def timed_ranks(latency: TimedPlan | None, outcomes: Sequence[Outcome]) -> dict[
 def rank_curves(before: GraphModule, outcomes: Sequence[Outcome]) -> tuple[RankCurve, ...]:
     """The curves of the layers that took most and were replaced, in the order of the graph.
 
-    Layers beyond the 24 that took most, and weights of more than 2.5 million numbers, have none: their
-    singular values would take longer than all else of a page.
+    Layers that share stages have none: their rank is that of several. Those beyond the 24 that took most,
+    and weights of more than 2.5 million numbers, have none: their singular values would take longer than all
+    else of a page.
     """
-    applied = [o for o in outcomes if isinstance(o, Applied)]
+    applied = [o for o in outcomes if isinstance(o, Applied) and not o.shares]
     largest = sorted(applied, key=lambda o: -o.macs_before)[:_MOST_LAYERS]
     wanted = {o.site: o for o in largest}
     curves = []

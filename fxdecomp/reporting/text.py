@@ -31,6 +31,19 @@ def rank_text(rank: tuple[int, ...]) -> str:
     return "x".join(map(str, rank))
 
 
+def method_text(outcome: Applied) -> str:
+    """The method of a chain, and with which layers it shares all stages but the last.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> method_text(SimpleNamespace(site="a.q", method="svd", shares=("a.k", "a.v")))
+        'svd, shared with k, v'
+    """
+    around = outcome.site.rpartition(".")[0]
+    others = ", ".join(name.removeprefix(f"{around}." if around else "") for name in outcome.shares)
+    return f"{outcome.method}, shared with {others}" if others else outcome.method
+
+
 def error_text(outcome: Applied) -> str:
     """The error of a chain: what its output loses where that is known, else the weight's.
 
@@ -66,7 +79,7 @@ def _row(outcome: Outcome) -> tuple[str, ...]:
     return (
         outcome.site,
         outcome.layer,
-        outcome.method,
+        method_text(outcome),
         rank_text(outcome.rank),
         error_text(outcome),
         change(outcome.macs_before, outcome.macs_after),

@@ -96,7 +96,7 @@ class Constants:
 
     def _changed_by(self, node: Node) -> list[Node]:
         """The constant that a call changes, with all that this is computed from."""
-        if node.op not in ("call_function", "call_method") or not _writes(node):
+        if node.op not in ("call_function", "call_method") or not writes(node):
             return []
         changed = node.kwargs.get("out", node.args[0] if node.args else None)
         return _ancestry(changed) if isinstance(changed, Node) and changed in self._nodes else []
@@ -142,20 +142,20 @@ def changes_stored_tensors(gm: GraphModule) -> bool:
         if node.op == "get_attr" or (called and free.issuperset(node.all_input_nodes)):
             free.add(node)
         changed = node.kwargs.get("out", node.args[0] if node.args else None)
-        if called and _writes(node) and isinstance(changed, Node) and changed in free:
+        if called and writes(node) and isinstance(changed, Node) and changed in free:
             return True
     return False
 
 
 def _is_pure_function(node: Node) -> bool:
-    if node.op not in ("call_function", "call_method") or node.is_impure() or _writes(node):
+    if node.op not in ("call_function", "call_method") or node.is_impure() or writes(node):
         return False
     tags = getattr(node.target, "tags", ())
     name = getattr(node.target, "__name__", str(node.target))
     return torch.Tag.nondeterministic_seeded not in tags and not _RANDOM.search(name)
 
 
-def _writes(node: Node) -> bool:
+def writes(node: Node) -> bool:
     """Whether a call changes one of its arguments."""
     schema = getattr(node.target, "_schema", None)
     if schema is not None:

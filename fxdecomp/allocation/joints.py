@@ -1,0 +1,105 @@
+"""Which layers share their input, as a policy wants it, and how much an error of each of them matters.
+
+Each part of a joint layer is scaled by `c = sqrt(s / p)`, with `s` its sensitivity and `p` the power of its
+output: then the squared error of all, of which a decomposition loses the least, is the damage that all do.
+Where no sensitivities are known, relative errors count alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from fxdecomp.allocation.candidates import task_of
+from fxdecomp.allocation.site_work import SiteWork, Workers
+from fxdecomp.decompositions import problems_of
+from fxdecomp.decompositions.factorising import Task, weight_refusal
+from fxdecomp.graphs.records import Joint, Record, record_of
+from fxdecomp.graphs.replacing import Replacer
+from fxdecomp.outcomes import Applied
+from fxdecomp.places.shared_inputs import ALONE as READ_BY_ONE
+from fxdecomp.places.shared_inputs import Readers
+from fxdecomp.policy import Policy
+from fxdecomp.policy.rules import INPUT, Selection
+from fxdecomp.sites import Site, survey
+
+_LEAST = 0.01
+"""Share of the largest weight of a part that every part has: scales stay near each other, and exact."""
+
+
+def joints_of(policy: Policy, work: SiteWork, workers: Workers) -> tuple[tuple[Joint, ...], tuple[str, ...]]:
+    """The layers that share their input, and sentences about those that were to and do not.
+
+    Args:
+        policy: Says which layers are to.
+        work: Knows the layers' moments and sensitivities.
+        workers: Do what has still to be done.
+    """
+    groups, reasons = groups_of(policy, work, INPUT)
+    sites = [site for group in groups for site in group]
+    tasks = {site.name: task for site in sites if (task := task_of(site, policy)) is not None}
+    power = work.each("power", power_of, tasks, workers)
+    sensitivity = work.sensitivity(power.keys(), workers.progress) if power else None
+    joints = [joint_of(group, power, sensitivity) for group in groups]
+    return tuple(joints), _notes(reasons)
+
+
+def groups_of(policy: Policy, work: SiteWork, share: str) -> tuple[list[tuple[Site, ...]], dict[str, str]]:
+    """The layers of which a policy says this, as far as they can share; for others the reason.
+
+    Args:
+        policy: Says what each layer is to share.
+        work: Holds the graph.
+        share: What is said of the layers that are looked for.
+    """
+    gm, record = work.gm, record_of(work.gm) or Record()
+    stages = {s for o in record.outcomes if isinstance(o, Applied) for s in o.stage_names}
+    changed = {row.site for row in record.widths if row.is_changed}
+    sites, replacer = survey(gm).sites, Replacer(gm)
+    wanted: dict[str, Selection] = {}
+    reasons: dict[str, str] = {}
+    for site in sites:
+        if site.name in stages or policy.share_of(site.name) != share:
+            continue
+        selection, refusal = policy.select(site.name), weight_refusal(site.weight, site.spec)
+        if selection is None:
+            reasons[site.name] = "the policy leaves it alone"
+        elif refusal is not None:
+            reasons[site.name] = str(refusal.reason)
+        elif site.name in changed:
+            reasons[site.name] = "its width is another one"
+        elif not replacer.keeps_name(site):
+            reasons[site.name] = "something else uses its bias, or stands under its name"
+        else:
+            wanted[site.name] = selection
+    groups, others = Readers(gm, sites).groups(wanted)
+    return groups, reasons | others
+
+
+def joint_of(
+    group: Sequence[Site], power: Mapping[str, float], sensitivity: Mapping[str, float] | None
+) -> Joint:
+    """Layers with the scales of their parts, the largest of which is 1."""
+    names = tuple(site.name for site in group)
+    matters = [1.0 if sensitivity is None else sensitivity[name] for name in names]
+    most, loudest = max(matters) or 1.0, max(power[name] for name in names)
+    scales = []
+    for name, matter in zip(names, matters, strict=True):
+        scales.append((max(matter / most, _LEAST) / max(power[name] / loudest, _LEAST**2)) ** 0.5)
+    return Joint(names, tuple(scale / max(scales) for scale in scales))
+
+
+@torch.no_grad()
+def power_of(task: Task) -> float:
+    """The variance of a layer's output, or the squares of its weight where no moments are known."""
+    return sum(each.power for each in task.problems or problems_of(task.weight, task.specs[0]))
+
+
+def _notes(reasons: Mapping[str, str]) -> tuple[str, ...]:
+    """Why layers share nothing; those that nobody else could share with in one sentence."""
+    lonely = [name for name, reason in reasons.items() if reason.startswith(READ_BY_ONE)]
+    notes = [f"{name} shares no input: {reason}" for name, reason in reasons.items() if name not in lonely]
+    if lonely:
+        notes.insert(0, f"{READ_BY_ONE} the inputs of {', '.join(lonely)}: these share them with none")
+    return tuple(notes)
