@@ -13,11 +13,11 @@ import torch
 from torch.fx import GraphModule
 
 from fxdecomp.allocation.joint_work import JointWork
-from fxdecomp.allocation.joints import joints_of
+from fxdecomp.allocation.joints import joints_of, worth_sharing
 from fxdecomp.allocation.site_work import SiteWork, Workers
 from fxdecomp.allocation.widths import found_widths
 from fxdecomp.calibration import Batch, Calibration
-from fxdecomp.calibration.competing import FEW, REFITTED, WIDTHS, better, is_doubtful
+from fxdecomp.calibration.competing import FEW, JOINTS, REFITTED, WIDTHS, better, is_doubtful
 from fxdecomp.calibration.judging import judged_inputs, with_quality
 from fxdecomp.calibration.made_up import made_up
 from fxdecomp.errors import BudgetError, CalibrationError, PolicyError
@@ -28,6 +28,7 @@ from fxdecomp.graphs.untouched import one_at_a_time, unchanged_buffers
 from fxdecomp.outcomes import Skipped
 from fxdecomp.passes import DecomposeLayers, FoldBatchNorm, JoinInputs, NarrowWidths, PartOutputs, RefitChains
 from fxdecomp.policy import Policy
+from fxdecomp.policy.rules import AUTO
 from fxdecomp.progress import Progress, silent
 from fxdecomp.quality import LEAST_AGREEMENT
 
@@ -211,19 +212,18 @@ def transform(
             return with_quality(copy_owning_tensors(chains, gm), gm, known.judged, least_agreement)
 
     work, problem = known.work_for(policy)
-    data, narrow = work.calibration, policy
-    if policy.has_open_widths:
-        with unchanged_buffers(gm):
-            widths = found_widths(policy, known.folded, work, workers)
-        narrow, policy = policy.with_widths(widths), policy.with_widths({})
+    data = work.calibration
+    with unchanged_buffers(gm):
+        others = _alternatives(policy, work, workers)
+    policy = policy.with_widths({}).with_shares(())
     start = _prepared(policy, work, workers)
     chains = DecomposeLayers(policy, start, workers)(start.gm)
     result = finished(chains, data)
-    if narrow != policy:
-        start = _prepared(narrow, work, workers)
-        narrower = DecomposeLayers(narrow, start, workers)(start.gm)
-        winner = better(finished(narrower, data), result, WIDTHS)
-        chains, result = (chains if winner is result else narrower), winner
+    for other, words in others:
+        start = _prepared(other, work, workers)
+        reduced = DecomposeLayers(other, start, workers)(start.gm)
+        winner = better(finished(reduced, data), result, words)
+        chains, result = (chains if winner is result else reduced), winner
     if problem:
         record = record_of(result) or Record()
         attach_record(result, replace(record, notes=(*record.notes, problem)))
@@ -237,6 +237,21 @@ def transform(
     if quality is not None and quality.warning:
         _log.warning("%s", quality.warning)
     return result
+
+
+def _alternatives(
+    policy: Policy, work: SiteWork, workers: Workers
+) -> list[tuple[Policy, tuple[str, str, str]]]:
+    """What else a budget finds where widths or shared inputs are open to it, and how it is called."""
+    found = []
+    if policy.has_open_widths and (widths := found_widths(policy, work.gm, work, workers)):
+        found.append((policy.with_shares(()).with_widths(widths), WIDTHS))
+    joints = joints_of(policy, work, workers, AUTO)[0] if policy.has_open_shares else ()
+    if joints:
+        joined = JointWork.after(JoinInputs(joints)(work.gm), work)
+        if names := worth_sharing(policy, joined, workers):
+            found.append((policy.with_widths({}).with_shares(names), JOINTS))
+    return found
 
 
 def _prepared(policy: Policy, work: SiteWork, workers: Workers) -> SiteWork:

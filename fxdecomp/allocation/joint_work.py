@@ -34,7 +34,7 @@ class JointWork(SiteWork):
         return JointWork(gm, parent.calibration, parent.prior, parent=parent)
 
     @property
-    def _joints(self) -> dict[str, tuple[str, ...]]:
+    def joints(self) -> dict[str, tuple[str, ...]]:
         """The layers that were joined, by the name of the first, which is that of all."""
         record = record_of(self.gm) or Record()
         return {joint.names[0]: joint.names for joint in record.joints}
@@ -43,7 +43,7 @@ class JointWork(SiteWork):
         self, names: Collection[str], progress: Progress, examples: int = EXAMPLES
     ) -> dict[str, float] | None:
         """The sum of its layers' at a joint one; what was measured at the others."""
-        joints = self._joints
+        joints = self.joints
         parts = {name: joints.get(name, (name,)) for name in names}
         known = self.parent.sensitivity(
             {each for part in parts.values() for each in part}, progress, examples
@@ -58,7 +58,7 @@ class JointWork(SiteWork):
         workers: Workers = ALONE,
     ) -> dict[str, Result]:
         """The result at every layer, by name: at those that are the same, that of the graph before."""
-        joints = self._joints
+        joints = self.joints
         same = {name: item for name, item in items.items() if name not in joints}
         mine = {name: item for name, item in items.items() if name in joints}
         found = self.parent.each(work, function, same, workers)

@@ -7,11 +7,16 @@ Where no sensitivities are known, relative errors count alike.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
-from fxdecomp.allocation.candidates import task_of
+from fxdecomp.allocation.candidates import candidates, question_of, task_of
+from fxdecomp.allocation.combined import Place, choose, is_open
+from fxdecomp.allocation.joint_work import JointWork
+from fxdecomp.allocation.planning import rank_step
 from fxdecomp.allocation.site_work import SiteWork, Workers
 from fxdecomp.decompositions import problems_of
 from fxdecomp.decompositions.factorising import Task, weight_refusal
@@ -24,25 +29,74 @@ from fxdecomp.policy import Policy
 from fxdecomp.policy.rules import INPUT, Selection
 from fxdecomp.sites import Site, survey
 
+_SHARED = "shared"
+
 _LEAST = 0.01
 """Share of the largest weight of a part that every part has: scales stay near each other, and exact."""
 
 
-def joints_of(policy: Policy, work: SiteWork, workers: Workers) -> tuple[tuple[Joint, ...], tuple[str, ...]]:
+def joints_of(
+    policy: Policy, work: SiteWork, workers: Workers, share: str = INPUT
+) -> tuple[tuple[Joint, ...], tuple[str, ...]]:
     """The layers that share their input, and sentences about those that were to and do not.
 
     Args:
         policy: Says which layers are to.
         work: Knows the layers' moments and sensitivities.
         workers: Do what has still to be done.
+        share: What the policy says of the layers that are meant.
     """
-    groups, reasons = groups_of(policy, work, INPUT)
+    groups, reasons = groups_of(policy, work, share)
     sites = [site for group in groups for site in group]
     tasks = {site.name: task for site in sites if (task := task_of(site, policy)) is not None}
     power = work.each("power", power_of, tasks, workers)
     sensitivity = work.sensitivity(power.keys(), workers.progress) if power else None
     joints = [joint_of(group, power, sensitivity) for group in groups]
     return tuple(joints), _notes(reasons)
+
+
+def worth_sharing(policy: Policy, joined: JointWork, workers: Workers) -> tuple[str, ...]:
+    """The layers that had better share their input under a budget; none where no real inputs tell.
+
+    Nor are there any in a network that was transformed before.
+
+    Args:
+        policy: With a budget of what is counted.
+        joined: Knows the candidates of joint layers, and those of the layers themselves.
+        workers: Do what has still to be done.
+    """
+    work = joined.parent
+    assert policy.budget is not None
+    earlier = record_of(work.gm)
+    if not work.tells_sensitivity or work.is_made_up or (earlier is not None and earlier.outcomes):
+        return ()
+    found = survey(work.gm)
+    layers = {site.name: site for site in found.sites}
+    tasks = _open(policy, found.sites)
+    whole = _open(policy, (site for site in survey(joined.gm).sites if site.name in joined.joints))
+    whole = {name: task for name, task in whole.items() if tasks.keys() >= set(joined.joints[name])}
+    sensitivity = work.sensitivity(tasks, workers.progress) if whole else None
+    if sensitivity is None:
+        return ()
+    step, cost = policy.multiple_of or rank_step(), type(policy.budget)
+    menus, options = (
+        each.each("candidates", candidates, {n: question_of(t, step, cost) for n, t in of.items()}, workers)
+        for each, of in ((work, tasks), (joined, whole))
+    )
+    places = []
+    for name, menu in options.items():
+        weight = sum(sensitivity[each] for each in joined.joints[name])
+        shared = (replace(each, method=_SHARED, error=weight * each.error) for each in menu if each.method)
+        places.append(Place(name, tuple(layers[each] for each in joined.joints[name]), tuple(shared)))
+    chosen = choose(policy.budget, found, places, menus, sensitivity)
+    names = (joined.joints[name] for name, pick in chosen.items() if pick.method == _SHARED)
+    return tuple(itertools.chain.from_iterable(names))
+
+
+def _open(policy: Policy, sites: Iterable[Site]) -> dict[str, Task]:
+    """The layers whose ranks are left to a budget."""
+    tasks = {site.name: task_of(site, policy) for site in sites}
+    return {name: task for name, task in tasks.items() if task is not None and is_open(task)}
 
 
 def groups_of(policy: Policy, work: SiteWork, share: str) -> tuple[list[tuple[Site, ...]], dict[str, str]]:

@@ -36,6 +36,7 @@ def is_doubtful(fitted: GraphModule, data: Calibration, judged: Judged | None) -
 FITTED = ("the fit to the calibration", "what the weights alone give", "fitted")
 REFITTED = ("the fit after its refit", "the fit before its refit", "refitted")
 WIDTHS = ("what has fewer inner channels", "what has all inner channels", "with fewer")
+JOINTS = ("what shares input stages", "what shares none", "with them")
 """What two competitors are called, and what the first one is and the second not."""
 
 

@@ -287,6 +287,8 @@ def _check_budget(policy: Policy) -> None:
         raise PolicyError(f"{key} 'auto' needs a budget, such as budget=MACs(0.5)")
     if isinstance(policy.budget, Latency) and policy.has_widths:
         raise PolicyError("a budget of Latency takes no widths; use MACs or Params beside them")
+    if isinstance(policy.budget, Latency) and policy.has_open_shares:
+        raise PolicyError("a budget of Latency finds no shares; name the layers with share='input'")
     step = policy.multiple_of
     if step is not None and (not isinstance(step, int) or step < 1):
         raise PolicyError(f"multiple_of is a positive whole number, got {step!r}")

@@ -1,0 +1,103 @@
+"""Places: layers that are reduced together have one menu, beside those of single layers in a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from fxdecomp.allocation.allocate import allocate
+from fxdecomp.allocation.candidates import Candidate, frontier
+from fxdecomp.decompositions.factorising import Task, weight_refusal
+from fxdecomp.errors import BudgetError
+from fxdecomp.policy.budgets import Budget, Counted
+from fxdecomp.sites import Site, Survey
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Place:
+    """Layers that are reduced together.
+
+    Attributes:
+        name: By which the place is known.
+        layers: The layers, which are in no other place.
+        options: What may be done to all of them at once; errors are damages at the network's output.
+    """
+
+    name: str
+    layers: tuple[Site, ...]
+    options: tuple[Candidate, ...]
+
+    def menu(
+        self,
+        menus: Mapping[str, Sequence[Candidate]],
+        sensitivity: Mapping[str, float],
+        cost: type[Budget],
+    ) -> tuple[Candidate, ...]:
+        """The place as it is, and the frontier of its layers' own chains and its options.
+
+        Args:
+            menus: The candidates of layers, of which those that have none stay as they are.
+            sensitivity: Damage per unit of error at a layer.
+            cost: What the frontier is about.
+        """
+        dense = Candidate(None, (), 0.0, *sums(self.layers))
+        combined = [replace(dense, macs=0, params=0)]
+        for site in self.layers:
+            own = menus.get(site.name) or (Candidate(None, (), 0.0, site.macs, site.params),)
+            weight = sensitivity.get(site.name, 0.0)
+            sums_of = [
+                Candidate(
+                    "chains" if a.method or b.method else None,
+                    (),
+                    a.error + weight * b.error,
+                    a.macs + b.macs,
+                    a.params + b.params,
+                )
+                for a in combined
+                for b in own
+            ]
+            combined = frontier(sums_of, cost)
+        best = frontier([*combined, *self.options], cost)
+        return (dense, *(each for each in best if each.method is not None))
+
+
+def choose(
+    budget: Budget,
+    found: Survey,
+    places: Sequence[Place],
+    menus: Mapping[str, Sequence[Candidate]],
+    sensitivity: Mapping[str, float],
+) -> dict[str, Candidate]:
+    """What serves a budget at each place, by its name; nothing where the budget cannot be met.
+
+    Args:
+        budget: Of what is counted.
+        found: Everything in the network.
+        places: The places.
+        menus: The candidates of single layers.
+        sensitivity: Damage at the network's output per unit of error at them.
+    """
+    cost = type(budget)
+    inside = {site.name for place in places for site in place.layers}
+    joined = {place.name: place.menu(menus, sensitivity, cost) for place in places}
+    joined |= {name: tuple(menu) for name, menu in menus.items() if name not in inside}
+    weights = dict(sensitivity) | {place.name: 1.0 for place in places}
+    everything: list[Counted] = [*found.sites, *found.skipped, *found.others]
+    dense = sum(map(cost.cost_of, everything))
+    counted = set(joined) | inside
+    fixed = dense - sum(cost.cost_of(site) for site in found.sites if site.name in counted)
+    try:
+        chosen = allocate(joined, budget, fixed=fixed, dense=dense, sensitivity=weights).chosen
+    except BudgetError:
+        return {}
+    return {place.name: chosen[place.name] for place in places}
+
+
+def sums(layers: Sequence[Site]) -> tuple[int, int]:
+    """Multiply-accumulates and parameters of some layers."""
+    return sum(site.macs for site in layers), sum(site.params for site in layers)
+
+
+def is_open(task: Task) -> bool:
+    """Whether a layer's rank is left to the budget."""
+    return task.rank is None and weight_refusal(task.weight, task.specs[0]) is None
