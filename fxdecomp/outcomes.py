@@ -180,8 +180,14 @@ class Skipped:
 
     @property
     def sentence(self) -> str:
-        """Reason and detail in one line."""
-        return f"{self.reason}: {self.detail}" if self.detail else str(self.reason)
+        """Reason and detail in one line.
+
+        Example:
+            >>> Skipped("norm", "", Reason.ELEMENTWISE, "five of them").sentence[-54:]
+            'or fill: there is no matrix to decompose; five of them'
+        """
+        colon = ";" if ":" in self.reason else ":"
+        return f"{self.reason}{colon} {self.detail}" if self.detail else str(self.reason)
 
     @property
     def before(self) -> Count:

@@ -40,6 +40,8 @@ def checked_reference(text: str | None) -> str | None:
     """
     if text is None:
         return None
+    if Path(text).is_dir():
+        raise ModelReferenceError(f"{text} is a folder; of pictures, --images {text} takes it")
     if text.endswith((".npz", ".npy")):
         if not Path(text).is_file():
             raise ModelReferenceError(f"there is no file {text}")

@@ -48,3 +48,15 @@ def _exported(gm: GraphModule, *values: Any, **options: Any) -> ExportedProgram:
     with warnings.catch_warnings():  # recurrent layers of torch keep their weights in a list, too
         warnings.filterwarnings("ignore", r"(?s)The tensor attributes .*_flat_weights", UserWarning)
         return torch.export.export(gm, *values, **options)
+
+
+def save(program: ExportedProgram, file: Any) -> None:
+    """Write a program; a tensor that is a part of a larger one is written with it, and read as it was.
+
+    Args:
+        program: The program.
+        file: A path, or a file that is open for writing.
+    """
+    with warnings.catch_warnings():  # torch's windows for sound are such parts
+        warnings.filterwarnings("ignore", "No complete tensor found", UserWarning)
+        torch.export.save(program, file)

@@ -8,14 +8,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import torch
 from torch.fx import GraphModule
 
 from fxdecomp.calibration import Calibration
 from fxdecomp.calibration.judging import Judged, judged_inputs, with_quality
 from fxdecomp.calibration.splitting import LEAST_INPUTS
 from fxdecomp.compressing.folders import whole_folder
-from fxdecomp.compressing.programs import program_of
+from fxdecomp.compressing.programs import program_of, save
 from fxdecomp.compressing.results import CompressResult, FileOptions, Goal, LoadedModel
 from fxdecomp.compressing.variants import is_allowed, variant_of
 from fxdecomp.errors import CalibrationError, RecoveryError
@@ -146,7 +145,7 @@ def compress_to(
             exports["small"] = replace(exports["small"], notes=(*exports["small"].notes, note))
         else:
             program = program_of(small, args, kwargs, free_batch=exports["small"].dynamic_batch)
-            write_with_torch(draft / "small.pt2", partial(torch.export.save, program))
+            write_with_torch(draft / "small.pt2", partial(save, program))
         progress("compress", _STEPS, _STEPS)
         judge = Judge(gm, small, loaded.example_inputs, unseen, metric if goal is None else goal.metric)
         lowered = {name: made for name, made in exports.items() if name.startswith("small.")}

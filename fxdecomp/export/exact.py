@@ -26,7 +26,7 @@ from fxdecomp.sites.opaque import Opaque
 _BY_ELEMENT = {"AveragePool", "LpPool", "MaxPool", "Resize", "RoiAlign", "Upsample", "GridSample", "Erf"}
 """Operators that the reference computes number by number, about ten microseconds each."""
 
-_MOST_BY_ELEMENT = 100_000
+_MOST_BY_ELEMENT = 300_000
 _MOST_NUMBERS = 20_000_000
 """Numbers that a file may compute inside, beyond which the reference takes too long."""
 
@@ -165,13 +165,26 @@ def _by_reference(sizes: dict[str, Any]) -> Callable[[Any, Sequence[Any]], list[
             return None
         opset = next(item.version for item in proto.opset_import if item.domain in ("", "ai.onnx"))
         current = proto if opset >= _CURRENT else convert_version(proto, _CURRENT)
-        evaluator = ReferenceEvaluator(current)
+        evaluator = ReferenceEvaluator(current, new_ops=[_gather_elements()])
         feed = dict(zip(evaluator.input_names, map(as_array, inputs), strict=True))
         with np.errstate(all="ignore"):
             found: Any = evaluator.run(None, feed)
         return list(pytree.tree_leaves([as_value(each) for each in found]))
 
     return run
+
+
+def _gather_elements() -> Any:
+    """The reference of GatherElements, which onnx has for axes of up to 64 positions only."""
+    from onnx.reference.op_run import OpRun
+
+    class GatherElements(OpRun):
+        def _run(self, data: Any, indices: Any, axis: int = 0) -> tuple[Any, ...]:
+            axis %= data.ndim
+            part = [slice(None) if place == axis else slice(size) for place, size in enumerate(indices.shape)]
+            return (np.take_along_axis(data[tuple(part)], indices, axis),)
+
+    return GatherElements
 
 
 def _numbers(values: dict[str, Any], names: Any) -> int:

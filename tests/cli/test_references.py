@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from fxdecomp.cli.loading import load_model
+from fxdecomp.cli.options import checked_reference
 from fxdecomp.cli.references import ModelReferenceError, check_model, parse
 from fxdecomp.graphs.inputs import call_arguments
 
@@ -39,6 +40,11 @@ def nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path.write_text(NETS)
     monkeypatch.setattr(sys, "path", [*sys.path])
     return path
+
+
+def test_a_folder_in_the_place_of_calibration_is_told_with_what_takes_it(tmp_path: Path) -> None:
+    with pytest.raises(ModelReferenceError, match=f"is a folder; of pictures, --images {tmp_path} takes it"):
+        checked_reference(str(tmp_path))
 
 
 @pytest.mark.parametrize(

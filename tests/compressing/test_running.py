@@ -9,6 +9,7 @@ from torch import nn
 import fxdecomp
 from fxdecomp.calibration import Calibration
 from fxdecomp.compressing import FileOptions, Goal, LoadedModel, compress_to
+from fxdecomp.compressing.programs import program_of, save
 from fxdecomp.compressing.variants import is_allowed
 from fxdecomp.searching.judgements import Judgement
 
@@ -45,3 +46,22 @@ def test_too_few_inputs_to_train_or_quantise_by_are_refused_before_the_work(
             **asked,  # type: ignore[arg-type]
         )
     assert not (tmp_path / "out").exists()
+
+
+def test_a_window_that_is_a_part_of_a_larger_tensor_is_saved_without_a_word_of_torchs(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    class Sound(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("window", torch.hann_window(16))
+            self.fc = nn.Linear(16, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc(x * self.window)
+
+    x = torch.randn(2, 16)
+    gm = fxdecomp.trace(Sound().eval(), x)
+    save(program_of(gm, (x,), {}, free_batch=True), tmp_path / "a.pt2")
+    assert not recwarn.list
+    assert torch.equal(torch.export.load(tmp_path / "a.pt2").module()(x), gm(x))

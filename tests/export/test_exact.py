@@ -52,3 +52,15 @@ def test_what_cannot_be_told(nodes: list[onnx.NodeProto], times: int, tmp_path: 
     constants = {"h": np.ones(1, np.float16)} if WIDENED in nodes else {}
     path = write(tmp_path / "a.onnx", nodes, constants, shape=tuple(x.shape))
     assert file_in_double(path, (x,)) is None
+
+
+def test_what_is_gathered_from_long_axes_can_be_told(tmp_path: Path) -> None:
+    nodes = [  # the pool is one that ONNX Runtime has not in double precision; onnx's own Gather ends at 64
+        helper.make_node("GatherElements", ["x", "where"], ["some"], axis=-1),
+        helper.make_node("AveragePool", ["some"], ["y"], kernel_shape=[1, 1]),
+    ]
+    where = np.asarray([[[[79, -1], [0, 64]]]], np.int64)
+    x = torch.from_numpy(drawn(1, 2, 3, 80, seed=2))
+    path = write(tmp_path / "a.onnx", nodes, {"where": where}, shape=tuple(x.shape))
+    (found,) = file_in_double(path, (x,)) or ()
+    assert found.tolist() == [[[x[0, 0, 0, [79, -1]].tolist(), x[0, 0, 1, [0, 64]].tolist()]]]
