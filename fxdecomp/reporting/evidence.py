@@ -100,6 +100,7 @@ class Frontier:
         quality_name: What the quality is.
         least_quality: The least quality that is accepted, None where it is not known.
         failed: What was tried and gave no network, with the reason.
+        notes: Sentences for the reader.
 
     Example:
         >>> from fxdecomp.reporting import Frontier, FrontierPoint
@@ -112,6 +113,7 @@ class Frontier:
     quality_name: str = "quality"
     least_quality: float | None = None
     failed: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def best(self) -> tuple[FrontierPoint, ...]:
@@ -151,4 +153,5 @@ def frontier_of(search: SearchResult) -> Frontier:
         judged,
         search.trials[0].metric - search.max_drop,
         tuple((name(index), trial.problem) for index, trial in tried if trial.problem),
+        search.notes,
     )

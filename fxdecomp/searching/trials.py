@@ -61,11 +61,8 @@ class Trial:
 
     @property
     def verdict(self) -> str:
-        """Whether it is accepted, and why, in words."""
-        if self.problem:
-            return self.problem
-        least = "" if self.least in (None, self.metric) else f" (on other inputs {self.least:.4f} or more)"
-        return ("accepted" if self.accepted else "rejected") + least
+        """Whether it is accepted, or why there is no network."""
+        return self.problem or ("accepted" if self.accepted else "rejected")
 
     @property
     def plan(self) -> Plan | None:
@@ -134,7 +131,8 @@ class SearchResult:
         write_json(Path(path), self.to_dict())
 
     def _repr_html_(self) -> str:
-        head = ["share", "time", "MACs", "parameters", "metric", "verdict"]
+        scored = ["on others at least"] if self._has_scores else []
+        head = ["share", "time", "MACs", "parameters", "metric", *scored, "verdict"]
         rows = [
             [
                 f"{trial.share:.3f}",
@@ -142,6 +140,7 @@ class SearchResult:
                 f"{trial.macs:,}",
                 f"{trial.params:,}",
                 "" if math.isnan(trial.metric) else f"{trial.metric:.4f}",
+                *(["" if trial.least is None else f"{trial.least:.4f}"] if scored else []),
                 trial.verdict + (", taken" if trial is self.best else ""),
             ]
             for trial in self.trials
@@ -149,14 +148,22 @@ class SearchResult:
         return html_table(head, rows, self.notes)
 
     def __str__(self) -> str:
-        lines = [f"{'share':>6}  {'time':>6}  {'MACs':>15}  {'params':>13}  {'metric':>9}"]
+        others = f"  {'on others':>9}" if self._has_scores else ""
+        lines = [f"{'share':>6}  {'time':>6}  {'MACs':>13}  {'params':>11}  {'metric':>8}{others}"]
         for trial in self.trials:
             mark = ", taken" if trial is self.best else ""
             time = "-" if trial.time_share is None else f"{trial.time_share:.3f}"
             judged = "-" if math.isnan(trial.metric) else f"{trial.metric:.4f}"
-            row = f"{trial.share:6.3f}  {time:>6}  {trial.macs:15,}  {trial.params:13,}  {judged:>9}"
+            row = f"{trial.share:6.3f}  {time:>6}  {trial.macs:13,}  {trial.params:11,}  {judged:>8}"
+            if others:
+                least = "-" if trial.least is None else f">{trial.least:.4f}"
+                row += f"  {least:>9}"
             lines.append(f"{row}  {trial.verdict}{mark}")
         return "\n".join([*lines, *self.notes])
+
+    @property
+    def _has_scores(self) -> bool:
+        return self.trials[0].least is not None
 
 
 def next_share(trials: list[Trial], least_share: float, max_drop: float) -> float:

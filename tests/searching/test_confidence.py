@@ -72,7 +72,13 @@ def test_scores_of_single_inputs_are_accepted_by_what_they_show_of_others(
     assert dense.least == dense.metric == 1.0
     promise = "95% sure: on inputs like the 1000 that were judged, 0.01 at most is lost"
     assert (promise in found.notes) == accepted
-    assert f"(on other inputs {small.least:.4f} or more)" in str(found)
+    assert f" >{small.least:.4f}  " in str(found)
+    assert max(map(len, str(found).splitlines()[:3])) <= 80
+    assert "on others at least" in found._repr_html_()
+    shown = fxdecomp.report(found.model, search=found).frontier
+    assert shown is not None
+    assert (shown.points[1].quality, shown.notes) == (small.least, found.notes)
+    assert shown.quality_name.endswith(", on other inputs at least")
     assert search(gm, INPUTS, evaluations=1, state=state, **options).trials[1].least == small.least
     assert json.loads(json.dumps(found.to_dict()))["trials"][1]["least"] == small.least
 
