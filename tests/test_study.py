@@ -72,9 +72,8 @@ def test_a_calibrated_budget_runs_over_the_data_once_and_whitens_each_unfolding_
     assert 0 < count["whitened_svd"] <= layers * unfoldings
 
 
-def test_without_room_the_data_are_run_again_and_the_result_is_the_same(
-    gm: GraphModule, count: Counter[str]
-) -> None:
+def test_without_room_the_data_are_run_again_and_the_result_is_the_same(count: Counter[str]) -> None:
+    gm = fxdecomp.trace(drawn(nn.Sequential(network(), nn.Conv2d(16, 16, 3))), BATCHES[0])
     wide = fxdecomp.transform(gm, HALF, calibration=fxdecomp.calibration.Calibration(BATCHES))
     count.clear()
     narrow = fxdecomp.calibration.Calibration(BATCHES, budget_bytes=4 * 8 * 160**2)  # the largest layer alone

@@ -23,6 +23,9 @@ from fxdecomp.policy.budgets import Budget, Latency
 from fxdecomp.ranks import Fixed
 from fxdecomp.sites import Site
 
+_FINER = 4
+"""How much finer the ranks become where none of those considered meets the budget closely."""
+
 _WORTH_SAYING = 0.05
 """Share of the cost in layers that no budget reduces from which on the refusal of a budget names them."""
 
@@ -143,7 +146,7 @@ def _counted_choice(policy: Policy, open_: Mapping[str, Task], situation: Situat
         else:
             if found.is_near or finest:
                 break
-        step //= 2
+        step = max(1, step // _FINER)
     return _Choice(found.chosen, {name: len(menu) for name, menu in menus.items()}, found.notes)
 
 

@@ -13,7 +13,6 @@ from torch.fx import GraphModule
 from fxdecomp.allocation.candidates import Question
 from fxdecomp.allocation.sensitivity import EXAMPLES, LEAST_EXAMPLES, measure_sensitivity, some_of
 from fxdecomp.calibration import Calibration
-from fxdecomp.calibration.batches import COPIES
 from fxdecomp.calibration.collecting import collect
 from fxdecomp.calibration.moments import Moments
 from fxdecomp.decompositions import Problem, problems_of
@@ -175,7 +174,7 @@ class SiteWork:
     def _made(self, site: Site, moments: tuple[Moments, ...] | None) -> tuple[Problem, ...]:
         """The problems of a layer; kept, where there is room."""
         problems = problems_of(site.weight, site.spec, moments)
-        size = COPIES * sum(problem.size_bytes for problem in problems)
+        size = sum(problem.size_bytes for problem in problems)
         if size <= self._room_bytes:
             self._room_bytes -= size
             self._problems[site.name] = problems

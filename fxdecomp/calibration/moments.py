@@ -15,6 +15,9 @@ from fxdecomp.linalg.factoring import symmetric_product
 _WAITING = 4
 """Rows are multiplied out a share `1 / _WAITING` of the dimensions at a time, however small the batches."""
 
+_WIDE = 4096
+"""Dimensions above which a covariance is kept in the type of the rows, once it has been added up."""
+
 _LEAST_INPUTS = 4
 """The fewest inputs that say how uncertain their mean is; of two, centred, both are the same."""
 
@@ -86,7 +89,7 @@ class Moments:
             return _square_of_gram(first.covariance)
         if first.is_root:
             return second.output_variance(first.covariance) + first.ridge * second.trace
-        both = float((first.covariance * second.covariance).sum())
+        both = float((first.covariance * second.covariance).sum(dtype=torch.float64))
         unseen = first.ridge * first.covariance.shape[1]
         return both + first.ridge * second.trace + second.ridge * (first.trace - unseen)
 
@@ -97,25 +100,28 @@ class Moments:
 
     def dense(self) -> Float[Tensor, "d d"]:
         """The covariance itself. Cost: `n d^2` where only a root is kept."""
-        known = self.covariance.T @ self.covariance if self.is_root else self.covariance
-        if not self.ridge:
-            return known
-        return known + self.ridge * torch.eye(len(known), dtype=known.dtype, device=known.device)
+        if not self.ridge and not self.is_root:
+            return self.covariance
+        known = self.covariance.T @ self.covariance if self.is_root else self.covariance.clone()
+        known.diagonal().add_(self.ridge)
+        return known
 
     def output_covariance(self, matrix: Float[Tensor, "rows d"]) -> Float[Tensor, "rows rows"]:
         """`A Sigma A^T` in float64."""
         wide = matrix.double()
-        known = self.covariance.double()
         unseen = self.ridge * (wide @ wide.T) if self.ridge else 0.0
-        if self.is_root:
-            projected = wide @ known.T
-            return projected @ projected.T + unseen
-        return wide @ known @ wide.T + unseen
+        projected = self._projected(wide)
+        return projected @ (projected if self.is_root else wide).T + unseen
+
+    def _projected(self, wide: Float[Tensor, "rows d"]) -> Float[Tensor, "rows n"]:
+        """`A Sigma^T`, or `A root^T`; of a large covariance no second copy is made."""
+        parts = torch.split(self.covariance, _WIDE)
+        return torch.cat([wide @ part.double().T for part in parts], dim=1)
 
     def output_variance(self, matrix: Float[Tensor, "rows d"]) -> float:
         """`tr A Sigma A^T` in float64."""
         wide = matrix.double()
-        projected = wide @ self.covariance.double().T
+        projected = self._projected(wide)
         seen = float((projected.square() if self.is_root else projected * wide).sum())
         return seen + self.ridge * float(wide.square().sum()) if self.ridge else seen
 
@@ -195,8 +201,9 @@ class MomentsSum:
             return Moments(centred / self._count**0.5, mean, self._count)
         if self._rows:
             self._fold()
-        covariance = self._square / self._count
-        return Moments(covariance.sub_(torch.outer(offset, offset)), mean, self._count)
+        covariance = (self._square / self._count).addr_(offset, offset, alpha=-1)
+        kept = covariance if len(covariance) <= _WIDE else covariance.to(self._shift.dtype)
+        return Moments(kept, mean, self._count)
 
     def shrunk(self, target: Moments | None = None) -> Moments:
         """The moments, shrunk by what so few inputs can bear towards a target T of the same trace.

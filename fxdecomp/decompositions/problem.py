@@ -5,7 +5,9 @@ Every spectrum is computed once for a site and shared by all rank rules, methods
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -16,6 +18,11 @@ from fxdecomp.fitting.metric import Metric
 from fxdecomp.layers import LayerSpec
 from fxdecomp.linalg.factoring import balanced, left_svd, singular_values
 from fxdecomp.linalg.range_finder import LARGE, leading_left
+
+Made = TypeVar("Made")
+
+_BASES = 4
+"""The bases of a weight's unfoldings take about so many times its room."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,31 +48,35 @@ class Problem:
     moments: Moments | None = None
     _cache: dict[tuple[int, ...], tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
     _spectra: dict[tuple[int, ...], Spectrum] = field(default_factory=dict, repr=False)
-    _bare: list[Problem] = field(default_factory=list, repr=False)
-    _metric: list[Metric] = field(default_factory=list, repr=False)
+    _made: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def size_bytes(self) -> int:
-        """Memory of the moments, or of the weight where there are none."""
-        known = self.weight if self.moments is None else self.moments.covariance
-        return known.numel() * known.element_size()
+        """Memory of the moments and their metric, or of the weight and its bases where there are none."""
+        if self.moments is None:
+            return _BASES * self.weight.numel() * self.weight.element_size()
+        known = self.moments.covariance
+        metric = 0 if self.spec.is_pointwise else 2 * known.shape[1] ** 2 * self.weight.element_size()
+        return known.numel() * known.element_size() + metric
+
+    def once(self, name: str, make: Callable[[], Made]) -> Made:
+        """What was made under a name, for all methods and ranks."""
+        if name not in self._made:
+            self._made[name] = make()
+        found: Made = self._made[name]
+        return found
 
     @property
     def bare(self) -> Problem:
         """The same weight in the Frobenius metric; the problem itself where it has no moments."""
-        if self.moments is None:
-            return self
-        if not self._bare:
-            self._bare.append(Problem(self.weight, self.spec))
-        return self._bare[0]
+        return self if self.moments is None else self.once("bare", lambda: Problem(self.weight, self.spec))
 
     @property
     def metric(self) -> Metric:
-        """That of the moments, which there must be; made once for all methods and ranks. Cost: `out d^2`."""
-        assert self.moments is not None
-        if not self._metric:
-            self._metric.append(Metric.of(self.weight, self.moments))
-        return self._metric[0]
+        """That of the moments, which there must be; made once for all methods and ranks. Cost: `d^3`."""
+        moments = self.moments
+        assert moments is not None
+        return self.once("metric", lambda: Metric.of(self.weight, moments))
 
     def unfold(self, *modes: int) -> Float[Tensor, "rows columns"]:
         """The matrix whose rows are indexed by `modes` (0: outputs, 1: inputs, 2 and up: the kernel's axes).

@@ -115,7 +115,7 @@ class Tucker2(Decomposition):
         kept = dict.fromkeys(itertools.product(outs, ins), 0.0)
         whole = 0.0
         for problem in problems:
-            spread, total, taps = nested_spread(self, problem, self.rank_limits(problem.spec))
+            spread, total, taps = self._spread(problem)
             whole += total
             for q in ins:
                 rows = spread[: q * taps]
@@ -123,6 +123,11 @@ class Tucker2(Decomposition):
                 for p in outs:
                     kept[p, q] += float(values[p - 1])
         return {rank: lost_share(share, whole) for rank, share in kept.items()}
+
+    def _spread(self, problem: Problem) -> tuple[Tensor, float, int]:
+        """Behind all input channels, the leading ones first."""
+        rank = self.rank_limits(problem.spec)
+        return problem.once("tucker2", lambda: nested_spread(self, problem, rank))
 
     def _alternate(
         self, tensor: Float[Tensor, "t s k"], U: Float[Tensor, "t p"], V: Float[Tensor, "s q"]

@@ -22,13 +22,15 @@ from torch import Tensor
 
 from fxdecomp.chains import Chain, composed
 from fxdecomp.fitting.metric import Metric, marginal_covariance
-from fxdecomp.fitting.tails import basis_of, tail_length, with_tail
+from fxdecomp.fitting.tails import seen_by, tail_length, with_tail
 from fxdecomp.layers import StageSpec
 from fxdecomp.linalg.cholesky import cholesky
 
 SWEEPS = 8
 STEPS = 3
 TOLERANCE = 1e-3
+SOLVED = 1e-6
+"""Share of the first step's gain below which no step is worth it: the preconditioner was exact, or nearly."""
 _EXACT = 1e-12
 _MOST_DEPTHWISE = 4096
 
@@ -93,16 +95,18 @@ def _stepped(
     solution = torch.zeros_like(weights[index])
     residual = back(weighed(target - kernel_of(weights[index])))
     direction = shaped = precondition(residual)
-    slope = float((residual * shaped).sum())
+    first = slope = float((residual * shaped).sum())
     for _ in range(STEPS):
         image = back(weighed(kernel_of(direction)))
         curvature = float((direction * image).sum())
-        if not (slope > 0 and curvature > 0):
+        if not curvature > 0:
             break
         solution = solution + direction * (slope / curvature)
         residual = residual - image * (slope / curvature)
         shaped = precondition(residual)
         before, slope = slope, float((residual * shaped).sum())
+        if not slope > SOLVED * first:
+            break
         direction = shaped + direction * (slope / before)
     updated = (*weights[:index], weights[index] + solution, *weights[index + 1 :])
     return (*updated[:-1], last)
@@ -116,10 +120,11 @@ def _preconditioner(
     dtype = weights[index].dtype
     rows = _behind(stages, weights, index).transpose(0, 1).flatten(1)
     outer = (rows @ rows.T).double()
-    basis = basis_of(stages, weights, index)
-    marginal = marginal_covariance(metric.covariance, metric.weight.shape[1:], tuple(basis.shape[2:]))
-    flat = basis.flatten(1)
-    inner = (flat @ marginal @ flat.T).double()
+    kernels = (stage.spec.kernel for stage in stages[: index + 1])
+    kept = tuple(max(sizes) for sizes in zip(*kernels, strict=True))
+    marginal = marginal_covariance(metric.covariance, metric.weight.shape[1:], kept)
+    seen = seen_by(marginal, stages, weights, index)
+    inner = seen_by(seen.T, stages, weights, index).double()
     if not stages[index].spec.is_depthwise:
         left, right = cholesky(outer), cholesky(inner)
 

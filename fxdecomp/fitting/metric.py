@@ -37,7 +37,7 @@ class Metric:
     @staticmethod
     def of(weight: Float[Tensor, "out in *kernel"], moments: Moments) -> Metric:
         """The metric of a layer's moments."""
-        dense = moments.dense().to(weight.device)
+        dense = moments.dense().to(weight.device, torch.float64)
         scale = dense.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
         covariance = dense / scale
         covariance.diagonal().add_(_FLOOR)

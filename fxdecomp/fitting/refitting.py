@@ -62,8 +62,8 @@ class JointMoments:
 
     def metric(self, target: Float[Tensor, "out in *kernel"]) -> Metric:
         """The error of a chain that stands for `target`, on z and a little on everything else."""
-        C = self.of_inputs
-        covariance = C + _FLOOR * C.diagonal().mean() * torch.eye(len(C), dtype=C.dtype, device=C.device)
+        covariance = self.of_inputs.clone()
+        covariance.diagonal().add_(_FLOOR * covariance.diagonal().mean())
         return Metric.of(target, Moments(covariance, self.moments.mean[: self.inputs], self.moments.count))
 
     @property

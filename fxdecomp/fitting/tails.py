@@ -50,31 +50,23 @@ def tail_equations(
     metric: Metric, chain: Chain, index: int
 ) -> tuple[Float[Tensor, "rows rows"], Float[Tensor, "out rows"]]:
     """The lower factor of `C`, and `K`, of what stage `index` of a chain of one group sees."""
+    stages, weights = chain.form.stages, chain.weights
+    seen = seen_by(metric.covariance, stages, weights, index)
+    C, K = seen_by(seen.T, stages, weights, index), metric.weight.flatten(1) @ seen.T
+    return cholesky(C.double()), K.double()
+
+
+def seen_by(
+    matrix: Float[Tensor, "d n"], stages: tuple[StageSpec, ...], weights: tuple[Tensor, ...], index: int
+) -> Float[Tensor, "rows n"]:
+    """`B M`, of what stage `index` sees. Cost: `rows d n`; for the first two stages see below."""
     if index == 0:  # B is the identity, however large
-        C, K = metric.covariance.double(), (metric.weight.flatten(1) @ metric.covariance).double()
-        return cholesky(C), K
-    if index == 1 and _is_rotation(metric, chain):
-        seen = _rotated(metric.covariance, chain.weights[0])
-        C = _rotated(seen.T, chain.weights[0])
-        K = _rotated((metric.weight.flatten(1) @ metric.covariance).T, chain.weights[0]).T
-        return cholesky(C.double()), K.double()
-    B = basis_of(chain.form.stages, chain.weights, index).flatten(1)
-    seen = B @ metric.covariance
-    C, K = (seen @ B.T).double(), (metric.weight.flatten(1) @ seen.T).double()
-    return cholesky(C), K
-
-
-def _is_rotation(metric: Metric, chain: Chain) -> bool:
-    """Whether a pointwise stage comes first, then all of the kernel: B acts on the channels alone."""
-    first, second = chain.weights[:2]
-    is_pointwise = math.prod(first.shape[2:]) == 1 and first.shape[1] == metric.weight.shape[1]
-    return is_pointwise and second.shape[2:] == metric.weight.shape[2:] and second.shape[1] == first.shape[0]
-
-
-def _rotated(matrix: Float[Tensor, "d n"], weight: Float[Tensor, "q s *ones"]) -> Float[Tensor, "m n"]:
-    """`B M` for `B = V kron I` over the taps. Cost: `q d n`, where B itself would take `taps` times that."""
-    channels = weight.flatten(1)
-    return (channels @ matrix.reshape(channels.shape[1], -1)).reshape(-1, matrix.shape[1])
+        return matrix
+    first, taps = stages[0].spec, math.prod(stages[index].spec.kernel)
+    if index == 1 and math.prod(first.kernel) == 1 and first.in_channels * taps == len(matrix):
+        channels = weights[0].flatten(1)  # B is this kron the identity over the taps
+        return (channels @ matrix.reshape(first.in_channels, -1)).reshape(-1, matrix.shape[1])
+    return basis_of(stages, weights, index).flatten(1) @ matrix
 
 
 def tail_spread(metric: Metric, chain: Chain, index: int) -> Float[Tensor, "rows out"]:

@@ -20,12 +20,13 @@ def cholesky(matrix: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]
     Raises:
         CalibrationError: The matrix is not finite.
     """
-    eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-    mean = matrix.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
+    mean = matrix.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True)
     mean = torch.where(mean > 0, mean, torch.ones_like(mean))
     ridge = RIDGE
     while bool(mean.isfinite().all()) and ridge < math.inf:
-        lower, failed = torch.linalg.cholesky_ex(matrix + ridge * mean * eye)
+        ridged = matrix.clone()
+        ridged.diagonal(dim1=-2, dim2=-1).add_(ridge * mean)
+        lower, failed = torch.linalg.cholesky_ex(ridged)
         if not bool(failed.any()):
             found: Tensor = lower
             return found

@@ -131,6 +131,12 @@ def test_more_terms_than_the_kernel_has_do_no_harm() -> None:
     assert all(torch.isfinite(factor).all() for factor in fit.factors)
 
 
+def test_terms_that_are_rounding_do_no_harm() -> None:
+    found = fitted(torch.full((6, 6, 9), 0.37), 36)
+    assert found.error < 1e-5
+    assert all(torch.isfinite(factor).all() for factor in found.factors)
+
+
 def test_vectors_of_a_term_have_even_norms() -> None:
     fit = fitted(drawn((9, 7, 3, 3), dtype=torch.float32), 5)
     norms = torch.stack([factor.norm(dim=0) for factor in fit.factors])

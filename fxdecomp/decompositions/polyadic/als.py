@@ -204,14 +204,15 @@ def hadamard(grams: list[Tensor]) -> Float[Tensor, "r r"]:
 def solve(
     product: Float[Tensor, "n r"], normal: Float[Tensor, "r r"], damping: float
 ) -> Float[Tensor, "n r"]:
-    """`product (normal + damping diag(normal))^-1`; a term without norm stays zero.
+    """`product (normal + damping diag(normal))^-1`; a term without norm, or of one that is rounding, is zero.
 
     The diagonal of `normal` holds the squared norms of the terms' other vectors: damping by it is damping by
     the squared norms of the terms. The matrix is scaled to a unit diagonal first, so that its rounding has a
     known size. NaN where the matrix is not finite.
     """
     diagonal = normal.diagonal()
-    scale = torch.where(diagonal > 0, diagonal.rsqrt(), 0.0)
+    least = torch.finfo(product.dtype).eps ** 2 * diagonal.max()
+    scale = torch.where(diagonal > least, diagonal.rsqrt(), 0.0)
     unit = normal * scale * scale[:, None]
     ridge = max(damping, _RIDGE[product.dtype])
     failed = True
