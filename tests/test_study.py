@@ -78,7 +78,7 @@ def test_without_room_the_data_are_run_again_and_the_result_is_the_same(count: C
     count.clear()
     narrow = fxdecomp.calibration.Calibration(BATCHES, budget_bytes=4 * 8 * 160**2)  # the largest layer alone
     assert_same(wide, fxdecomp.transform(gm, HALF, calibration=narrow))
-    assert count["collect"] == 2
+    assert count["collect"] > 1
 
 
 def test_patches_whose_moments_have_no_room_are_decomposed_by_their_weights(gm: GraphModule) -> None:

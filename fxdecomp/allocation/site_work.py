@@ -23,6 +23,8 @@ from fxdecomp.sites import Site, survey
 Item = TypeVar("Item", Task, Question)
 Result = TypeVar("Result")
 
+_KEPT = 0.8
+"""Share of the calibration's room for what is kept of the layers; the rest is for what is being made."""
 _ROOM_BYTES = 2 << 30
 """Memory for what is kept of the weights' spectra where no calibration says how much there is."""
 
@@ -86,12 +88,9 @@ class SiteWork:
     _problems: dict[str, tuple[Problem, ...]] = field(default_factory=dict, repr=False)
     _answers: dict[Hashable, Any] = field(default_factory=dict, repr=False)
     _sensitivity: dict[tuple[str, int], float] = field(default_factory=dict, repr=False)
-    _room_bytes: int = _ROOM_BYTES
 
     def __post_init__(self) -> None:
         self._sites = {site.name: site for site in survey(self.gm).sites}
-        if self.calibration is not None:
-            self._room_bytes = self.calibration.budget_bytes
 
     @property
     def is_made_up(self) -> bool:
@@ -128,6 +127,16 @@ class SiteWork:
         known = {name: self._sensitivity.get((name, examples)) for name in names}
         measured = {name: value for name, value in known.items() if value is not None}
         return measured if len(measured) == len(known) and measured else None
+
+    def forget_layers(self) -> None:
+        """Give back the memory of moments and bases; answers and sensitivities stay."""
+        self._problems.clear()
+
+    @property
+    def _room_bytes(self) -> int:
+        """Memory that is left for moments and bases."""
+        whole = _ROOM_BYTES if self.calibration is None else self.calibration.budget_bytes
+        return int(_KEPT * whole) - sum(map(_size_bytes, self._problems.values()))
 
     def is_fitted(self, site: Site) -> bool:
         """Whether a layer is fitted to the calibration: there is one, and its moments have room."""
@@ -167,15 +176,17 @@ class SiteWork:
         fitted = [site for site in sites if site.name not in alone]
         if self.calibration is None or not fitted:
             return
-        for moments in collect(self.gm, fitted, self.calibration, self.prior):
+        for moments in collect(self.gm, fitted, self.calibration, self.prior, self._room_bytes):
             self.runs += 1
             yield {name: self._made(self._sites[name], each) for name, each in moments.items()}
 
     def _made(self, site: Site, moments: tuple[Moments, ...] | None) -> tuple[Problem, ...]:
         """The problems of a layer; kept, where there is room."""
         problems = problems_of(site.weight, site.spec, moments)
-        size = sum(problem.size_bytes for problem in problems)
-        if size <= self._room_bytes:
-            self._room_bytes -= size
+        if _size_bytes(problems) <= self._room_bytes:
             self._problems[site.name] = problems
         return problems
+
+
+def _size_bytes(problems: tuple[Problem, ...]) -> int:
+    return sum(problem.size_bytes for problem in problems)

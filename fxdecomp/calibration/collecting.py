@@ -40,11 +40,15 @@ class _View:
     @property
     def size_bytes(self) -> int:
         one = self.spec.in_channels // self.spec.groups * math.prod(self.spec.kernel)
-        return self.spec.groups * one * one * 10  # the sum, and the rows that wait for it
+        return self.spec.groups * one * one * 16  # the sum and the rows that wait for it, then the metric too
 
 
 def collect(
-    gm: GraphModule, sites: Sequence[Site], calibration: Calibration, prior: Calibration | None = None
+    gm: GraphModule,
+    sites: Sequence[Site],
+    calibration: Calibration,
+    prior: Calibration | None = None,
+    room_bytes: int | None = None,
 ) -> Iterator[dict[str, tuple[Moments, ...]]]:
     """The moments of layers, a group of layers at a time.
 
@@ -54,6 +58,7 @@ def collect(
         calibration: The batches and options.
         prior: Inputs that are made up, towards whose moments those of few real ones are shrunk; None shrinks
             them towards the identity.
+        room_bytes: What is left of the calibration's `budget_bytes`; None for all of it.
 
     Yields:
         By the layers' names, the moments of each of their groups; every item costs one run over the batches.
@@ -65,7 +70,8 @@ def collect(
     values = calibration.values(gm)
     others = [] if prior is None else prior.values(gm)
     order = {node: index for index, node in enumerate(gm.graph.nodes)}
-    for views in _groups(_views(sites, order), calibration.budget_bytes):
+    room = calibration.budget_bytes if room_bytes is None else room_bytes
+    for views in _groups(_views(sites, order), room):
         stops = sorted(
             ((node, source, view) for view in views for node, source in view.places),
             key=lambda stop: order[stop[0]],
@@ -77,7 +83,8 @@ def collect(
         _run(runner, views, stops, calibration, values)
         found: dict[str, tuple[Moments, ...]] = {}
         for view, target in zip(views, targets, strict=True):
-            shrunk = tuple(each.shrunk(one) for each, one in zip(view.sums, target, strict=True))
+            sums = zip(view.sums, target, strict=True)
+            shrunk = tuple(each.shrunk(one).compact() for each, one in sums)
             found |= dict.fromkeys(view.sites, shrunk)
             view.sums = []
         yield found

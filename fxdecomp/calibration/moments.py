@@ -16,7 +16,7 @@ _WAITING = 4
 """Rows are multiplied out a share `1 / _WAITING` of the dimensions at a time, however small the batches."""
 
 _WIDE = 4096
-"""Dimensions above which a covariance is kept in the type of the rows, once it has been added up."""
+"""Dimensions above which a covariance is kept in float32 once added up, and never copied whole."""
 
 _LEAST_INPUTS = 4
 """The fewest inputs that say how uncertain their mean is; of two, centred, both are the same."""
@@ -65,6 +65,13 @@ class Moments:
         """`tr Sigma`, the variance of all numbers of a patch together."""
         seen = self.covariance.square().sum() if self.is_root else self.covariance.diagonal().sum()
         return float(seen) + self.ridge * self.covariance.shape[1]
+
+    def compact(self) -> Moments:
+        """The moments as they are kept: what is to be added is, and many dimensions are in float32."""
+        if self.is_root:
+            return self
+        known = self.dense()
+        return Moments(known if len(known) <= _WIDE else known.float(), self.mean, self.count)
 
     def scaled(self, factor: float) -> Moments:
         """The moments with `factor` times the covariance."""
@@ -202,8 +209,7 @@ class MomentsSum:
         if self._rows:
             self._fold()
         covariance = (self._square / self._count).addr_(offset, offset, alpha=-1)
-        kept = covariance if len(covariance) <= _WIDE else covariance.to(self._shift.dtype)
-        return Moments(kept, mean, self._count)
+        return Moments(covariance, mean, self._count)
 
     def shrunk(self, target: Moments | None = None) -> Moments:
         """The moments, shrunk by what so few inputs can bear towards a target T of the same trace.

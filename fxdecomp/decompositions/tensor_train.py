@@ -27,7 +27,7 @@ from fxdecomp.decompositions.spatial import spatial_stages, spatial_steps, step_
 from fxdecomp.layers import LayerSpec, StageSpec
 from fxdecomp.linalg.factoring import left_svd
 
-_TRAIN_ERRORS = tuple(0.9**i for i in range(2, 42, 2))
+_TRAIN_ERRORS = tuple(0.9**i for i in range(3, 43, 4))
 """The error of each truncation that ranks are considered for."""
 
 

@@ -123,7 +123,8 @@ class RefitChains(Pass):
         runner = copy_sharing_tensors(gm).eval()
         original = copy_sharing_tensors(self.original).eval()
         pairs = list(zip(self.calibration.values(runner), self.calibration.values(original), strict=True))
-        lockstep = Lockstep(runner, original, pairs, self.calibration.budget_bytes)
+        room = self.calibration.budget_bytes // 2  # the rest is for sums
+        lockstep = Lockstep(runner, original, pairs, room)
         outcomes: dict[str, Outcome] = {outcome.site: outcome for outcome in record.outcomes}
         changed = 0
         for number, target in enumerate(targets):

@@ -133,7 +133,7 @@ def test_a_small_budget_takes_more_passes_and_gives_the_same_model():
         known = fxdecomp.study(gm, Calibration(batches(), budget_bytes=budget, refit=False))
         models.append(fxdecomp.transform(gm, policy, calibration=known))
         runs.append(known.work.runs)
-    assert runs == [1, 2]
+    assert runs[0] == 1 < runs[1]
     x = batches()[1]
     assert torch.equal(models[0](x), models[1](x))
 
