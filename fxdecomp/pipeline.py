@@ -218,7 +218,7 @@ def transform(
     policy = policy.with_widths({}).with_shares(())
     start = _prepared(policy, work, workers)
     chains = DecomposeLayers(policy, start, workers)(start.gm)
-    if known is not calibration and narrow == policy:
+    if known is not calibration and not others:
         start.forget_layers()
     result = finished(chains, data)
     for other, words in others:
