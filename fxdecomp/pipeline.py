@@ -28,7 +28,6 @@ from fxdecomp.graphs.untouched import one_at_a_time, unchanged_buffers
 from fxdecomp.outcomes import Skipped
 from fxdecomp.passes import DecomposeLayers, FoldBatchNorm, JoinInputs, NarrowWidths, PartOutputs, RefitChains
 from fxdecomp.policy import Policy
-from fxdecomp.policy.rules import AUTO
 from fxdecomp.progress import Progress, silent
 from fxdecomp.quality import LEAST_AGREEMENT
 
@@ -248,11 +247,8 @@ def _alternatives(
     found = []
     if policy.has_open_widths and (widths := found_widths(policy, work.gm, work, workers)):
         found.append((policy.with_shares(()).with_widths(widths), WIDTHS))
-    joints = joints_of(policy, work, workers, AUTO)[0] if policy.has_open_shares else ()
-    if joints:
-        joined = JointWork.after(JoinInputs(joints)(work.gm), work)
-        if names := worth_sharing(policy, joined, workers):
-            found.append((policy.with_widths({}).with_shares(names), JOINTS))
+    if policy.has_open_shares and (names := worth_sharing(policy, work, workers)):
+        found.append((policy.with_widths({}).with_shares(names), JOINTS))
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from fxdecomp.allocation.allocate import allocate
 from fxdecomp.allocation.candidates import Candidate, frontier
@@ -11,6 +11,8 @@ from fxdecomp.decompositions.factorising import Task, weight_refusal
 from fxdecomp.errors import BudgetError
 from fxdecomp.policy.budgets import Budget, Counted
 from fxdecomp.sites import Site, Survey
+
+NOTHING = Candidate(None, (), 0.0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,24 +43,44 @@ class Place:
             cost: What the frontier is about.
         """
         dense = Candidate(None, (), 0.0, *sums(self.layers))
-        combined = [replace(dense, macs=0, params=0)]
-        for site in self.layers:
-            own = menus.get(site.name) or (Candidate(None, (), 0.0, site.macs, site.params),)
-            weight = sensitivity.get(site.name, 0.0)
-            sums_of = [
-                Candidate(
-                    "chains" if a.method or b.method else None,
-                    (),
-                    a.error + weight * b.error,
-                    a.macs + b.macs,
-                    a.params + b.params,
-                )
-                for a in combined
-                for b in own
-            ]
-            combined = frontier(sums_of, cost)
+        combined = together(self.layers, menus, sensitivity, cost)
         best = frontier([*combined, *self.options], cost)
         return (dense, *(each for each in best if each.method is not None))
+
+
+def together(
+    layers: Sequence[Site],
+    menus: Mapping[str, Sequence[Candidate]],
+    sensitivity: Mapping[str, float],
+    cost: type[Budget],
+    beside: Sequence[Candidate] = (NOTHING,),
+) -> list[Candidate]:
+    """The frontier of all combinations of some layers' candidates; errors are damages.
+
+    Args:
+        layers: The layers.
+        menus: Their candidates; a layer that has none stays as it is.
+        sensitivity: Damage per unit of error at a layer.
+        cost: What the frontier is about.
+        beside: What is combined with them; where it has a method, its method and rank stay.
+    """
+    combined = list(beside)
+    for site in layers:
+        own = menus.get(site.name) or (Candidate(None, (), 0.0, site.macs, site.params),)
+        weight = sensitivity.get(site.name, 0.0)
+        found = [
+            Candidate(
+                a.method or ("chains" if b.method else None),
+                a.rank,
+                a.error + weight * b.error,
+                a.macs + b.macs,
+                a.params + b.params,
+            )
+            for a in combined
+            for b in own
+        ]
+        combined = frontier(found, cost)
+    return combined
 
 
 def choose(

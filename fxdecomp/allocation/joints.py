@@ -13,84 +13,121 @@ from dataclasses import replace
 
 import torch
 
-from fxdecomp.allocation.candidates import candidates, question_of, task_of
-from fxdecomp.allocation.combined import Place, choose, is_open
-from fxdecomp.allocation.joint_work import JointWork
+from fxdecomp.allocation.candidates import Candidate, candidates, question_of, task_of
+from fxdecomp.allocation.combined import Place, choose, is_open, together
 from fxdecomp.allocation.planning import rank_step
 from fxdecomp.allocation.site_work import SiteWork, Workers
+from fxdecomp.calibration.moments import Moments
 from fxdecomp.decompositions import problems_of
 from fxdecomp.decompositions.factorising import Task, weight_refusal
 from fxdecomp.graphs.records import Joint, Record, record_of
 from fxdecomp.graphs.replacing import Replacer
 from fxdecomp.outcomes import Applied
 from fxdecomp.places.shared_inputs import ALONE as READ_BY_ONE
-from fxdecomp.places.shared_inputs import Readers
+from fxdecomp.places.shared_inputs import Readers, stacked
 from fxdecomp.policy import Policy
-from fxdecomp.policy.rules import INPUT, Selection
+from fxdecomp.policy.rules import AUTO, INPUT, Selection
 from fxdecomp.sites import Site, survey
 
 _SHARED = "shared"
+"""The method of a candidate whose rank says which layers share: their places in the group."""
+
+_TIMED = "the times are of networks in which layers that share their input are one, the dense one too"
+
+_FEW = 4
+"""Layers on one tensor of which any two or more are tried together."""
+
+_MOST_INPUTS = 1024
+"""Size of that tensor up to which they are: a try costs its third power."""
 
 _LEAST = 0.01
 """Share of the largest weight of a part that every part has: scales stay near each other, and exact."""
 
 
-def joints_of(
-    policy: Policy, work: SiteWork, workers: Workers, share: str = INPUT
-) -> tuple[tuple[Joint, ...], tuple[str, ...]]:
+def joints_of(policy: Policy, work: SiteWork, workers: Workers) -> tuple[tuple[Joint, ...], tuple[str, ...]]:
     """The layers that share their input, and sentences about those that were to and do not.
 
     Args:
         policy: Says which layers are to.
         work: Knows the layers' moments and sensitivities.
         workers: Do what has still to be done.
-        share: What the policy says of the layers that are meant.
     """
-    groups, reasons = groups_of(policy, work, share)
+    groups, reasons = groups_of(policy, work, INPUT)
     sites = [site for group in groups for site in group]
     tasks = {site.name: task for site in sites if (task := task_of(site, policy)) is not None}
     power = work.each("power", power_of, tasks, workers)
     sensitivity = work.sensitivity(power.keys(), workers.progress) if power else None
     joints = [joint_of(group, power, sensitivity) for group in groups]
-    return tuple(joints), _notes(reasons)
+    is_timed = policy.budget is not None and policy.budget.is_timed
+    timed = (_TIMED,) if joints and is_timed else ()
+    return tuple(joints), (*_notes(reasons), *timed)
 
 
-def worth_sharing(policy: Policy, joined: JointWork, workers: Workers) -> tuple[str, ...]:
+def worth_sharing(policy: Policy, work: SiteWork, workers: Workers) -> tuple[str, ...]:
     """The layers that had better share their input under a budget; none where no real inputs tell.
 
-    Nor are there any in a network that was transformed before.
+    Nor are there any in a network that was transformed before. Of some that read the same all may share, or
+    those that need the same of it, the others having chains of their own.
 
     Args:
-        policy: With a budget of what is counted.
-        joined: Knows the candidates of joint layers, and those of the layers themselves.
+        policy: With a budget of what is counted, and open shares.
+        work: Knows the layers' candidates and sensitivities.
         workers: Do what has still to be done.
     """
-    work = joined.parent
     assert policy.budget is not None
     earlier = record_of(work.gm)
     if not work.tells_sensitivity or work.is_made_up or (earlier is not None and earlier.outcomes):
         return ()
     found = survey(work.gm)
-    layers = {site.name: site for site in found.sites}
     tasks = _open(policy, found.sites)
-    whole = _open(policy, (site for site in survey(joined.gm).sites if site.name in joined.joints))
-    whole = {name: task for name, task in whole.items() if tasks.keys() >= set(joined.joints[name])}
-    sensitivity = work.sensitivity(tasks, workers.progress) if whole else None
+    groups = [each for each in groups_of(policy, work, AUTO)[0] if tasks.keys() >= {s.name for s in each}]
+    sensitivity = work.sensitivity(tasks, workers.progress) if groups else None
     if sensitivity is None:
         return ()
     step, cost = policy.multiple_of or rank_step(), type(policy.budget)
-    menus, options = (
-        each.each("candidates", candidates, {n: question_of(t, step, cost) for n, t in of.items()}, workers)
-        for each, of in ((work, tasks), (joined, whole))
-    )
+    questions = {name: question_of(task, step, cost) for name, task in tasks.items()}
+    menus = work.each("candidates", candidates, questions, workers)
+    grouped = {site.name: tasks[site.name] for group in groups for site in group}
+    power = work.each("power", power_of, grouped, workers)
+    moments = work.each("moments", moments_of, grouped, workers)
     places = []
-    for name, menu in options.items():
-        weight = sum(sensitivity[each] for each in joined.joints[name])
-        shared = (replace(each, method=_SHARED, error=weight * each.error) for each in menu if each.method)
-        places.append(Place(name, tuple(layers[each] for each in joined.joints[name]), tuple(shared)))
+    for group in groups:
+        options: list[Candidate] = []
+        for sharing in _subsets(group):
+            sites = [group[index] for index in sharing]
+            scales = joint_of(sites, power, sensitivity).scales
+            spec, weight, bias = stacked(sites, scales)
+            problems = problems_of(weight, spec, moments[sites[0].name])
+            question = replace(
+                questions[sites[0].name],
+                specs=(spec,),
+                weight=weight,
+                bias=0 if bias is None else bias.numel(),
+                problems=problems,
+            )
+            matters = sum(sensitivity[site.name] for site in sites)
+            joint = [
+                replace(each, method=_SHARED, rank=sharing, error=matters * each.error)
+                for each in candidates(question)
+                if each.method
+            ]
+            others = [site for index, site in enumerate(group) if index not in sharing]
+            options += together(others, menus, sensitivity, cost, joint)
+        places.append(Place(group[0].name, group, tuple(options)))
     chosen = choose(policy.budget, found, places, menus, sensitivity)
-    names = (joined.joints[name] for name, pick in chosen.items() if pick.method == _SHARED)
-    return tuple(itertools.chain.from_iterable(names))
+    picks = ((place, chosen[place.name]) for place in places if place.name in chosen)
+    return tuple(
+        place.layers[index].name for place, pick in picks if pick.method == _SHARED for index in pick.rank
+    )
+
+
+def _subsets(group: Sequence[Site]) -> list[tuple[int, ...]]:
+    """Which layers of a group are tried together: all, and where that is quick any of few."""
+    everyone, spec = tuple(range(len(group))), group[0].spec
+    sizes = range(2, len(group))
+    if len(group) > _FEW or not spec.is_pointwise or spec.in_channels > _MOST_INPUTS:
+        sizes = range(0)
+    return [each for size in sizes for each in itertools.combinations(everyone, size)] + [everyone]
 
 
 def _open(policy: Policy, sites: Iterable[Site]) -> dict[str, Task]:
@@ -148,6 +185,13 @@ def joint_of(
 def power_of(task: Task) -> float:
     """The variance of a layer's output, or the squares of its weight where no moments are known."""
     return sum(each.power for each in task.problems or problems_of(task.weight, task.specs[0]))
+
+
+def moments_of(task: Task) -> tuple[Moments, ...] | None:
+    """The moments of a layer's input, None where none are known."""
+    known = [each.moments for each in task.problems or ()]
+    moments = tuple(each for each in known if each is not None)
+    return moments if moments and len(moments) == len(known) else None
 
 
 def _notes(reasons: Mapping[str, str]) -> tuple[str, ...]:

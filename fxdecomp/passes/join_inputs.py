@@ -17,13 +17,13 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
 import torch
-from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from fxdecomp.chains import Stage
 from fxdecomp.graphs.records import Joint, Record
 from fxdecomp.graphs.replacing import Replacer, remove_unread, remove_unused
 from fxdecomp.passes.base import Pass
+from fxdecomp.places.shared_inputs import stacked
 from fxdecomp.sites import Site, survey
 
 
@@ -64,9 +64,7 @@ def added_biases(sites: Sequence[Site]) -> int:
 
 def _join(gm: GraphModule, replacer: Replacer, sites: Sequence[Site], scales: Sequence[float]) -> None:
     first, *others = sites
-    spec = replace(first.spec, out_channels=sum(site.spec.out_channels for site in sites))
-    weight = torch.cat([site.weight * scale for site, scale in zip(sites, scales, strict=True)])
-    bias = _biases(sites, scales)
+    spec, weight, bias = stacked(sites, scales)
     start = 0
     for site, scale in zip(sites, scales, strict=True):
         size = site.spec.out_channels
@@ -79,17 +77,6 @@ def _join(gm: GraphModule, replacer: Replacer, sites: Sequence[Site], scales: Se
         if node.op == "call_module":
             replacer.release(str(node.target))
         remove_unread(source)
-
-
-def _biases(sites: Sequence[Site], scales: Sequence[float]) -> Tensor | None:
-    """The biases of all, zero where a layer has none; None where none has one."""
-    if all(site.bias is None for site in sites):
-        return None
-    parts = []
-    for site, scale in zip(sites, scales, strict=True):
-        bias = site.bias
-        parts.append(site.weight.new_zeros(site.spec.out_channels) if bias is None else bias * scale)
-    return torch.cat(parts)
 
 
 def _part(gm: GraphModule, node: Node, whole: Node, where: tuple[int, int, int], scale: float) -> None:

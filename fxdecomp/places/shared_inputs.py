@@ -14,9 +14,11 @@ from collections import defaultdict
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import replace
 
-from torch import fx
+import torch
+from torch import Tensor, fx
 from torch.fx import GraphModule, Node
 
+from fxdecomp.layers import LayerSpec
 from fxdecomp.places.operations import is_arrangement, operation_of
 from fxdecomp.sites import Site
 from fxdecomp.sites.constants import writes
@@ -150,6 +152,27 @@ class Readers:
                 )
             waiting.pop()
         return self._roots[node]
+
+
+def stacked(sites: Sequence[Site], scales: Sequence[float]) -> tuple[LayerSpec, Tensor, Tensor | None]:
+    """The layer that gives the outputs of several, each scaled.
+
+    Args:
+        sites: Layers that look at one input alike.
+        scales: What the outputs of each are multiplied with.
+
+    Returns:
+        Its geometry, its weight and its bias: zero where a layer has none, None where none has one.
+    """
+    spec = replace(sites[0].spec, out_channels=sum(site.spec.out_channels for site in sites))
+    weight = torch.cat([site.weight * scale for site, scale in zip(sites, scales, strict=True)])
+    if all(site.bias is None for site in sites):
+        return spec, weight, None
+    biases = []
+    for site, scale in zip(sites, scales, strict=True):
+        zero = site.weight.new_zeros(site.spec.out_channels)
+        biases.append(zero if site.bias is None else site.bias * scale)
+    return spec, weight, torch.cat(biases)
 
 
 def _obstacle(site: Site) -> str:
