@@ -7,6 +7,8 @@ from torch.fx import GraphModule
 
 import fxdecomp
 from fxdecomp import Latency, MACs, Params, Policy, Rule, pipeline
+from fxdecomp.allocation.joints import joints_of
+from fxdecomp.allocation.site_work import ALONE, SiteWork
 from tests.nets import drawn, image
 
 OPEN = Policy(budget=MACs(0.5), rules=[Rule("*", share="auto")], multiple_of=2)
@@ -61,6 +63,27 @@ def test_the_budget_lets_share_what_needs_the_same(budget: MACs | Params) -> Non
     assert all(torch.equal(a, b) for a, b in pairs)
     again = fxdecomp.transform(small, policy, calibration=data)
     assert fxdecomp.report(again).outcomes == told.outcomes
+
+
+def test_of_those_that_read_the_same_some_may_share() -> None:
+    gm, data = traced()
+    with torch.no_grad():  # one of the three needs two directions, and none of the others'
+        gm.get_submodule("b").weight.copy_(image(24, 2, seed=8) @ image(2, 24, seed=9) / 4)
+    gm = fxdecomp.trace(gm, data[0])
+    tight = Policy(budget=MACs(0.44), rules=OPEN.rules, multiple_of=2)
+    told = fxdecomp.report(fxdecomp.transform(gm, tight, calibration=data))
+    assert {o.site: o.shares for o in told.applied if o.shares} == {"a": ("c",), "c": ("a",)}
+    assert {o.site for o in told.applied} > {"a", "b", "c"}
+
+
+def test_times_are_told_to_be_of_joined_layers() -> None:
+    gm, _ = traced()
+    policy = Policy(budget=Latency(0.5), rules=[Rule("[abc]", share="input")])
+    joints, notes = joints_of(policy, SiteWork(gm, None), ALONE)
+    assert [joint.names for joint in joints] == [("a", "b", "c")]
+    assert notes == (
+        "the times are of networks in which layers that share their input are one, the dense one too",
+    )
 
 
 def test_what_shares_nothing_wins_where_it_is_better(monkeypatch: pytest.MonkeyPatch) -> None:
