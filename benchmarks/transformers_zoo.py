@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from benchmarks.network_checks import Inputs, Row, check_network, to_json
 from benchmarks.zoo_networks import randomise
+from fxdecomp.version import __version__
 
 SMALL: dict[str, Any] = {
     "hidden_size": 32,
@@ -166,7 +167,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = [
         "# Transformer and hybrid architectures",
         "",
-        "Written by `benchmarks/transformers_zoo.py`; not by hand. Small configurations, random weights.",
+        "Written by `python -m benchmarks.transformers_zoo --out FILE.jsonl --table docs/transformers.md`,",
+        f"not by hand. Small configurations, random weights; version {__version__}.",
         "",
         f"{passed} of {len(rows)} pass.",
         "",

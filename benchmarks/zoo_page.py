@@ -7,6 +7,7 @@ from typing import Any
 
 from benchmarks.network_checks import TOLERANCE, TOLERANCE_DOUBLE
 from benchmarks.zoo_networks import constructors, family
+from fxdecomp.version import __version__
 
 CAUSES: dict[str, str] = {
     "linknet": "pytorchcv: its constructor fails, whatever the caller does",
@@ -34,6 +35,7 @@ def page(rows: list[dict[str, Any]]) -> str:
         "# The zoo: pytorchcv",
         "",
         "Written by `python -m benchmarks.zoo --out benchmarks/zoo.jsonl --table docs/zoo.md`, not by hand.",
+        f"Version {__version__}.",
         "Random weights, drawn BatchNorm statistics, the smallest input that each network accepts, Tucker-2.",
         "Pose networks give heat maps, sound networks take spectra, by pytorchcv's options: no tracer can",
         "follow key points that are decoded by value, into Python integers. BatchNorms are drawn smaller",

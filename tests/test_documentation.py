@@ -144,3 +144,16 @@ def test_the_links_of_the_readme_lead_somewhere() -> None:
     assert len(links) >= 8
     for link in links:
         assert (ROOT / link).exists(), link
+
+
+MEASURED = re.compile(r"\d ?(?:%|x \[|x\b| ms\b| s\b| dB\b| MB\b)")
+COMMAND = re.compile(r"python -m benchmarks\.|make demo")
+
+
+def test_a_page_with_measured_numbers_names_commands_and_the_version() -> None:
+    measured = [page for page in PAGES if len(MEASURED.findall(page.read_text(encoding="utf-8"))) > 2]
+    assert len(measured) >= 10
+    for page in measured:
+        text = page.read_text(encoding="utf-8")
+        assert COMMAND.search(text), f"{page.name}: which command makes its numbers?"
+        assert re.search(r"[Vv]ersion \d+\.\d+\.\d+", text), f"{page.name}: of which version are its numbers?"
