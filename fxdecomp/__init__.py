@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     )
     from fxdecomp.inspecting.spectra import plot_spectra
     from fxdecomp.outcomes import Applied, Folded, Outcome, Reason, Skipped
-    from fxdecomp.pipeline import Study, study, transform
+    from fxdecomp.pipeline import transform
     from fxdecomp.plans import Plan
     from fxdecomp.policy import Latency, MACs, Params, Policy
     from fxdecomp.policy.rules import Rule
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from fxdecomp.reporting.report import Report, report
     from fxdecomp.searching.searcher import search
     from fxdecomp.searching.trials import SearchResult
+    from fxdecomp.studies import Study, study
     from fxdecomp.tracing import trace
 
 _HOMES = {
@@ -42,7 +43,7 @@ _HOMES = {
     "RecoveryError TraceError",
     "inspecting.spectra": "plot_spectra",
     "outcomes": "Applied Folded Outcome Reason Skipped",
-    "pipeline": "Study study transform",
+    "pipeline": "transform",
     "plans": "Plan",
     "policy": "Latency MACs Params Policy",
     "policy.rules": "Rule",
@@ -52,6 +53,7 @@ _HOMES = {
     "reporting": "Report graph_diff report",
     "searching.searcher": "search",
     "searching.trials": "SearchResult",
+    "studies": "Study study",
     "tracing": "trace",
 }
 """The public names by the module that holds them."""

@@ -1,4 +1,4 @@
-"""`transform`: the passes, in reading order; `study`: what they compute, kept for another policy."""
+"""`transform`: the passes, in reading order."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import replace
-from functools import cached_property
 
 import torch
 from torch.fx import GraphModule
@@ -17,132 +16,23 @@ from fxdecomp.allocation.joints import joints_of, worth_sharing
 from fxdecomp.allocation.site_work import SiteWork, Workers
 from fxdecomp.allocation.widths import found_widths
 from fxdecomp.calibration import Batch, Calibration
-from fxdecomp.calibration.competing import FEW, JOINTS, REFITTED, WIDTHS, better, is_doubtful
-from fxdecomp.calibration.judging import judged_inputs, with_quality
-from fxdecomp.calibration.made_up import made_up
-from fxdecomp.errors import BudgetError, CalibrationError, PolicyError
+from fxdecomp.calibration.competing import JOINTS, REFITTED, WIDTHS, better, is_doubtful
+from fxdecomp.calibration.judging import with_quality
+from fxdecomp.errors import BudgetError, PolicyError
 from fxdecomp.graphs.copies import copy_owning_tensors
 from fxdecomp.graphs.inputs import require_graph
 from fxdecomp.graphs.records import Record, attach_record, record_of
 from fxdecomp.graphs.untouched import one_at_a_time, unchanged_buffers
 from fxdecomp.outcomes import Skipped
-from fxdecomp.passes import DecomposeLayers, FoldBatchNorm, JoinInputs, NarrowWidths, PartOutputs, RefitChains
+from fxdecomp.passes import DecomposeLayers, JoinInputs, NarrowWidths, PartOutputs, RefitChains
 from fxdecomp.policy import Policy
 from fxdecomp.progress import Progress, silent
 from fxdecomp.quality import LEAST_AGREEMENT
+from fxdecomp.studies import Study
 
 _log = logging.getLogger(__name__)
 _LITTLE = 0.05
 """Share of a network's multiply-accumulates for which no layer is taken that would stay without data."""
-
-
-class Study:
-    """A network, its calibration, and all that was found out about its layers.
-
-    `transform` and `search` take it in the place of the calibration. The moments of the
-    layers' inputs, spectra, candidates, sensitivities and chains are kept for the next call, as far as
-    `Calibration.budget_bytes` reaches.
-
-    Attributes:
-        gm: The network.
-        calibration: The user's, None where there is none.
-        folded: The same, its BatchNorms folded.
-        judged: The inputs that finished networks are compared on; None where none are known.
-        work: What is known of the layers, fitted to the calibration where there is enough of it.
-
-    Example:
-        >>> import torch, fxdecomp
-        >>> gm = fxdecomp.trace(torch.nn.Sequential(torch.nn.Linear(64, 32)), torch.randn(1, 64))
-        >>> fxdecomp.study(gm).judged.description
-        'the example inputs of trace, 1 input'
-    """
-
-    def __init__(self, gm: GraphModule, calibration: Calibration | Iterable[Batch] | None = None) -> None:
-        self.gm = gm
-        self.folded = FoldBatchNorm()(gm)
-        self.calibration = None if calibration is None else Calibration.of(calibration)
-        data, self.judged = judged_inputs(gm, self.calibration)
-        self.work = SiteWork(self.folded, data)
-        self._versions = _versions(gm)
-
-    @cached_property
-    def weights_alone(self) -> SiteWork:
-        """What the weights alone say of the layers."""
-        return self.work if self.work.calibration is None else SiteWork(self.folded, None)
-
-    @cached_property
-    def made_up(self) -> SiteWork | CalibrationError:
-        """What inputs that are made up say of the layers, or why there are none.
-
-        Those are made like inputs that are fitted to, if there are any: what is judged on stays unseen.
-        """
-        fitted = self.work.calibration
-        like = None if fitted is None else next(iter(fitted.batches))
-        try:
-            return SiteWork(self.folded, made_up(self.gm, like=like))
-        except CalibrationError as error:
-            return error
-
-    @cached_property
-    def joined(self) -> SiteWork:
-        """What few inputs say of the layers, together with inputs that are made up where these can be had."""
-        if not isinstance(self.made_up, SiteWork):
-            return self.work
-        if self.work.calibration is None:
-            return self.made_up
-        return SiteWork(self.folded, self.work.calibration, self.made_up.calibration)
-
-    def work_for(self, policy: Policy) -> tuple[SiteWork, str]:
-        """What is known of the layers from the calibration, from made-up inputs, or from the weights alone.
-
-        Args:
-            policy: Says whether inputs are to be made up where there are none, or few.
-
-        Returns:
-            The work, and why no inputs could be made up; empty where they could, or were not wanted.
-        """
-        if not policy.wants_made_up:
-            return self.work, ""
-        if (given := self.calibration) is not None:
-            is_few = not given.made_up and given.count < FEW
-            return (self.joined if is_few else self.work), ""
-        if isinstance(self.made_up, SiteWork):
-            return self.made_up, ""
-        return self.work, f"the weights alone were used: {self.made_up}"
-
-    def require(self, gm: GraphModule) -> None:
-        """Raise `PolicyError` unless this is about a network, as it is now."""
-        if gm is not self.gm:
-            raise PolicyError(
-                "the study is of another network; make one with fxdecomp.study(gm, calibration)"
-            )
-        if _versions(gm) != self._versions:
-            raise PolicyError("the network has changed since it was studied; make a new study of it")
-
-
-@one_at_a_time
-def study(gm: GraphModule, calibration: Calibration | Iterable[Batch] | None = None) -> Study:
-    """Begin to keep what is computed about a network.
-
-    Args:
-        gm: A traced network, from `trace`; it must not change as long as the study is used.
-        calibration: Unlabelled inputs, as for `transform`.
-
-    Raises:
-        CalibrationError: The calibration holds NaN or does not fit the network.
-        FxdecompError: It is no GraphModule.
-
-    Example:
-        >>> import torch, fxdecomp
-        >>> gm = fxdecomp.trace(torch.nn.Sequential(torch.nn.Linear(64, 32)), torch.randn(1, 64))
-        >>> known = fxdecomp.study(gm, [torch.randn(32, 64)])
-        >>> half, third = (
-        ...     fxdecomp.transform(gm, fxdecomp.Policy(budget=fxdecomp.MACs(share)), calibration=known)
-        ...     for share in (0.7, 0.4)
-        ... )
-    """
-    require_graph(gm, "study")
-    return Study(gm, calibration)
 
 
 @one_at_a_time
@@ -287,8 +177,3 @@ def _alone(policy: Policy, fitted: GraphModule, work: SiteWork, workers: Workers
     replayed = Policy.from_plan(replace(record.plan, choices=choices))
     start = _prepared(replayed, work, workers)
     return DecomposeLayers(replayed, start, workers)(start.gm)
-
-
-def _versions(gm: GraphModule) -> list[tuple[int, int]]:
-    """What tells that a tensor of the network has been exchanged, or written to."""
-    return [(id(tensor), tensor._version) for tensor in gm.parameters() if not tensor.is_inference()]

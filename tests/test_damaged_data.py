@@ -117,8 +117,9 @@ def test_a_benchmark_with_any_value_anywhere_is_shown_or_refused(tmp_path: Path)
         Policy.load,
         lambda path: restored_trials(path, SETTINGS),
         lambda path: load_checkpoint(path, "of a run"),
+        lambda path: fxdecomp.study(GM, saved=path),
     ],
-    ids=["plan", "benchmark", "policy", "state", "checkpoint"],
+    ids=["plan", "benchmark", "policy", "state", "checkpoint", "study"],
 )
 def test_a_file_of_something_else_is_refused(
     load: Callable[[Path], object], text: str, tmp_path: Path

@@ -154,6 +154,7 @@ PICKLES: dict[str, Callable[[Path], object]] = {
     "state.json": lambda path: restored_trials(path, SETTINGS),
     "bench.json": BenchmarkReport.load,
     "run.ckpt": lambda path: load_checkpoint(path, "of a run"),
+    "net.study": lambda path: fxdecomp.study(GM, saved=path),
     "model.pt2": lambda path: fxdecomp.trace(path, image(1, 16)),
     "model.onnx": from_onnx,
     "data.npz": lambda path: load_calibration(str(path), image(1, 16)),

@@ -1,6 +1,7 @@
 """What is computed about a network is computed once, and a study keeps it for the next policy."""
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from torch import nn
 from torch.fx import GraphModule
 
 import fxdecomp
-from fxdecomp import MACs, Policy, PolicyError
+from fxdecomp import MACs, Policy, PolicyError, studies
 from fxdecomp.allocation import site_work
 from fxdecomp.decompositions import problem
 from tests.nets import drawn, image
@@ -44,6 +45,7 @@ def count(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
     counted(site_work, "measure_sensitivity")
     counted(problem, "whitened_svd")
+    counted(studies, "made_up")
     runs = site_work.collect
 
     def collect(*args: Any) -> Any:
@@ -130,3 +132,34 @@ def test_a_study_of_another_or_a_changed_network_is_refused(gm: GraphModule) -> 
         next(gm.parameters()).mul_(2)
     with pytest.raises(PolicyError, match="has changed since it was studied"):
         fxdecomp.transform(gm, HALF, calibration=known)
+
+
+@pytest.mark.parametrize("inputs", [40, 8, 0])
+def test_a_study_out_of_a_file_runs_over_no_data_and_gives_the_same(
+    gm: GraphModule, count: Counter[str], tmp_path: Path, inputs: int
+) -> None:
+    batches = BATCHES[: inputs // 4] or None
+    known = fxdecomp.study(gm, batches)
+    fxdecomp.transform(gm, HALF, calibration=known)
+    known.save(tmp_path / "net.study")
+    other = Policy(budget=MACs(0.45), multiple_of=2)
+    fresh = fxdecomp.transform(gm, other, calibration=known)
+    count.clear()
+    loaded = fxdecomp.study(gm, batches, saved=tmp_path / "net.study")
+    assert_same(fresh, fxdecomp.transform(gm, other, calibration=loaded))
+    assert not count["collect"] + count["measure_sensitivity"] + count["made_up"]
+
+
+def test_a_study_is_refused_for_another_network_or_calibration(gm: GraphModule, tmp_path: Path) -> None:
+    path = tmp_path / "net.study"
+    fxdecomp.study(gm, BATCHES).save(path)
+    with pytest.raises(PolicyError, match="another network or calibration"):
+        fxdecomp.study(gm, BATCHES[1:], saved=path)
+    other = fxdecomp.trace(drawn(network(), seed=1), BATCHES[0])
+    with pytest.raises(PolicyError, match="another network or calibration"):
+        fxdecomp.study(other, BATCHES, saved=path)
+    with pytest.raises(PolicyError, match="there is no study"):
+        fxdecomp.study(gm, BATCHES, saved=tmp_path / "none")
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(PolicyError, match="cannot be read"):
+        fxdecomp.study(gm, BATCHES, saved=path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from fxdecomp.decompositions import (
 from fxdecomp.decompositions.factorising import Task, forms_of
 from fxdecomp.layers import LayerSpec
 from fxdecomp.policy import Policy
-from fxdecomp.policy.budgets import Budget, MACs
+from fxdecomp.policy.budgets import BUDGETS, Budget, MACs
 from fxdecomp.policy.rules import AUTO
 from fxdecomp.sites import Site
 
@@ -84,6 +85,19 @@ class Question:
     def key(self) -> Hashable:
         """Questions about one layer with equal keys have one answer."""
         return self.site, self.method, self.multiple_of, self.cost, self.require_saving, self.floor
+
+
+def plain_key(key: Hashable) -> tuple[Any, ...]:
+    """A question's key as plain data."""
+    assert isinstance(key, tuple)
+    return tuple(part.__name__ if isinstance(part, type) else part for part in key)
+
+
+def key_of(plain: Sequence[Any]) -> Hashable:
+    """The key that is plain data now."""
+    site, method, multiple_of, cost, require_saving, floor = plain
+    costs = {each.__name__: each for each in BUDGETS}
+    return site, method, multiple_of, costs[cost], require_saving, floor
 
 
 def task_of(site: Site, policy: Policy) -> Task | None:

@@ -86,7 +86,7 @@ def worth_sharing(policy: Policy, work: SiteWork, workers: Workers) -> tuple[str
         return ()
     step, cost = policy.multiple_of or rank_step(), type(policy.budget)
     questions = {name: question_of(task, step, cost) for name, task in tasks.items()}
-    menus = work.each("candidates", candidates, questions, workers)
+    menus = work.menus(questions, workers)
     grouped = {site.name: tasks[site.name] for group in groups for site in group}
     power = work.each("power", power_of, grouped, workers)
     moments = work.each("moments", moments_of, grouped, workers)

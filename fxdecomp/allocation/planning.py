@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from torch.fx import GraphModule
 
 from fxdecomp.allocation.allocate import allocate
-from fxdecomp.allocation.candidates import Candidate, Question, candidates, question_of
+from fxdecomp.allocation.candidates import Candidate, Question, question_of
 from fxdecomp.allocation.pricing import price
 from fxdecomp.allocation.site_work import SiteWork, Workers
 from fxdecomp.allocation.timed import ABOVE, BELOW, LatencyPlanner, best_attempt
@@ -71,7 +71,7 @@ class Situation:
 
     def menus(self, questions: Mapping[str, Question]) -> dict[str, tuple[Candidate, ...]]:
         """The candidates at every layer."""
-        return self.work.each("candidates", candidates, questions, self.workers)
+        return self.work.menus(questions, self.workers)
 
     def sensitivity(self, open_: Mapping[str, Task]) -> dict[str, float] | None:
         """Damage at the network's output per unit of error at a layer; None where nothing is known."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch.fx import GraphModule
 
-from fxdecomp.allocation.candidates import Question
+from fxdecomp.allocation.candidates import Candidate, Question, candidates, key_of, plain_key
 from fxdecomp.allocation.sensitivity import EXAMPLES, LEAST_EXAMPLES, measure_sensitivity, some_of
 from fxdecomp.calibration import Calibration
 from fxdecomp.calibration.collecting import collect
@@ -23,6 +23,7 @@ from fxdecomp.sites import Site, survey
 Item = TypeVar("Item", Task, Question)
 Result = TypeVar("Result")
 
+_MENUS = "candidates"
 _KEPT = 0.8
 """Share of the calibration's room for what is kept of the layers; the rest is for what is being made."""
 _ROOM_BYTES = 2 << 30
@@ -86,7 +87,7 @@ class SiteWork:
     runs: int = 0
     _sites: dict[str, Site] = field(default_factory=dict, repr=False)
     _problems: dict[str, tuple[Problem, ...]] = field(default_factory=dict, repr=False)
-    _answers: dict[Hashable, Any] = field(default_factory=dict, repr=False)
+    _answers: dict[tuple[str, Hashable], Any] = field(default_factory=dict, repr=False)
     _sensitivity: dict[tuple[str, int], float] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -127,6 +128,29 @@ class SiteWork:
         known = {name: self._sensitivity.get((name, examples)) for name in names}
         measured = {name: value for name, value in known.items() if value is not None}
         return measured if len(measured) == len(known) and measured else None
+
+    def state(self) -> dict[str, Any]:
+        """Moments, bases, sensitivities and candidates as tensors and plain data; chains are made again."""
+        menus = [(key, found) for (work, key), found in self._answers.items() if work == _MENUS]
+        return {
+            "layers": {name: [each.state() for each in known] for name, known in self._problems.items()},
+            "sensitivity": [(*key, value) for key, value in self._sensitivity.items()],
+            "menus": [(plain_key(key), [astuple(each) for each in found]) for key, found in menus],
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take up what `state` gave of the same graph and calibration."""
+        for name, known in state["layers"].items():
+            site = self._sites[name]
+            given = zip(problems_of(site.weight, site.spec), known, strict=True)
+            self._problems[name] = tuple(problem.with_state(each) for problem, each in given)
+        self._sensitivity |= {(name, count): value for name, count, value in state["sensitivity"]}
+        for key, found in state["menus"]:
+            self._answers[_MENUS, key_of(key)] = tuple(Candidate(*each) for each in found)
+
+    def menus(self, questions: Mapping[str, Question], workers: Workers) -> dict[str, tuple[Candidate, ...]]:
+        """The candidates at every layer."""
+        return self.each(_MENUS, candidates, questions, workers)
 
     def forget_layers(self) -> None:
         """Give back the memory of moments and bases; answers and sensitivities stay."""

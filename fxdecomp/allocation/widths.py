@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from torch.fx import GraphModule
 
-from fxdecomp.allocation.candidates import Candidate, candidates, question_of, task_of
+from fxdecomp.allocation.candidates import Candidate, question_of, task_of
 from fxdecomp.allocation.combined import Place, choose, is_open, sums
 from fxdecomp.allocation.planning import rank_step
 from fxdecomp.allocation.site_work import SiteWork, Workers
@@ -59,7 +59,7 @@ def found_widths(policy: Policy, gm: GraphModule, work: SiteWork, workers: Worke
         return {}
     step, cost = policy.multiple_of or rank_step(), type(policy.budget)
     questions = {name: question_of(task, step, cost) for name, task in open_.items()}
-    menus = work.each("candidates", candidates, questions, workers)
+    menus = work.menus(questions, workers)
     places = _places(gm, couplings, work, step, sensitivity)
     chosen = choose(policy.budget, found, places, menus, sensitivity)
     return {name: pick.rank[0] for name, pick in chosen.items() if pick.method == _NARROWED}

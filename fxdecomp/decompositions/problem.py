@@ -5,8 +5,8 @@ Every spectrum is computed once for a site and shared by all rank rules, methods
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from jaxtyping import Float
@@ -58,6 +58,27 @@ class Problem:
         known = self.moments.covariance
         metric = 0 if self.spec.is_pointwise else 2 * known.shape[1] ** 2 * self.weight.element_size()
         return known.numel() * known.element_size() + metric
+
+    def state(self) -> dict[str, Any]:
+        """What is known besides weight and geometry, as tensors and plain data; the metric is made again."""
+        moments = self.moments
+        return {
+            "moments": None
+            if moments is None
+            else (moments.covariance, moments.mean, moments.count, moments.ridge),
+            "bases": [(modes, *found) for modes, found in self._cache.items()],
+            "spectra": [(modes, each.singular_values, each.shape) for modes, each in self._spectra.items()],
+        }
+
+    def with_state(self, state: Mapping[str, Any]) -> Problem:
+        """The same problem with what `state` gave."""
+        moments = None if state["moments"] is None else Moments(*state["moments"])
+        found = replace(self, moments=moments, _cache={}, _spectra={}, _made={})
+        for modes, basis, values in state["bases"]:
+            found._cache[tuple(modes)] = basis, values
+        for modes, values, shape in state["spectra"]:
+            found._spectra[tuple(modes)] = Spectrum(values, tuple(shape))
+        return found
 
     def once(self, name: str, make: Callable[[], Made]) -> Made:
         """What was made under a name, for all methods and ranks."""

@@ -17,6 +17,7 @@ from fxdecomp.calibration.judging import Judged, quality_of
 from fxdecomp.errors import RecoveryError
 from fxdecomp.files import check_file
 from fxdecomp.graphs.copies import copy_owning_tensors, stored_tensors
+from fxdecomp.graphs.fingerprints import fingerprint
 from fxdecomp.graphs.inputs import ExampleInputs, call_arguments
 from fxdecomp.graphs.records import Record, attach_record, record_of
 from fxdecomp.graphs.untouched import one_at_a_time, unchanged_buffers
@@ -27,7 +28,7 @@ from fxdecomp.quality import LEAST_AGREEMENT
 from fxdecomp.recovery.balancing import balance
 from fxdecomp.recovery.batches import Batches, moved, split_batches
 from fxdecomp.recovery.blocks import blocks_of, obstacle, stages_of
-from fxdecomp.recovery.checkpoints import fingerprint, name_of
+from fxdecomp.recovery.checkpoints import name_of
 from fxdecomp.recovery.distilling import Distillation, TaskLoss, total
 from fxdecomp.recovery.measuring import Agreement, Measure
 from fxdecomp.recovery.training import Phase, Training

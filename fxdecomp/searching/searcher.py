@@ -23,7 +23,7 @@ from fxdecomp.files import check_file
 from fxdecomp.graphs.inputs import ExampleInputs
 from fxdecomp.graphs.records import attach_record, record_of
 from fxdecomp.outcomes import Reason
-from fxdecomp.pipeline import Study, transform
+from fxdecomp.pipeline import transform
 from fxdecomp.policy import Budget, Latency, MACs, Policy
 from fxdecomp.progress import Progress, silent
 from fxdecomp.recovery.checkpoints import name_of
@@ -40,6 +40,7 @@ from fxdecomp.searching.trials import (
     restored_trials,
     save_state,
 )
+from fxdecomp.studies import Study
 
 Recovery = Callable[[GraphModule], GraphModule]
 

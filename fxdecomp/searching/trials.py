@@ -17,10 +17,10 @@ from fxdecomp.calibration import Calibration
 from fxdecomp.errors import FxdecompError
 from fxdecomp.export.notebook import html_table
 from fxdecomp.files import read_json, write_json
+from fxdecomp.graphs.fingerprints import fingerprint
 from fxdecomp.graphs.inputs import ExampleInputs, call_arguments
 from fxdecomp.graphs.records import Record
 from fxdecomp.plans import Plan
-from fxdecomp.recovery.checkpoints import fingerprint
 
 _EDGE = 0.25
 
