@@ -9,8 +9,6 @@ from types import ModuleType
 from typing import Any, Literal
 
 from numpy.typing import NDArray
-from onnx import TensorProto
-from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_tensor_value_info
 
 from fxdecomp.errors import BenchmarkError, ExportError, first_line
 from fxdecomp.providers import CPU as OWN
@@ -65,6 +63,9 @@ def check_available(provider: str, options: Mapping[str, str] | None = None) -> 
 
 
 def _tiny_file() -> bytes:
+    from onnx import TensorProto
+    from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_tensor_value_info
+
     ends = [make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y")]
     graph = make_graph([make_node("Relu", ["x"], ["y"])], "tiny", ends[:1], ends[1:])
     model = make_model(graph, opset_imports=[make_opsetid("", 18)], ir_version=8)
