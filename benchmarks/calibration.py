@@ -41,7 +41,7 @@ class Clock:
         self.seconds: dict[str, float] = {}
         self._last = time.perf_counter()
 
-    def __call__(self, work: str, done: int, total: int) -> None:
+    def __call__(self, work: str, done: int, total: int, layer: str = "", /) -> None:
         """Count the time since the last call as spent on `work`."""
         now = time.perf_counter()
         self.seconds[work] = round(self.seconds.get(work, 0.0) + now - self._last, 2)

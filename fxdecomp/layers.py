@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 _GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+_TINY = 512**2
+"""The square of a patch size below which what a layer costs does not depend on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +136,12 @@ class LayerSpec:
     def is_linear(self) -> bool:
         """Whether the layer is a Linear."""
         return not self.kernel
+
+    @property
+    def effort(self) -> int:
+        """About what a fit to data costs, in units of a small layer's; what progress is told in."""
+        patch = self.in_channels // self.groups * math.prod(self.kernel)
+        return 1 + round(self.groups * patch**2 / _TINY)
 
     @property
     def is_pointwise(self) -> bool:

@@ -8,6 +8,7 @@ import traceback
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -125,13 +126,32 @@ def test_the_same_call_gives_the_same_model_bit_for_bit(model: nn.Module) -> Non
 def test_a_process_pool_gives_the_serial_result_bit_for_bit() -> None:
     gm = fxdecomp.trace(small_resnet(), X)
     serial = fxdecomp.transform(gm, HALF)
-    told: list[tuple[str, int, int]] = []
+    told: list[tuple[Any, ...]] = []
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         parallel = fxdecomp.transform(gm, HALF, executor=pool, progress=lambda *report: told.append(report))
     assert_same_state(parallel, snapshot(serial))
     assert fxdecomp.report(parallel) == fxdecomp.report(serial)
-    count = len(fxdecomp.report(serial).applied)
-    assert told == [("decompose", done, count) for done in range(1, count + 1)]
+    names = [each.site for each in fxdecomp.report(serial).applied]
+    count = len(names)
+    assert told == [("decompose", index + 1, count, name) for index, name in enumerate(names)]
+
+
+def test_progress_tells_the_phase_the_layer_and_how_much_of_the_work_is_done() -> None:
+    wide = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 160, 3), nn.ReLU(), nn.Conv2d(160, 16, 3)
+    )
+    batches = list(image(32, 3, 12, 12).split(8))
+    told: list[tuple[Any, ...]] = []
+    policy = fxdecomp.Policy("tucker2", 0.5)
+    gm = fxdecomp.trace(drawn(wide), batches[0])
+    fxdecomp.transform(gm, policy, calibration=batches, progress=lambda *report: told.append(report))
+    by_phase = {work: [each[1:] for each in told if each[0] == work] for work, *_ in told}
+    assert list(by_phase) == ["collect", "decompose", "sensitivities", "refit"]
+    assert by_phase["collect"] == [(done, 3, "") for done in (1, 2, 3)]  # the fourth batch is judged on
+    for phase in ("decompose", "refit"):
+        *_, before, last = by_phase[phase]
+        assert (last[0], last[2]) == (last[1], "4")
+        assert before[0] < last[1] / 4  # the last layer is most of the work
 
 
 def test_deepcopy_and_pickle_keep_the_function_and_the_report(small: GraphModule) -> None:

@@ -81,7 +81,8 @@ def measure_sensitivity(
             outputs = walk.fork().finish(probe.changed)
             leaves = [leaf.double() for leaf in float_leaves(outputs)]
             probe.damage += agreement.lost_in(index, leaves)
-            progress("sensitivities", index * len(probes) + number + 1, len(batches) * len(probes))
+            done = index * len(probes) + number + 1
+            progress("sensitivities", done, len(batches) * len(probes), probe.name)
     found = {probe.name: probe.sensitivity for probe in probes}
     return {site.name: found[site.name] for site in sites}
 

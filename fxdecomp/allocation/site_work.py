@@ -179,16 +179,17 @@ class SiteWork:
         """
         keys = {name: (work, item.key) for name, item in items.items()}
         missing = {name: item for name, item in items.items() if keys[name] not in self._answers}
-        done = len(items) - len(missing)
-        for problems in self._known(missing):
+        efforts = {name: self._sites[name].spec.effort for name in items}
+        done = sum(efforts[name] for name in items if name not in missing)
+        for problems in self._known(missing, workers.progress):
             known = [replace(missing[name], problems=each) for name, each in problems.items()]
             for name, result in zip(problems, workers.answers(function, known), strict=True):
                 self._answers[keys[name]] = result
-                done += 1
-                workers.progress(work, done, len(items))
+                done += efforts[name]
+                workers.progress(work, done, sum(efforts.values()), name)
         return {name: self._answers[keys[name]] for name in items}
 
-    def _known(self, names: Collection[str]) -> Iterator[dict[str, tuple[Problem, ...]]]:
+    def _known(self, names: Collection[str], progress: Progress) -> Iterator[dict[str, tuple[Problem, ...]]]:
         """The problems of layers, a group at a time; those of a group may be dropped after it."""
         kept = {name: self._problems[name] for name in names if name in self._problems}
         if kept:
@@ -200,7 +201,9 @@ class SiteWork:
         fitted = [site for site in sites if site.name not in alone]
         if self.calibration is None or not fitted:
             return
-        for moments in collect(self.gm, fitted, self.calibration, self.prior, self._room_bytes):
+        room = self._room_bytes
+        data, prior = self.calibration, self.prior
+        for moments in collect(self.gm, fitted, data, prior, room_bytes=room, progress=progress):
             self.runs += 1
             yield {name: self._made(self._sites[name], each) for name, each in moments.items()}
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +23,7 @@ from fxdecomp.graphs.copies import copy_sharing_tensors
 from fxdecomp.graphs.inputs import naming_batch
 from fxdecomp.graphs.walking import Walk
 from fxdecomp.layers import LayerSpec, Recurrence
+from fxdecomp.progress import Progress, silent
 from fxdecomp.sites import Site
 
 
@@ -48,7 +48,9 @@ def collect(
     sites: Sequence[Site],
     calibration: Calibration,
     prior: Calibration | None = None,
+    *,
     room_bytes: int | None = None,
+    progress: Progress = silent,
 ) -> Iterator[dict[str, tuple[Moments, ...]]]:
     """The moments of layers, a group of layers at a time.
 
@@ -59,6 +61,7 @@ def collect(
         prior: Inputs that are made up, towards whose moments those of few real ones are shrunk; None shrinks
             them towards the identity.
         room_bytes: What is left of the calibration's `budget_bytes`; None for all of it.
+        progress: Told of every batch.
 
     Yields:
         By the layers' names, the moments of each of their groups; every item costs one run over the batches.
@@ -67,8 +70,6 @@ def collect(
         CalibrationError: A batch does not fit the network, or gives a layer NaN or infinity.
     """
     runner = copy_sharing_tensors(gm).eval()
-    values = calibration.values(gm)
-    others = [] if prior is None else prior.values(gm)
     order = {node: index for index, node in enumerate(gm.graph.nodes)}
     room = calibration.budget_bytes if room_bytes is None else room_bytes
     for views in _groups(_views(sites, order), room):
@@ -78,9 +79,9 @@ def collect(
         )
         targets: list[tuple[Moments | None, ...]] = [(None,) * view.spec.groups for view in views]
         if prior is not None:
-            _run(runner, views, stops, prior, others)
+            _run(runner, views, stops, prior, progress)
             targets = [tuple(each.shrunk() for each in view.sums) for view in views]
-        _run(runner, views, stops, calibration, values)
+        _run(runner, views, stops, calibration, progress)
         found: dict[str, tuple[Moments, ...]] = {}
         for view, target in zip(views, targets, strict=True):
             sums = zip(view.sums, target, strict=True)
@@ -95,9 +96,10 @@ def _run(
     views: Sequence[_View],
     stops: Sequence[tuple[Node, Node, _View]],
     calibration: Calibration,
-    values: Sequence[list[Any]],
+    progress: Progress,
 ) -> None:
-    """One run over the batches, given as the placeholders' values; it fills the sums of some views anew."""
+    """One run over the batches; it fills the sums of some views anew."""
+    values = calibration.values(runner)
     for view in views:
         view.sums = [MomentsSum() for _ in range(view.spec.groups)]
     for index, batch in enumerate(values):
@@ -109,6 +111,7 @@ def _run(
                 seed = calibration.seed_of(view.seed, index)
                 most = _share(view, len(values), calibration)
                 _add(view, x, draw_positions(position_count(x, view.spec), most, seed), index)
+        progress("collect", index + 1, len(values))
 
 
 def _views(sites: Sequence[Site], order: dict[Node, int]) -> list[_View]:

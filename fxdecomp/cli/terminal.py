@@ -15,6 +15,7 @@ from rich.progress import (
     BarColumn,
     Progress,
     SpinnerColumn,
+    TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -93,15 +94,16 @@ def progress_bars(*, quiet: bool) -> Iterator[Any]:
     if quiet or not messages.is_terminal:
         yield silent
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn())
     left = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
     with Progress(*columns, *left, console=messages, transient=True) as bars:
         tasks: dict[str, Any] = {}
 
-        def progress(work: str, done: int, total: int) -> None:
+        def progress(work: str, done: int, total: int, layer: str = "", /) -> None:
             if work not in tasks:
                 tasks[work] = bars.add_task(work, total=total)
-            bars.update(tasks[work], completed=done, total=total)
+            words = printable(f"{work} {layer}".strip())
+            bars.update(tasks[work], completed=done, total=total, description=words)
 
         yield progress
 

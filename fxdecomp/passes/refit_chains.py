@@ -143,7 +143,8 @@ class RefitChains(Pass):
                 for each in (gm, runner):
                     _store(each, target, after)
             outcomes[target.outcome.site] = _measured(target, after, sums)
-            self.progress("refit", number + 1, len(targets))
+            efforts = [each.layer.spec.effort for each in targets]
+            self.progress("refit", sum(efforts[: number + 1]), sum(efforts), target.outcome.site)
         notes = [f"{changed} of {len(targets)} chains were refitted to the original network's outputs"]
         if shared:
             notes.append(f"chains that are applied at several places are not refitted: {', '.join(shared)}")
