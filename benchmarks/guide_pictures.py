@@ -1,30 +1,31 @@
-"""The pictures of the guides: spectra of some layers, and parts of a report page in Chromium.
+"""The pictures of the guides: spectra of some layers, and parts of report pages in Chromium.
 
-    python -m benchmarks.guide_pictures docs/pictures
+    python -m benchmarks.guide_pictures docs/pictures               # all of them
+    python -m benchmarks.guide_pictures docs/pictures search ranks  # some
 
-The spectra are of EasyOCR's recogniser; the page is that of a small network trained on scikit-learn's digits,
-in float and int8, with its times on this machine.
+The spectra are of EasyOCR's recogniser; `report` is the page of a small network trained on scikit-learn's
+digits, in float and int8, with its times on this machine; `ranks` is that of one that tells notes, not timed;
+`search` is the page of `--preset safe` for the same network (see `benchmarks.presets`).
 """
 
 from __future__ import annotations
 
+import argparse
 import shutil
-import sys
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
 
 import fxdecomp
+from benchmarks import presets
 from benchmarks.presets import inputs, network
 from fxdecomp.compressing import FileOptions, LoadedModel, compress_to
 
-PARTS = {"report-verdict": "header", "report-network": "topology", "report-errors": "errors"}
-"""Pictures, and the section of the page that each shows."""
 
-
-def spectra(path: Path) -> None:
+def spectra(folder: Path) -> None:
     """Two convolutions, and what three rules would keep of them."""
     from fxdecomp.demo.lines import WIDTH
     from fxdecomp.demo.recogniser import load_recogniser
@@ -34,37 +35,81 @@ def spectra(path: Path) -> None:
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     for axes, layer in zip(figure.subplots(1, 2), ("features.conv2", "features.conv6"), strict=True):
         fxdecomp.plot_spectra(gm, layer, method="tucker2", rules=rules, axes=axes)
-    figure.savefig(path, dpi=100)
+    figure.savefig(folder / "spectra.png", dpi=100)
 
 
-def page(folder: Path) -> None:
+def report(folder: Path) -> None:
     """What `compress` says of the digits' network."""
+    with tempfile.TemporaryDirectory() as place:
+        compressed("digits", Path(place), time=True)
+        parts = {"report-verdict": "header", "report-network": "topology", "report-errors": "errors"}
+        shown(Path(place) / "report.html", parts, folder)
+
+
+def ranks(folder: Path) -> None:
+    """What other ranks of the first layer would cost and lose, and what int8 makes of the values."""
+    with tempfile.TemporaryDirectory() as place:
+        compressed("pitch", Path(place), time=False)
+        shown(Path(place) / "report.html", {"report-ranks": "ranks", "report-int8": "lowered"}, folder)
+
+
+def search(folder: Path) -> None:
+    """The networks that a search judged, and how little is accepted."""
+    page = presets.FOLDER / "pitch-safe" / "report.html"
+    if not page.exists():
+        presets.run("pitch", "safe")
+    shown(page, {"report-search": "frontier"}, folder)
+
+
+def compressed(name: str, folder: Path, *, time: bool) -> None:
+    """A network of the presets at 0.4 of its work, in float and int8."""
+    model, example = network(name)
+    compress_to(
+        LoadedModel(model, example, f"{name}.py:network"),
+        fxdecomp.Policy(budget=fxdecomp.MACs(0.4)),
+        folder,
+        calibration=fxdecomp.calibration.Calibration.of(inputs(name)),
+        files=FileOptions("int8"),
+        time=time,
+    )
+
+
+def shown(page: Path, parts: Mapping[str, str], folder: Path) -> None:
+    """Pictures of sections of a page, by the names of the pictures."""
     from playwright.sync_api import sync_playwright
 
-    model, example = network("digits")
-    with tempfile.TemporaryDirectory() as place, sync_playwright() as playwright:
-        compress_to(
-            LoadedModel(model, example, "digits.py:network"),
-            fxdecomp.Policy(budget=fxdecomp.MACs(0.4)),
-            Path(place),
-            calibration=fxdecomp.calibration.Calibration.of(inputs("digits")),
-            files=FileOptions("int8"),
-            time=True,
-        )
+    with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        shown = chromium.new_page(viewport={"width": 860, "height": 900})
-        shown.goto((Path(place) / "report.html").as_uri())
-        for name, part in PARTS.items():
-            found = shown.locator("header" if part == "header" else f"section[aria-labelledby={part}]")
+        tab = chromium.new_page(viewport={"width": 860, "height": 900})
+        tab.goto(page.resolve().as_uri())
+        last = tab.locator("section[aria-labelledby=ranks] details").last
+        if last.count():
+            last.locator("summary").click()
+        for name, part in parts.items():
+            found = tab.locator("header" if part == "header" else f"section[aria-labelledby={part}]")
             found.screenshot(path=folder / f"{name}.png")
         chromium.close()
 
 
-def main(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    spectra(folder / "spectra.png")
-    page(folder)
+PICTURES: Mapping[str, Callable[[Path], None]] = {
+    "spectra": spectra,
+    "report": report,
+    "ranks": ranks,
+    "search": search,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("pictures", nargs="*", help=f"some of {', '.join(PICTURES)}; all by default")
+    options = parser.parse_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    for name in options.pictures or PICTURES:
+        PICTURES[name](options.folder)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main()

@@ -140,7 +140,7 @@ def frontier_of(search: SearchResult) -> Frontier:
         return f"{search.trials[index].share:.3g} of the {unit}" if index else "dense"
 
     tried = list(enumerate(search.trials))
-    judged = search.metric_name.rpartition(":")[2] or "agreement with the original"
+    judged = search.metric_name.rpartition(":")[2].rpartition(".")[2] or "agreement with the original"
     if search.trials[0].least is not None:
         judged += ", on other inputs at least"
     return Frontier(
