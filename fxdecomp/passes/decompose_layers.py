@@ -95,7 +95,7 @@ class DecomposeLayers(Pass):
         outcomes |= _with_kept_biases(gm, sites, outcomes)
         widths = {row.site: row for row in record.widths if row.site not in earlier}
         outcomes = {name: _as_it_was(each, widths.get(name)) for name, each in outcomes.items()}
-        ordered = tuple(outcomes[name] for name in _in_graph_order(outcomes, found.sites, stages))
+        ordered = tuple(outcomes[name] for name in in_graph_order(outcomes, found.sites, stages))
         return replace(
             record,
             outcomes=ordered,
@@ -220,8 +220,8 @@ def _apply(replacer: Replacer, site: Site, solution: Solution) -> Applied:
     )
 
 
-def _in_graph_order(
-    outcomes: dict[str, Outcome], sites: tuple[Site, ...], stages: Mapping[str, str]
+def in_graph_order(
+    outcomes: Mapping[str, Outcome], sites: Sequence[Site], stages: Mapping[str, str]
 ) -> list[str]:
     """Sites in the order of the graph, earlier chains where their stages stand, then the other layers."""
     order: dict[str, None] = {}

@@ -31,7 +31,9 @@ from fxdecomp.graphs.replacing import Replacer, remove_unread, remove_unused, st
 from fxdecomp.layers import StageSpec
 from fxdecomp.outcomes import Applied, Outcome, Skipped
 from fxdecomp.passes.base import Pass
+from fxdecomp.passes.decompose_layers import in_graph_order
 from fxdecomp.passes.join_inputs import added_biases
+from fxdecomp.places.operations import is_arrangement, operation_of
 from fxdecomp.plans import Choice, Plan
 from fxdecomp.policy.rules import INPUT
 from fxdecomp.sites import Site, survey
@@ -64,6 +66,7 @@ class PartOutputs(Pass):
             chains[joint] = [stages[name] for name in names]
             sites, node = [originals[name] for name in joint.names], chains[joint][-1].calls[0].node
             dropped += added_biases(sites)
+            undoing.pair(sites[0].calls[0].source, chains[joint][0].calls[0].source)
             undoing.undo(node, sites, joint.scales, stays=isinstance(outcome, Applied))
         remove_unused(gm)
         layers = originals | {site.name: site for site in survey(gm).sites}
@@ -78,8 +81,11 @@ class PartOutputs(Pass):
                 rows[outcome.site] = [site.skipped(outcome.reason, outcome.detail) for site in sites]
         remove_unused(gm)
         found = itertools.chain.from_iterable(rows.get(o.site, [o]) for o in record.outcomes)
+        parted = {outcome.site: outcome for outcome in found}
+        owners = {s: o.site for o in parted.values() if isinstance(o, Applied) for s in o.stage_names}
+        ordered = tuple(parted[name] for name in in_graph_order(parted, survey(gm).sites, owners))
         plan = None if record.plan is None else _parted(record.plan, rows)
-        return replace(record, outcomes=tuple(found), plan=plan, joints=(), dropped_params=dropped)
+        return replace(record, outcomes=ordered, plan=plan, joints=(), dropped_params=dropped)
 
 
 class _Undoing:
@@ -89,6 +95,14 @@ class _Undoing:
         self._gm, self._original = gm, original
         self._there: dict[str, Node] = {node.name: node for node in gm.graph.nodes}
         self._back: dict[Node, Node] = {}
+
+    def pair(self, old: Node, new: Node) -> None:
+        """Note that a value of the original is this one now, and so is what it is an arrangement of."""
+        self._there[old.name] = new
+        same = (old.op, old.target) == (new.op, new.target)
+        if same and is_arrangement(operation_of(self._original, old)):
+            for one, other in zip(old.all_input_nodes, new.all_input_nodes, strict=True):
+                self.pair(one, other)
 
     def undo(self, node: Node, sites: Sequence[Site], scales: Sequence[float], *, stays: bool) -> None:
         """Put layers in the place of the parts of a value.
@@ -126,7 +140,7 @@ class _Undoing:
     def _copied(self, node: Node, *, is_there: bool = True) -> Node:
         """A node of the original, with what it needs and is not there."""
         found = self._there.get(node.name) if is_there else None
-        if found is not None and not found._erased and (found.op, found.target) == (node.op, node.target):
+        if found is not None and not found._erased:
             return found
         for each in node.all_input_nodes:
             self._there[each.name] = self._copied(each)

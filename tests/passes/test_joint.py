@@ -265,6 +265,30 @@ def test_a_joint_layer_computes_what_its_layers_do() -> None:
     assert Record.from_dict(record.to_dict()).joints == joints
 
 
+class Behind(nn.Module):
+    """Readers right behind a layer that gets a chain as well, one of them last of all; takes `[n, 5, 16]`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(16, 12), nn.Linear(12, 8), nn.Linear(12, 8)
+        self.d, self.e = nn.Linear(8, 8), nn.Linear(12, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        return self.d(self.b(y.flatten(0, 1)) * self.c(y.flatten(0, 1))) + self.e(y.flatten(0, 1))
+
+
+def test_readers_of_a_layer_that_became_a_chain() -> None:
+    x = batches(1)[0]
+    gm = fxdecomp.trace(drawn(Behind()), x)
+    small = fxdecomp.transform(gm, FULL)
+    assert groups(small) == [{"b", "c", "e"}]
+    assert relative_difference(gm, small, x) < 1e-5
+    assert [o.site for o in fxdecomp.report(small).outcomes] == ["a", "b", "c", "d", "e"]
+    assert not {"a", "b", "c", "d", "e"} & set(targets(small))
+    assert fxdecomp.report(fxdecomp.transform(small, FULL)).outcomes == fxdecomp.report(small).outcomes
+
+
 def test_half_precision_and_a_frozen_layer() -> None:
     model = drawn(Attending()).half()
     model.q.weight.requires_grad_(requires_grad=False)
