@@ -1,6 +1,6 @@
 """The solvers against TensorLy's and NumPy's: time and error, both sides in one run, interleaved.
 
-    python -m benchmarks.solvers cp --case random-512-128  # CP; or random-512-256, random-256-64, ...
+    python -m benchmarks.solvers cp --case random-512-128  # CP; or structured-384-96, recogniser-256-64, ...
     python -m benchmarks.solvers vgg16      # Tucker-2 at a third of the channels, SVD of the Linear layers
     python -m benchmarks.solvers memory     # peak memory, each case in a process of its own
     python -m benchmarks.solvers executors  # layers side by side, on threads and processes
@@ -40,6 +40,7 @@ warnings.filterwarnings("ignore", message="Trying to compute SVD with n_eigenvec
 warnings.filterwarnings("ignore", message=".*unclosed.*")
 
 CASES = ("random-256-64", "recogniser-256-64", "random-512-128", "random-512-256")
+STRUCTURED = ("structured-256-64", "structured-256-128", "structured-384-96", "structured-512-256")
 SETTINGS = (("numpy", "core"), ("pytorch", "core"), ("numpy", "einsum"), ("pytorch", "einsum"))
 LADDER = (3e-3, 2e-3, 1e-3, 5e-4, 2e-4, 1e-4, 5e-5)
 VARIANTS: tuple[dict[str, Any], ...] = (
@@ -51,12 +52,18 @@ VARIANTS: tuple[dict[str, Any], ...] = (
 
 
 def kernel(case: str) -> Tensor:
-    """A random kernel, or the largest of the pretrained recogniser's."""
+    """A random kernel, one of 40 random terms and a tenth of noise, or the recogniser's largest."""
     kind, channels, _ = case.split("-")
     if kind == "recogniser":
         return load_recogniser().features.get_submodule("conv6").get_parameter("weight").detach()
-    n = int(channels)
-    return torch.randn(n, n, 3, 3, generator=torch.Generator().manual_seed(0))
+    n, generator = int(channels), torch.Generator().manual_seed(0)
+    noise = torch.randn(n, n, 3, 3, generator=generator)
+    if kind == "random":
+        return noise
+    factors = [torch.randn(size, 40, generator=generator) for size in (n, n, 3, 3)]
+    terms: Tensor = torch.einsum("tr,sr,yr,xr->tsyx", *factors)
+    known: Tensor = terms / torch.linalg.vector_norm(terms) + 0.1 * noise / torch.linalg.vector_norm(noise)
+    return known
 
 
 @contextmanager
@@ -189,7 +196,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("bench", choices=("cp", "vgg16", "memory", "executors"))
-    parser.add_argument("--case", choices=CASES, default=CASES[0])
+    parser.add_argument("--case", choices=(*CASES, *STRUCTURED), default=CASES[0])
     parser.add_argument("--limit-s", type=float, default=60.0, help="most seconds of one TensorLy setting")
     parser.add_argument(
         "--extrapolate", action="store_true", help="10 of TensorLy's 100 iterations, and say so in the row"
