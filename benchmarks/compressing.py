@@ -7,8 +7,8 @@
 Printed are the wall time and the CPU time of `transform` (tracing apart), the peak of the resident memory,
 and how far the result is from the original. Weights are drawn, but for the recogniser's and those of the
 digits' networks. `search` is six evaluations of the recogniser, its metric 200 lines; the time of the metric
-is printed apart. `again` is a second budget, from a study in a file. `latency` comes with an empty cache, exports
-and times the result; `latency_warm` finds the cache as a first run left it.
+is printed apart. `again` is a second budget, from a study in a file. `latency` comes with an empty cache,
+exports and times the result; `latency_warm` finds the cache as a first run left it.
 """
 
 from __future__ import annotations
