@@ -142,10 +142,9 @@ def _preconditioner(
             .reshape(shape)
             .to(dtype)
         )
-    whole = cholesky(outer.repeat_interleave(taps, 0).repeat_interleave(taps, 1) * inner)
-    return lambda gradient: (
-        torch.cholesky_solve(gradient.double().reshape(-1, 1), whole).reshape(shape).to(dtype)
-    )
+    blown_up = outer.to(dtype).repeat_interleave(taps, 0).repeat_interleave(taps, 1)
+    whole = cholesky(blown_up * inner.to(dtype))  # large, and what its rounding leaves the next steps take
+    return lambda gradient: torch.cholesky_solve(gradient.reshape(-1, 1), whole).reshape(shape)
 
 
 def _behind(stages: tuple[StageSpec, ...], weights: tuple[Tensor, ...], index: int) -> Tensor:
