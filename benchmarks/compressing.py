@@ -155,7 +155,7 @@ WORKS: dict[str, Callable[[], Work]] = {
 def measured(name: str) -> None:
     """Do one piece of work in this process and print what it took as JSON."""
     import fxdecomp
-    from fxdecomp.export import benchmark
+    from fxdecomp.export import benchmark, to_onnx
 
     torch.manual_seed(0)
     net, batches, arguments = WORKS[name]()
@@ -174,8 +174,8 @@ def measured(name: str) -> None:
         policy = fxdecomp.Policy(budget=fxdecomp.Latency(share))
         with TemporaryDirectory() as folder:
             dense, small = (Path(folder) / f"{name}.onnx" for name in ("dense", "small"))
-            fxdecomp.to_onnx(gm, dense)
-            fxdecomp.to_onnx(fxdecomp.transform(gm, policy, calibration=batches), small)
+            to_onnx(gm, batches[0], dense)
+            to_onnx(fxdecomp.transform(gm, policy, calibration=batches), batches[0], small)
             times = benchmark({"dense": dense, "small": small}, profile=False).median_s
             extra["speedup"] = times["dense"] / times["small"]
 

@@ -48,8 +48,8 @@ def count(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     counted(studies, "made_up")
     runs = site_work.collect
 
-    def collect(*args: Any) -> Any:
-        for each in runs(*args):
+    def collect(*args: Any, **kwargs: Any) -> Any:
+        for each in runs(*args, **kwargs):
             found["collect"] += 1
             yield each
 

@@ -16,7 +16,7 @@ import torch
 from fxdecomp.allocation.candidates import Candidate, candidates, question_of, task_of
 from fxdecomp.allocation.combined import Place, choose, is_open, together
 from fxdecomp.allocation.planning import rank_step
-from fxdecomp.allocation.site_work import SiteWork, Workers
+from fxdecomp.allocation.site_work import MOMENTS, SiteWork, Workers
 from fxdecomp.calibration.moments import Moments
 from fxdecomp.decompositions import problems_of
 from fxdecomp.decompositions.factorising import Task, weight_refusal
@@ -89,7 +89,7 @@ def worth_sharing(policy: Policy, work: SiteWork, workers: Workers) -> tuple[str
     menus = work.menus(questions, workers)
     grouped = {site.name: tasks[site.name] for group in groups for site in group}
     power = work.each("power", power_of, grouped, workers)
-    moments = work.each("moments", moments_of, grouped, workers)
+    moments = work.each(MOMENTS, moments_of, grouped, workers)
     places = []
     for group in groups:
         options: list[Candidate] = []

@@ -23,6 +23,8 @@ from fxdecomp.sites import Site, survey
 Item = TypeVar("Item", Task, Question)
 Result = TypeVar("Result")
 
+MOMENTS = "moments"
+"""The work that gives layers' moments, which are no more kept than the layers that they belong to."""
 _MENUS = "candidates"
 _KEPT = 0.8
 """Share of the calibration's room for what is kept of the layers; the rest is for what is being made."""
@@ -155,6 +157,8 @@ class SiteWork:
     def forget_layers(self) -> None:
         """Give back the memory of moments and bases; answers and sensitivities stay."""
         self._problems.clear()
+        for key in [key for key in self._answers if key[0] == MOMENTS]:
+            del self._answers[key]
 
     @property
     def _room_bytes(self) -> int:

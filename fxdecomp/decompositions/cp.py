@@ -14,6 +14,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar, final
 
 from torch import Tensor
@@ -103,18 +104,19 @@ class CanonicalPolyadic(Decomposition):
         spec = problems[0].spec
         quick = replace(self, iterations=_SHORT_RUN)
         (channels,), (limit,) = self.rank_channels(spec), self.rank_limits(spec)
-        errors: dict[Rank, float] = {}
-        for share in _SHARES:
-            rank = (min(grid.aligned(round(share * channels), limit), limit),)
-            if rank in errors:
-                continue
-            form = quick.form(spec, rank)
-            chains = [Chain(form, quick.factors(problem.bare, rank)) for problem in problems]
-            if is_calibrated(problems):
-                errors[rank] = tail_error(problems, chains)
-            else:
-                errors[rank] = measured_error(problems, [chain.composed_weight() for chain in chains])
-        return errors
+        aligned = (min(grid.aligned(round(share * channels), limit), limit) for share in _SHARES)
+        return {
+            (rank,): problems[0].once(f"{self.name} {rank}", partial(quick._reached, problems, (rank,)))
+            for rank in dict.fromkeys(aligned)  # those of finer grids are often the same
+        }
+
+    def _reached(self, problems: Sequence[Problem], rank: Rank) -> float:
+        """The error that the iteration ends with."""
+        form = self.form(problems[0].spec, rank)
+        chains = [Chain(form, self.factors(problem.bare, rank)) for problem in problems]
+        if is_calibrated(problems):
+            return tail_error(problems, chains)
+        return measured_error(problems, [chain.composed_weight() for chain in chains])
 
     def _sizes(self, spec: LayerSpec) -> tuple[int, ...]:
         steps = (math.prod(step_kernel(spec, step)) for step in self.steps(spec))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, final
 
 import torch
@@ -97,6 +98,11 @@ class TensorTrain(Decomposition):
             stages.append(basis.T.reshape(after, before, *kernel))
         return (*stages, rest.T.reshape(spec.out_channels, rank[-1], *ones))
 
+    def _fitted(self, problems: Sequence[Problem], rank: Rank) -> float:
+        """The output error behind the truncations, once the last stage is fitted."""
+        form = self.form(problems[0].spec, rank)
+        return tail_error(problems, (Chain(form, self.factors(each, rank)) for each in problems))
+
     def estimates(self, problems: Sequence[Problem], grid: RankGrid) -> dict[Rank, float]:
         """Of ranks whose truncations cost about the same error each: at most the sum of the tails.
 
@@ -114,10 +120,7 @@ class TensorTrain(Decomposition):
             if min(rank) < 1 or rank in errors:
                 continue
             if is_calibrated(problems):
-                form = self.form(problems[0].spec, rank)
-                errors[rank] = tail_error(
-                    problems, (Chain(form, self.factors(each, rank)) for each in problems)
-                )
+                errors[rank] = problems[0].once(f"{self.name} {rank}", partial(self._fitted, problems, rank))
             else:
                 parts = zip(tails, rank, strict=True)
                 errors[rank] = min(sum(float(tail[min(r, len(tail) - 1)]) for tail, r in parts), 1.0)

@@ -37,12 +37,12 @@ class Metric:
     @staticmethod
     def of(weight: Float[Tensor, "out in *kernel"], moments: Moments) -> Metric:
         """The metric of a layer's moments."""
-        dense = moments.dense().to(weight.device, torch.float64)
-        scale = dense.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
-        covariance = dense / scale
+        size = moments.covariance.shape[1]
+        scale = max(moments.trace / size, torch.finfo(torch.float64).tiny)
+        covariance = moments.dense().to(weight.device, torch.float64) / scale
         covariance.diagonal().add_(_FLOOR)
         lower = cholesky(covariance).to(weight.dtype)
-        return Metric(weight, covariance.to(weight.dtype), lower, float(scale), _squares(weight, lower))
+        return Metric(weight, covariance.to(weight.dtype), lower, scale, _squares(weight, lower))
 
     def error(self, composed: Tensor) -> float:
         """`tr (W - W') Sigma (W - W')^T` over `tr W Sigma W^T`."""
