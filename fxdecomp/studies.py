@@ -109,8 +109,11 @@ class Study:
             WriteError: The file cannot be written.
         """
         self.require(self.gm)
-        kept = {name: vars(self).get(name) for name in ("work", "made_up", "joined", "weights_alone")}
-        works = {name: each for name, each in kept.items() if isinstance(each, SiteWork)}
+        works: dict[str, SiteWork] = {}
+        for name in ("work", "made_up", "joined", "weights_alone"):
+            each = vars(self).get(name)
+            if isinstance(each, SiteWork) and each not in works.values():  # two may be one
+                works[name] = each
         made = works["made_up"].calibration if "made_up" in works else None
         state = {
             "fingerprint": self._fingerprint,

@@ -127,6 +127,7 @@ class RefitChains(Pass):
         lockstep = Lockstep(runner, original, pairs, room)
         outcomes: dict[str, Outcome] = {outcome.site: outcome for outcome in record.outcomes}
         changed = 0
+        efforts = [each.layer.spec.effort for each in targets]
         for number, target in enumerate(targets):
             observed = self._observed(lockstep, target, number)
             sums = [each.moments() for each in observed]
@@ -143,7 +144,6 @@ class RefitChains(Pass):
                 for each in (gm, runner):
                     _store(each, target, after)
             outcomes[target.outcome.site] = _measured(target, after, sums)
-            efforts = [each.layer.spec.effort for each in targets]
             self.progress("refit", sum(efforts[: number + 1]), sum(efforts), target.outcome.site)
         notes = [f"{changed} of {len(targets)} chains were refitted to the original network's outputs"]
         if shared:
