@@ -24,7 +24,7 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 import fxdecomp
-from fxdecomp.outcomes import NO_LAYER
+from fxdecomp.reasons import NO_LAYER
 from fxdecomp.sites.modules import Layer, is_layer
 
 TOLERANCE, TOLERANCE_DOUBLE = 1e-4, 1e-8

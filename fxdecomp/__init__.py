@@ -23,13 +23,14 @@ if TYPE_CHECKING:
         TraceError,
     )
     from fxdecomp.inspecting.spectra import plot_spectra
-    from fxdecomp.outcomes import Applied, Folded, Outcome, Reason, Skipped
+    from fxdecomp.outcomes import Applied, Folded, Outcome, Skipped
     from fxdecomp.pipeline import transform
     from fxdecomp.plans import Plan
     from fxdecomp.policy import Latency, MACs, Params, Policy
     from fxdecomp.policy.rules import Rule
     from fxdecomp.quality import OutputDistance, Quality
     from fxdecomp.ranks import VBMF, Energy, Fixed, Ratio
+    from fxdecomp.reasons import Reason
     from fxdecomp.recovery import recover
     from fxdecomp.reporting.graph_diff import graph_diff
     from fxdecomp.reporting.report import Report, report
@@ -42,13 +43,14 @@ _HOMES = {
     "errors": "BenchmarkError CalibrationError ExportError FxdecompError ParityError PassError PolicyError "
     "RecoveryError TraceError",
     "inspecting.spectra": "plot_spectra",
-    "outcomes": "Applied Folded Outcome Reason Skipped",
+    "outcomes": "Applied Folded Outcome Skipped",
     "pipeline": "transform",
     "plans": "Plan",
     "policy": "Latency MACs Params Policy",
     "policy.rules": "Rule",
     "quality": "OutputDistance Quality",
     "ranks": "VBMF Energy Fixed Ratio",
+    "reasons": "Reason",
     "recovery": "recover",
     "reporting": "Report graph_diff report",
     "searching.searcher": "search",

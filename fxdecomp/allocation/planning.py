@@ -17,10 +17,11 @@ from fxdecomp.errors import BudgetError
 from fxdecomp.export.machine import machine
 from fxdecomp.graphs.timed_plans import TimedCandidate, TimedPlan
 from fxdecomp.layers import Count
-from fxdecomp.outcomes import UNJUDGED, Outcome, Reason, Refusal
+from fxdecomp.outcomes import Outcome
 from fxdecomp.policy import Policy
 from fxdecomp.policy.budgets import Budget, Latency
 from fxdecomp.ranks import Fixed
+from fxdecomp.reasons import UNJUDGED, Reason, Refusal
 from fxdecomp.sites import Site
 
 _FINER = 4

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 
 from fxdecomp.allocation.site_work import SiteWork
 from fxdecomp.decompositions.factorising import Solution
-from fxdecomp.outcomes import Reason, Refusal
 from fxdecomp.progress import Progress
+from fxdecomp.reasons import Reason, Refusal
 from fxdecomp.sites import Site
 
 EXAMPLES = 8

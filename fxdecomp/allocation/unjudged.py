@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection, Container, Sequence
 
 from fxdecomp.decompositions.factorising import weight_refusal
-from fxdecomp.outcomes import Outcome, Reason, Refusal
+from fxdecomp.outcomes import Outcome
+from fxdecomp.reasons import Reason, Refusal
 from fxdecomp.sites import Site
 
 FEW_OUTPUTS = 16

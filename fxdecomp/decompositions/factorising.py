@@ -23,7 +23,7 @@ from fxdecomp.decompositions import (
 )
 from fxdecomp.decompositions.base import measured_error
 from fxdecomp.layers import Count, LayerSpec
-from fxdecomp.outcomes import Reason, Refusal
+from fxdecomp.reasons import Reason, Refusal
 
 _HUGE = 1e17
 """Largest weight: beyond, its products with others leave the range of float32."""

@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from fxdecomp.graphs.timed_plans import TimedPlan
-from fxdecomp.outcomes import Applied, Folded, Narrowed, Outcome, Reason, Skipped
+from fxdecomp.outcomes import Applied, Folded, Narrowed, Outcome, Skipped
 from fxdecomp.plans import Plan
 from fxdecomp.quality import Quality
+from fxdecomp.reasons import Reason
 
 _KEY = "fxdecomp"
 _ATTRIBUTE = "_fxdecomp_record"

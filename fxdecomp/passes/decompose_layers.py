@@ -25,10 +25,11 @@ from fxdecomp.errors import PolicyError
 from fxdecomp.graphs.records import Record
 from fxdecomp.graphs.replacing import Replacer, remove_unused
 from fxdecomp.layers import Count
-from fxdecomp.outcomes import Applied, Narrowed, Outcome, Reason, Refusal
+from fxdecomp.outcomes import Applied, Narrowed, Outcome
 from fxdecomp.passes.base import Pass
 from fxdecomp.plans import Choice, Plan
 from fxdecomp.policy import Policy
+from fxdecomp.reasons import Reason, Refusal
 from fxdecomp.sites import Site, survey
 
 

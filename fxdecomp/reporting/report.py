@@ -14,9 +14,10 @@ from fxdecomp.export.kernel_map import KernelMap
 from fxdecomp.files import check_file, write_text
 from fxdecomp.graphs.inputs import require_graph
 from fxdecomp.graphs.records import Record, record_of
-from fxdecomp.outcomes import Applied, Outcome, Reason, Skipped
+from fxdecomp.outcomes import Applied, Outcome, Skipped
 from fxdecomp.plans import Plan
 from fxdecomp.quality import Quality
+from fxdecomp.reasons import Reason
 from fxdecomp.reporting.error_path import LayerError
 from fxdecomp.reporting.evidence import Frontier, Lowered, Variant, frontier_of
 from fxdecomp.reporting.page import page_html

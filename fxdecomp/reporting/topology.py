@@ -12,7 +12,8 @@ from itertools import groupby
 
 from torch.fx import GraphModule, Node
 
-from fxdecomp.outcomes import Applied, Outcome, Reason, Skipped
+from fxdecomp.outcomes import Applied, Outcome, Skipped
+from fxdecomp.reasons import Reason
 from fxdecomp.reporting.graph_diff import module_words, target_text
 from fxdecomp.sites import survey
 from fxdecomp.sites.base import shape_of

@@ -12,10 +12,11 @@ from fxdecomp.export import benchmark, to_onnx
 from fxdecomp.graphs.inputs import ExampleInputs, placeholder_values
 from fxdecomp.graphs.records import attach_record, record_of
 from fxdecomp.latency.quickest_options import timed_at
-from fxdecomp.outcomes import Reason, Skipped
+from fxdecomp.outcomes import Skipped
 from fxdecomp.pipeline import transform
 from fxdecomp.policy import Latency, Policy
 from fxdecomp.progress import Progress
+from fxdecomp.reasons import Reason
 from fxdecomp.searching.trials import SearchResult
 
 

@@ -22,10 +22,10 @@ from fxdecomp.errors import BudgetError, PolicyError
 from fxdecomp.files import check_file
 from fxdecomp.graphs.inputs import ExampleInputs
 from fxdecomp.graphs.records import attach_record, record_of
-from fxdecomp.outcomes import Reason
 from fxdecomp.pipeline import transform
 from fxdecomp.policy import Budget, Latency, MACs, Policy
 from fxdecomp.progress import Progress, silent
+from fxdecomp.reasons import Reason
 from fxdecomp.recovery.checkpoints import name_of
 from fxdecomp.reporting import report
 from fxdecomp.searching.judging import Metric, default_metric

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.fx import Node
 
 from fxdecomp.layers import LayerSpec
-from fxdecomp.outcomes import Reason, Skipped
+from fxdecomp.outcomes import Skipped
+from fxdecomp.reasons import Reason
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -11,7 +11,7 @@ from torch.fx import Node
 from torch.nn import functional as F  # noqa: N812
 
 from fxdecomp.layers import LayerSpec
-from fxdecomp.outcomes import Reason
+from fxdecomp.reasons import Reason
 from fxdecomp.sites.base import Reading, Refusal, shape_of
 from fxdecomp.sites.constants import Constant, Constants
 from fxdecomp.sites.geometry import conv_geometry, linear_geometry

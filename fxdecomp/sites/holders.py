@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.fx.graph_module import _get_attr
 
-from fxdecomp.outcomes import Reason, Skipped
+from fxdecomp.outcomes import Skipped
+from fxdecomp.reasons import Reason
 from fxdecomp.sites.base import shape_of
 from fxdecomp.sites.ledger import Ledger
 from fxdecomp.sites.modules import Layer

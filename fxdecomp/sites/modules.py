@@ -9,7 +9,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from fxdecomp.layers import LayerSpec
-from fxdecomp.outcomes import Reason
+from fxdecomp.reasons import Reason
 from fxdecomp.sites.base import Reading, Refusal
 from fxdecomp.sites.geometry import conv_geometry, linear_geometry
 

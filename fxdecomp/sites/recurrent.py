@@ -16,7 +16,7 @@ from torch.fx import GraphModule, Node
 from torch.nn.utils import parametrize
 
 from fxdecomp.layers import LayerSpec, Recurrence
-from fxdecomp.outcomes import Reason
+from fxdecomp.reasons import Reason
 from fxdecomp.sites.base import Reading, Refusal, Site, shape_of
 from fxdecomp.sites.modules import hooks_of
 

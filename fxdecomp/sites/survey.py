@@ -13,7 +13,8 @@ from torch.fx import GraphModule, Node
 from torch.fx.graph_module import _get_attr
 
 from fxdecomp.errors import FxdecompError
-from fxdecomp.outcomes import Reason, Skipped
+from fxdecomp.outcomes import Skipped
+from fxdecomp.reasons import Reason
 from fxdecomp.sites.base import Call, Reading, Refusal, Site, shape_of, sized
 from fxdecomp.sites.constants import Constants
 from fxdecomp.sites.functions import is_layer_call, read_function_call

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 import fxdecomp
 from fxdecomp.inspecting.layers import inspect_layers
-from fxdecomp.outcomes import Reason
+from fxdecomp.reasons import Reason
 from tests.nets import HALF, drawn, image, small_resnet, small_vgg
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 import fxdecomp
-from fxdecomp.outcomes import Reason
+from fxdecomp.reasons import Reason
 from fxdecomp.tracing.reference import difference
 from tests.nets import drawn, image
 
