@@ -76,7 +76,7 @@ def main() -> None:
     debug = "--debug" in sys.argv
     sys.argv = _with_steps([argument for argument in sys.argv if argument != "--debug"])
     try:
-        app()
+        app(prog_name="fxdecomp")  # for `python -m fxdecomp` too: completion takes its names from it
     except (KeyboardInterrupt, SystemExit) as stopped:  # typer makes an exit of an interruption
         if isinstance(stopped, SystemExit) and stopped.code != _INTERRUPTED:
             raise

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fxdecomp.cli.options import AsJson, ProviderOptions, Quiet, checked_provider
+from fxdecomp.cli.options import SHORT, AsJson, ProviderOptions, Quiet, checked_provider, one_of
 from fxdecomp.cli.terminal import (
     print_blocks,
     print_error,
@@ -27,7 +27,11 @@ def bench(
     files: Annotated[list[Path], typer.Argument(help="ONNX files; ratios are taken against the first")],
     provider: Annotated[
         list[str] | None,
-        typer.Option(help="cpu, cuda, openvino, ..., or its full name", callback=checked_provider),
+        typer.Option(
+            help="cpu, cuda, openvino, ..., or its full name",
+            callback=checked_provider,
+            autocompletion=one_of(*SHORT),
+        ),
     ] = None,
     provider_option: ProviderOptions = None,
     threads: Annotated[list[int] | None, typer.Option(min=0, max=4096, help="Threads; 0 for all")] = None,
@@ -58,6 +62,12 @@ def bench(
     for file in files:
         if not file.is_file():
             raise typer.BadParameter(f"there is no file {file}")
+    if compare and len(files) != 2:
+        raise typer.BadParameter(
+            f"--compare takes two saved benchmarks, the old and the new; got {len(files)}"
+        )
+    if fail_under is not None and len(files) == 1:
+        raise typer.BadParameter("--fail-under compares with the first file: name another behind it")
 
     from fxdecomp.cli.tables import benchmark_table, kernel_table
     from fxdecomp.export import benchmark
@@ -109,11 +119,8 @@ def _require(fail_under: float, ratios: Mapping[str, Ratio]) -> None:
 
 
 def _compare(files: list[Path], fail_under: float | None, *, as_json: bool) -> None:
-    from fxdecomp.errors import BenchmarkError
     from fxdecomp.export import BenchmarkReport, compare
 
-    if len(files) != 2:
-        raise BenchmarkError(f"--compare takes two saved benchmarks, the old and the new; got {len(files)}")
     found = compare(*map(BenchmarkReport.load, files))
     if as_json:
         print_json(found.to_dict())

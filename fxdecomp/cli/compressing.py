@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fxdecomp.cli.options import (
+    PRECISIONS,
+    SHORT,
     AsJson,
     Inputs,
     Method,
@@ -23,8 +25,9 @@ from fxdecomp.cli.options import (
     checked_precision,
     checked_provider,
     checked_reference,
+    one_of,
 )
-from fxdecomp.cli.settings import POLICY_TABLE, settings_text, use_config, use_preset
+from fxdecomp.cli.settings import POLICY_TABLE, PRESETS, settings_text, use_config, use_preset
 from fxdecomp.cli.terminal import print_blocks, print_json, progress_bars, spoken, this_command
 from fxdecomp.cli.words import (
     parse_dynamic_axes,
@@ -50,6 +53,7 @@ def compress(
             help="safe: --max-drop 0.01; balanced: --budget macs:0.5; small: --budget params:0.3 "
             "--quantize int8; all with --time",
             callback=use_preset,
+            autocompletion=one_of(*PRESETS),
         ),
     ] = None,
     method: Method = None,
@@ -97,7 +101,11 @@ def compress(
     ] = 0,
     quantize: Annotated[
         str | None,
-        typer.Option(help="int8 or fp16: write a second, smaller file", callback=checked_precision),
+        typer.Option(
+            help="int8 or fp16: write a second, smaller file",
+            callback=checked_precision,
+            autocompletion=one_of(*PRECISIONS),
+        ),
     ] = None,
     opset: Annotated[int | None, typer.Option(min=1, help="ONNX operator set of the files")] = None,
     dynamic_axes: Annotated[
@@ -107,7 +115,11 @@ def compress(
     time: Annotated[bool, typer.Option("--time", help="Write dense.onnx too, and time all files")] = False,
     provider: Annotated[
         str | None,
-        typer.Option(help="Where time is measured: cpu, cuda, or a full name", callback=checked_provider),
+        typer.Option(
+            help="Where time is measured: cpu, cuda, or a full name",
+            callback=checked_provider,
+            autocompletion=one_of(*SHORT),
+        ),
     ] = None,
     provider_option: ProviderOptions = None,
     threads: Threads = 1,
@@ -226,6 +238,7 @@ def _tell(result: CompressResult, out: Path) -> None:
     qualities = [each.quality for each in result.judged.values() if each.quality is not None]
     lines += [result.report.summary, *(quality.sentence for quality in qualities)]
     lines += [each.text for each in result.judged.values() if each.text]
+    lines += [] if timed is None else [f"{row.model} was not timed: {row.problem}" for row in timed.problems]
     lines += [*map(spoken, result.report.remarks), str(result.exported)]
     lines += [] if result.quantised is None else [str(result.quantised)]
     last = [f"Everything is in {out}; open {out / 'report.html'} first"]

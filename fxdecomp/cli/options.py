@@ -6,6 +6,7 @@ What is wrong with an option by itself is told by its callback, before torch is 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +16,17 @@ from fxdecomp.cli.references import ModelReferenceError, check_model, parse
 from fxdecomp.cli.words import parse_input
 from fxdecomp.providers import PROVIDERS, provider_of
 from fxdecomp.providers.base import SUFFIX
+
+PRECISIONS = ("int8", "fp16")
+SHORT = tuple(each.short for each in PROVIDERS)
+"""The short names of providers."""
+
+
+def one_of(*words: str) -> Callable[[str], list[str]]:
+    """What a shell completes to one of these words."""
+    return lambda incomplete: [
+        word for word in words if word.startswith(incomplete)
+    ]  # typer knows it by name
 
 
 def checked_provider(name: Any) -> Any:
@@ -59,7 +71,7 @@ def checked_precision(text: str | None) -> str | None:
     Raises:
         BadParameter: It is another.
     """
-    if text not in {None, "int8", "fp16"}:
+    if text not in {None, *PRECISIONS}:
         raise typer.BadParameter(f"there is no precision {text!r}; there are int8 and fp16")
     return text
 
@@ -115,7 +127,12 @@ PolicyFile = Annotated[
     typer.Option("--policy", help="A policy in TOML, or an .onnx file's own plan"),
 ]
 Provider = Annotated[
-    str, typer.Option(help="cpu, cuda, openvino, ..., or its full name", callback=checked_provider)
+    str,
+    typer.Option(
+        help="cpu, cuda, openvino, ..., or its full name",
+        callback=checked_provider,
+        autocompletion=one_of(*SHORT),
+    ),
 ]
 ProviderOptions = Annotated[
     list[str] | None,

@@ -115,7 +115,8 @@ def benchmark_table(report: BenchmarkReport) -> Table:
         setting = (row.provider, row.threads, row.batch)
         head = (Text(row.model), row.provider.removesuffix("ExecutionProvider"), str(row.threads))
         if row.problem:
-            table.add_row(*head, str(row.batch), *[""] * (len(columns) - 4), Text(row.problem))
+            brief = re.split("[:,;]", row.problem)[0]  # all of it is told below, where there is room
+            table.add_row(*head, str(row.batch), *[""] * (len(columns) - 4), Text(brief))
             continue
         first = base.setdefault(setting, row.model)
         ratio = (

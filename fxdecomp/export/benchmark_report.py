@@ -225,7 +225,9 @@ class BenchmarkReport:
         try:
             return BenchmarkReport.from_dict(read_json(Path(path)))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise BenchmarkError(f"{path} holds no saved benchmark: {error!r}") from error
+            raise BenchmarkError(
+                f"{path} holds no saved benchmark, as `bench --json` and `report.save` write them: {error!r}"
+            ) from error
 
     def _repr_html_(self) -> str:
         head = ["model", "provider", "threads", "batch", "median ms", "p95 ms", "faster than first"]

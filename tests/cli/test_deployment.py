@@ -64,17 +64,21 @@ def test_two_saved_benchmarks_are_compared(dense: Path, tmp_path: Path, fxd: She
         "rows"
     ]
     assert [(row["model"], row["batch"]) for row in rows] == [("dense", 1), ("dense", 2)]
-    _, error = fxd("bench", "--compare", tmp_path / "old.json", code=1)
+    _, error = fxd("bench", "--compare", tmp_path / "old.json", code=2)
     assert "--compare takes two saved benchmarks, the old and the new; got 1" in error
     _, error = fxd("bench", "--compare", dense, dense, code=1)
-    assert "holds no saved benchmark" in error
+    assert "holds no saved benchmark, as `bench --json`" in error
 
 
 def test_a_benchmark_is_a_gate(dense: Path, tmp_path: Path, fxd: Shell) -> None:
     (tmp_path / "broken.onnx").write_bytes(b"nothing")
-    _, error = fxd("bench", dense, tmp_path / "broken.onnx", "--rounds", 2, code=1)
-    assert "broken" in error
+    out, error = fxd("bench", dense, tmp_path / "broken.onnx", "--rounds", 2, code=1)
+    assert "fxdecomp: broken on CPUExecutionProvider was not timed: cannot load: " in error
     assert "Traceback" not in error
+    assert [line.split()[-2:] for line in out.splitlines() if "broken" in line] == [["cannot", "load"]]
+    assert "ONNXRuntimeError" not in out
+    _, error = fxd("bench", dense, "--fail-under", 1, code=2)
+    assert "name another behind it" in error
     _, error = fxd("bench", dense, tmp_path / "absent.onnx", code=2)
     assert "there is no file" in error
     out, _ = fxd("bench", dense, dense, "--rounds", 2, "--fail-under", "0.001", "--json")
