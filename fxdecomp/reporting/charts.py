@@ -164,7 +164,7 @@ def error_chart(errors: Sequence[LayerError]) -> Chart:
     if any(e.at_outputs is not None for e in errors):
         series.append(("alone, at the network's outputs", "at_outputs"))
     rows = [[getattr(e, field) for e in errors] for _, field in series]
-    x = _Scale([1.0, float(max(2, len(errors)))], _LEFT, WIDTH - _RIGHT)
+    x = _Scale([1.0, float(max(2, len(errors)))], _LEFT, WIDTH - _RIGHT, least_step=1.0)
     y = _Scale([0.0, *(lost for row in rows for lost in row if lost is not None)], HEIGHT - _BOTTOM, _TOP)
     marks = tuple(
         Mark(x(place), y(lost), f"{errors[place - 1].site}: {lost:.2%} {words}", f"series-{index}")
@@ -203,10 +203,12 @@ def roofline_chart(roofline: KernelMap) -> Chart:
 class _Scale:
     """Values to places along one axis, with round ticks."""
 
-    def __init__(self, values: Sequence[float], start: float, end: float, *, log: bool = False) -> None:
+    def __init__(
+        self, values: Sequence[float], start: float, end: float, *, log: bool = False, least_step: float = 0.0
+    ) -> None:
         self._log = log
         low, high = (math.log10(v) if log else v for v in (min(values), max(values)))
-        self._step = _round_step((high - low) or abs(high) or 1.0)
+        self._step = max(_round_step((high - low) or abs(high) or 1.0), least_step)
         if log:
             self._low, self._high = low, high if high > low else low + 1
         else:

@@ -159,6 +159,13 @@ def test_the_network_is_a_picture_whose_lines_join(page: Any) -> None:
 def test_everything_opens_for_print(page: Any) -> None:
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     assert page.locator("details:not([open])").count() == 0
+    page.emulate_media(media="print")
+    breaks = "all => [...new Set(all.map(each => getComputedStyle(each).breakAfter))]"
+    for what in ("h2", "h2 + p", "summary", "caption"):
+        assert page.locator(what).evaluate_all(breaks) == ["avoid"], (
+            f"{what} stands alone at the foot of a page"
+        )
+    assert page.locator("figure").evaluate_all(breaks) == ["auto"], "a page of figures has no place to break"
 
 
 @pytest.mark.parametrize("width", [360, 400, 1280])

@@ -10,7 +10,8 @@ from torch import nn
 
 import fxdecomp
 from fxdecomp.reporting import Frontier, FrontierPoint
-from fxdecomp.reporting.charts import HEIGHT, WIDTH, frontier_chart, roofline_chart
+from fxdecomp.reporting.charts import HEIGHT, WIDTH, error_chart, frontier_chart, roofline_chart
+from fxdecomp.reporting.error_path import LayerError
 from fxdecomp.reporting.evidence import frontier_of
 from fxdecomp.searching.trials import SearchResult, Trial
 from tests.reporting.pages import full_report
@@ -86,3 +87,11 @@ def test_the_roofline_bends_where_memory_and_arithmetic_meet() -> None:
     assert chart.kinds == ("pointwise", "core 3x3")
     assert chart.marks[0].x == chart.marks[1].x
     assert all(0 < mark.y < HEIGHT for mark in chart.marks)
+
+
+@pytest.mark.parametrize(
+    ("count", "texts"), [(1, ["1", "2"]), (3, ["1", "2", "3"]), (9, ["0", "2", "4", "6", "8", "10"])]
+)
+def test_chains_are_counted_in_whole_numbers(count: int, texts: list[str]) -> None:
+    chart = error_chart([LayerError(f"layer{index}", 0.1, 0.2) for index in range(count)])
+    assert [tick.text for tick in chart.x_ticks] == texts
