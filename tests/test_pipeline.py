@@ -5,8 +5,7 @@ import io
 import pickle
 import shutil
 import traceback
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -123,11 +122,11 @@ def test_the_same_call_gives_the_same_model_bit_for_bit(model: nn.Module) -> Non
         assert_same_state(fxdecomp.transform(gm, policy), snapshot(fxdecomp.transform(gm, policy)))
 
 
-def test_a_process_pool_gives_the_serial_result_bit_for_bit() -> None:
+def test_a_pool_gives_the_serial_result_and_tells_its_progress() -> None:
     gm = fxdecomp.trace(small_resnet(), X)
     serial = fxdecomp.transform(gm, HALF)
     told: list[tuple[Any, ...]] = []
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    with ThreadPoolExecutor(1) as pool:  # processes: see tests/allocation/test_executors.py
         parallel = fxdecomp.transform(gm, HALF, executor=pool, progress=lambda *report: told.append(report))
     assert_same_state(parallel, snapshot(serial))
     assert fxdecomp.report(parallel) == fxdecomp.report(serial)

@@ -76,10 +76,11 @@ def test_a_calibrated_budget_runs_over_the_data_once_and_whitens_each_unfolding_
 
 def test_without_room_the_data_are_run_again_and_the_result_is_the_same(count: Counter[str]) -> None:
     gm = fxdecomp.trace(drawn(nn.Sequential(network(), nn.Conv2d(16, 16, 3))), BATCHES[0])
-    wide = fxdecomp.transform(gm, HALF, calibration=fxdecomp.calibration.Calibration(BATCHES))
+    half = Policy("tucker2", budget=MACs(0.5), multiple_of=2)
+    wide = fxdecomp.transform(gm, half, calibration=fxdecomp.calibration.Calibration(BATCHES))
     count.clear()
     narrow = fxdecomp.calibration.Calibration(BATCHES, budget_bytes=4 * 8 * 160**2)  # the largest layer alone
-    assert_same(wide, fxdecomp.transform(gm, HALF, calibration=narrow))
+    assert_same(wide, fxdecomp.transform(gm, half, calibration=narrow))
     assert count["collect"] > 1
 
 
@@ -134,15 +135,15 @@ def test_a_study_of_another_or_a_changed_network_is_refused(gm: GraphModule) -> 
         fxdecomp.transform(gm, HALF, calibration=known)
 
 
-@pytest.mark.parametrize("inputs", [40, 8, 0])
+@pytest.mark.parametrize(("inputs", "method"), [(40, "auto"), (8, "tucker2"), (0, "tucker2")])
 def test_a_study_out_of_a_file_runs_over_no_data_and_gives_the_same(
-    gm: GraphModule, count: Counter[str], tmp_path: Path, inputs: int
+    gm: GraphModule, count: Counter[str], tmp_path: Path, inputs: int, method: str
 ) -> None:
     batches = BATCHES[: inputs // 4] or None
     known = fxdecomp.study(gm, batches)
-    fxdecomp.transform(gm, HALF, calibration=known)
+    fxdecomp.transform(gm, Policy(method, budget=MACs(0.5), multiple_of=2), calibration=known)
     known.save(tmp_path / "net.study")
-    other = Policy(budget=MACs(0.45), multiple_of=2)
+    other = Policy(method, budget=MACs(0.45), multiple_of=2)
     fresh = fxdecomp.transform(gm, other, calibration=known)
     count.clear()
     loaded = fxdecomp.study(gm, batches, saved=tmp_path / "net.study")

@@ -18,6 +18,7 @@ from fxdecomp.calibration import Calibration
 from tests.nets import HALF, image, small_resnet
 
 X = image(2, 3, 16, 16)
+DATA = Calibration([image(4, 3, 16, 16, seed=seed) for seed in range(2)], refit=False)
 CASES = (
     (HALF, True),
     (fxdecomp.Policy(method="cp", rank=0.5), False),
@@ -53,18 +54,21 @@ def gm() -> GraphModule:
     return fxdecomp.trace(small_resnet(), X)
 
 
+@pytest.fixture(scope="module")
+def serial(gm: GraphModule) -> list[GraphModule]:
+    return [fxdecomp.transform(gm, policy, calibration=DATA if fits else None) for policy, fits in CASES]
+
+
 @pytest.mark.parametrize("opened", [process_pool, thread_pool, dask_cluster], ids=lambda f: f.__name__)
 def test_the_result_is_the_serial_one_bit_for_bit(
-    gm: GraphModule, opened: partial[Iterator[Executor]]
+    gm: GraphModule, serial: list[GraphModule], opened: partial[Iterator[Executor]]
 ) -> None:
-    data = Calibration([image(4, 3, 16, 16, seed=seed) for seed in range(2)], refit=False)
     with opened() as pool:
-        for policy, is_calibrated in CASES:
-            calibration = data if is_calibrated else None
-            serial = fxdecomp.transform(gm, policy, calibration=calibration)
+        for (policy, fits), wanted in zip(CASES, serial, strict=True):
+            calibration = DATA if fits else None
             parallel = fxdecomp.transform(gm, policy, calibration=calibration, executor=pool)
-            assert fxdecomp.report(parallel) == fxdecomp.report(serial)
-            known = serial.state_dict()
+            assert fxdecomp.report(parallel) == fxdecomp.report(wanted)
+            known = wanted.state_dict()
             assert list(parallel.state_dict()) == list(known)
             assert all(torch.equal(value, known[key]) for key, value in parallel.state_dict().items())
 
