@@ -181,9 +181,11 @@ class Narrowed:
         macs_before: Multiply-accumulates that it took.
         outputs: Outputs that are left, None where all are.
         inputs: Inputs that are left, likewise.
-        weight_error: `||W - W'|| / ||W||`, what is gone taken for zero.
+        weight_error: `||W - W'|| / ||W||`, what is gone taken for zero; of heads, of the products that they
+            are used in.
         output_error: Of the layer that reads the narrower axis: the squared error of its output as a share of
-            its variance, on the calibration; None without.
+            its variance, on the calibration; of layers that give queries or keys, of their products. None
+            without.
         reason: Why its outputs stay.
     """
 

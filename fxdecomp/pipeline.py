@@ -134,9 +134,8 @@ def _alternatives(
     policy: Policy, work: SiteWork, workers: Workers
 ) -> list[tuple[Policy, tuple[str, str, str]]]:
     """What else a budget finds where widths or shared inputs are open to it, and how it is called."""
-    found = []
-    if policy.has_open_widths and (widths := found_widths(policy, work.gm, work, workers)):
-        found.append((policy.with_shares(()).with_widths(widths), WIDTHS))
+    open_ = found_widths(policy, work.gm, work, workers) if policy.has_open_widths else ()
+    found = [(policy.with_shares(()).with_widths(widths), WIDTHS) for widths in open_]
     if policy.has_open_shares and (names := worth_sharing(policy, work, workers)):
         found.append((policy.with_widths({}).with_shares(names), JOINTS))
     return found

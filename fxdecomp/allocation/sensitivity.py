@@ -14,7 +14,7 @@ so that the product becomes `y'`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +29,8 @@ from fxdecomp.graphs.inputs import float_leaves, placeholder_values
 from fxdecomp.graphs.walking import Walk
 from fxdecomp.progress import Progress, silent
 from fxdecomp.sites import Site
+
+Change = Callable[[Tensor], Tensor]
 
 LOST = 0.03
 """Share of a layer's variance that is taken away."""
@@ -71,20 +73,73 @@ def measure_sensitivity(
     if agreement.is_blind:
         return {}
     own = _inputs_apart(runner, sites)
+    probes = [_InputProbe(s, lost, own) if s.spec.recurrence else _Probe(s, lost) for s in sites]
+    _run(runner, agreement, probes, batches, progress)
+    found = {probe.name: probe.sensitivity for probe in probes}
+    return {site.name: found[site.name] for site in sites}
+
+
+def measure_changes(
+    gm: GraphModule,
+    changes: Sequence[Mapping[str, Change]],
+    batches: Sequence[Batch],
+    progress: Progress = silent,
+) -> list[float] | None:
+    """The damage at the network's output of changes of values, each made alone.
+
+    Args:
+        gm: The graph; it is not changed, and run in eval mode.
+        changes: What becomes of the values of some nodes, by their names.
+        batches: Unlabelled inputs.
+        progress: Told of every change.
+
+    Returns:
+        A number for each; None where the network's outputs cannot be compared.
+
+    Cost: for each a forward pass over the batches from its first node on, and two whole ones.
+    """
+    runner = copy_sharing_tensors(gm).eval()
+    agreement = Agreement(runner, batches)
+    if agreement.is_blind:
+        return None
+    names = [node.name for node in runner.graph.nodes]
+    probes = [_Changes(next(name for name in names if name in each), each) for each in changes]
+    _run(runner, agreement, probes, batches, progress)
+    return [probe.damage for probe in probes]
+
+
+def _run(
+    runner: GraphModule,
+    agreement: Agreement,
+    probes: Sequence[_Probe | _Changes],
+    batches: Sequence[Batch],
+    progress: Progress,
+) -> None:
+    """Let every probe change the graph's values alone, and add up what that does to the outputs."""
     order = {node.name: index for index, node in enumerate(runner.graph.nodes)}
-    made = [_InputProbe(s, lost, own) if s.spec.recurrence else _Probe(s, lost) for s in sites]
-    probes = sorted(made, key=lambda probe: order[probe.first])
+    ordered = sorted(probes, key=lambda probe: order[probe.first])
     for index, batch in enumerate(batches):
         walk = Walk(runner, placeholder_values(runner, batch))
-        for number, probe in enumerate(probes):
+        for number, probe in enumerate(ordered):
             walk.go_before(probe.first)
             outputs = walk.fork().finish(probe.changed)
             leaves = [leaf.double() for leaf in float_leaves(outputs)]
             probe.damage += agreement.lost_in(index, leaves)
-            done = index * len(probes) + number + 1
-            progress("sensitivities", done, len(batches) * len(probes), probe.name)
-    found = {probe.name: probe.sensitivity for probe in probes}
-    return {site.name: found[site.name] for site in sites}
+            done = index * len(ordered) + number + 1
+            progress("sensitivities", done, len(batches) * len(ordered), probe.name)
+
+
+class _Changes:
+    """Changes values in given ways."""
+
+    def __init__(self, first: str, changes: Mapping[str, Change]) -> None:
+        self.name = self.first = first
+        self._changes = changes
+        self.damage = 0.0
+
+    def changed(self, name: str, value: Any) -> Any:
+        """The value of a node, changed where it is one of those."""
+        return self._changes[name](value) if name in self._changes else value
 
 
 class _Probe:

@@ -14,30 +14,31 @@ from torch.fx import GraphModule
 
 from fxdecomp.allocation.candidates import Candidate, question_of, task_of
 from fxdecomp.allocation.combined import Place, choose, is_open, sums
+from fxdecomp.allocation.heads import LEAST, NARROWED, head_places
 from fxdecomp.allocation.planning import rank_step
 from fxdecomp.allocation.site_work import SiteWork, Workers
 from fxdecomp.calibration.collecting import collect
 from fxdecomp.calibration.moments import Moments
 from fxdecomp.fitting.removal import removal_errors
 from fxdecomp.graphs.records import record_of
-from fxdecomp.places.coupling import Coupling, Couplings
+from fxdecomp.places.coupling import Coupling
+from fxdecomp.places.heads import Heads
+from fxdecomp.places.narrowing import Narrowings, fitted_layers
 from fxdecomp.policy import Policy
 from fxdecomp.policy.rules import AUTO
 from fxdecomp.sites import Survey, survey
 
-_LEAST = 1 / 8
-"""Share of the channels that stays at least."""
-
 _MOST_WIDTHS = 16
 """Widths of one place that are considered."""
 
-_NARROWED = "width"
 
-
-def found_widths(policy: Policy, gm: GraphModule, work: SiteWork, workers: Workers) -> dict[str, int]:
+def found_widths(
+    policy: Policy, gm: GraphModule, work: SiteWork, workers: Workers
+) -> tuple[dict[str, int], ...]:
     """The widths that serve a budget, by layer; none where too few real inputs tell what an error does.
 
-    Nor are there any in a network that was transformed before.
+    Nor are there any in a network that was transformed before. Where heads and others are open there may be
+    several answers: for either alone, and for both.
 
     Args:
         policy: With a budget of what is counted, and open widths.
@@ -48,29 +49,39 @@ def found_widths(policy: Policy, gm: GraphModule, work: SiteWork, workers: Worke
     assert policy.budget is not None
     earlier = record_of(gm)
     if not work.tells_sensitivity or work.is_made_up or (earlier is not None and earlier.outcomes):
-        return {}
+        return ()
     found = survey(gm)
-    couplings = _apart(policy, gm, found, work)
+    apart = _apart(policy, gm, found, work)
+    couplings = [each for each in apart if isinstance(each, Coupling)]
+    heads = [each for each in apart if isinstance(each, Heads)]
     tasks = {site.name: task_of(site, policy) for site in found.sites}
     open_ = {name: task for name, task in tasks.items() if task is not None and is_open(task)}
     needed = {*open_, *(each.consumer.name for each in couplings)}
-    sensitivity = work.sensitivity(needed, workers.progress) if couplings else None
+    sensitivity = work.sensitivity(needed, workers.progress) if apart else None
     if sensitivity is None:
-        return {}
+        return ()
     step, cost = policy.multiple_of or rank_step(), type(policy.budget)
     questions = {name: question_of(task, step, cost) for name, task in open_.items()}
     menus = work.menus(questions, workers)
-    places = _places(gm, couplings, work, step, sensitivity)
-    chosen = choose(policy.budget, found, places, menus, sensitivity)
-    return {name: pick.rank[0] for name, pick in chosen.items() if pick.method == _NARROWED}
+    moments = _moments(gm, apart, work)
+    inner = _places(couplings, moments, step, sensitivity)
+    mixed = head_places(gm, heads, moments, work, workers.progress)
+    answers: list[dict[str, int]] = []
+    for places in (inner, mixed, inner + mixed):
+        chosen = choose(policy.budget, found, places, menus, sensitivity) if places else {}
+        answer = {name: pick.rank[0] for name, pick in chosen.items() if pick.method == NARROWED}
+        if answer and answer not in answers:
+            answers.append(answer)
+    return tuple(answers)
 
 
-def _apart(policy: Policy, gm: GraphModule, found: Survey, work: SiteWork) -> list[Coupling]:
+def _apart(policy: Policy, gm: GraphModule, found: Survey, work: SiteWork) -> list[Coupling | Heads]:
     """The places with open widths, none of which has a layer in common with another."""
-    known = Couplings(gm, found.sites)
+    known = Narrowings(gm, found.sites)
     wanted = [known.of(site) for site in found.sites if policy.width_of(site.name) == AUTO]
-    places = [each for each in wanted if isinstance(each, Coupling) and work.is_fitted(each.consumer)]
-    places.sort(key=lambda each: -sum(site.macs for site in (*each.producers, each.consumer)))
+    places = [each for each in wanted if not isinstance(each, str)]
+    places = [each for each in places if all(map(work.is_fitted, fitted_layers(each)))]
+    places.sort(key=lambda each: -sums(each.layers)[0])
     taken: set[str] = set()
     chosen = []
     for place in places:
@@ -81,29 +92,33 @@ def _apart(policy: Policy, gm: GraphModule, found: Survey, work: SiteWork) -> li
     return chosen
 
 
+def _moments(gm: GraphModule, places: Sequence[Coupling | Heads], work: SiteWork) -> dict[str, Moments]:
+    """Of the inputs of all layers that are fitted."""
+    assert work.calibration is not None  # else there are no places; narrows the type
+    moments: dict[str, Moments] = {}
+    for some in collect(gm, [site for each in places for site in fitted_layers(each)], work.calibration):
+        moments |= {name: parts[0] for name, parts in some.items()}
+    return moments
+
+
 def _places(
-    gm: GraphModule,
     couplings: Sequence[Coupling],
-    work: SiteWork,
+    moments: Mapping[str, Moments],
     step: int,
     sensitivity: Mapping[str, float],
 ) -> list[Place]:
     """The places, with what each loses at each width: of the reader's output."""
-    assert work.calibration is not None  # else there are no couplings; narrows the type
-    moments: dict[str, tuple[Moments, ...]] = {}
-    for some in collect(gm, [each.consumer for each in couplings], work.calibration):
-        moments |= some
     places = []
     for each in couplings:
         reader, channels = each.consumer, each.producers[0].spec.out_channels
-        least = max(1, math.ceil(_LEAST * channels))
-        errors = removal_errors(reader.weight, moments[reader.name][0], least)
+        least = max(1, math.ceil(LEAST * channels))
+        errors = removal_errors(reader.weight, moments[reader.name], least)
         stride = step * max(1, math.ceil(channels / (step * _MOST_WIDTHS)))
         options = []
         for width in range(channels - channels % stride, least - 1, -stride):
             if width < channels:
                 damage = sensitivity[reader.name] * errors[channels - width]
                 counts = (round(width / channels * total) for total in sums(each.layers))
-                options.append(Candidate(_NARROWED, (width,), damage, *counts))
+                options.append(Candidate(NARROWED, (width,), damage, *counts))
         places.append(Place(each.producers[0].name, each.layers, tuple(options)))
     return places

@@ -16,20 +16,22 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
 import torch
-from torch import Tensor
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 
 from fxdecomp.calibration import Calibration
 from fxdecomp.calibration.collecting import collect
 from fxdecomp.calibration.moments import Moments
-from fxdecomp.chains import Stage
 from fxdecomp.fitting.removal import Removal, remove_channels
 from fxdecomp.graphs.records import Record
 from fxdecomp.graphs.replacing import Replacer, remove_unused
-from fxdecomp.layers import LayerSpec
 from fxdecomp.outcomes import Applied, Narrowed
 from fxdecomp.passes.base import Pass
-from fxdecomp.places.coupling import Coupling, Couplings
+from fxdecomp.passes.exchanging import exchange, record_size, row_of
+from fxdecomp.passes.narrow_heads import narrow_heads
+from fxdecomp.places.coupling import Coupling
+from fxdecomp.places.head_fits import HeadFit
+from fxdecomp.places.heads import Heads
+from fxdecomp.places.narrowing import Narrowings, fitted_layers
 from fxdecomp.places.operations import narrow
 from fxdecomp.policy import Policy
 from fxdecomp.progress import Progress, silent
@@ -65,10 +67,10 @@ class NarrowWidths(Pass):
         done = {name for name, row in rows.items() if row.outputs is not None}
         widths = {site.name: self.policy.width_of(site.name) for site in found if site.name not in done}
         wanted = {name: width for name, width in widths.items() if isinstance(width, int | float)}
-        couplings = Couplings(gm, found)
-        places = {site.name: couplings.of(site) for site in found if site.name in wanted}
-        readers = {place.consumer.name for place in places.values() if isinstance(place, Coupling)}
-        moments = self._moments(gm, [site for site in found if site.name in readers])
+        known = Narrowings(gm, found)
+        places = {site.name: known.of(site) for site in found if site.name in wanted}
+        fitted = {s.name for p in places.values() if not isinstance(p, str) for s in fitted_layers(p)}
+        moments = self._moments(gm, [site for site in found if site.name in fitted])
         for number, name in enumerate(places):
             if name not in done:  # together with another
                 sites = _sites(gm, stages)
@@ -101,23 +103,24 @@ class NarrowWidths(Pass):
     ) -> dict[str, Narrowed]:
         """Narrow one place as the graph is now; the rows of its layers."""
         site = next(site for site in sites if site.name == name)
-        before = rows.get(name) or _row(site)
-        place = Couplings(gm, sites).of(site)
+        before = rows.get(name) or row_of(site)
+        found = Narrowings(gm, sites)
+        place, channels = found.of(site), site.spec.out_channels
         if isinstance(place, str):
             return {name: replace(before, reason=before.reason or place)}  # of an earlier run, in its names
-        channels = site.spec.out_channels
-        keep = width if isinstance(width, int) else max(1, round(width * channels))
-        step = self.policy.multiple_of or 1
-        keep = min(channels, max(1, math.ceil(keep / step)) * step)
+        fits = {s.name: moments[s.name] for s in fitted_layers(place) if _is_of(moments.get(s.name), s)}
+        step = 1 if isinstance(place, Coupling) else channels // place.size
+        keep = fewer(channels, width, math.lcm(step, self.policy.multiple_of or 1))
         if keep == channels:
             return {name: replace(before, reason=f"all {channels} of them stay")}
+        if isinstance(place, Heads):
+            try:
+                return narrow_heads(gm, found.heads, HeadFit(place, fits), keep // step, rows)
+            except ValueError as error:
+                return {name: replace(before, reason=str(error))}
         reader = place.consumer
-        known = moments.get(reader.name)
-        fitted = known is not None and known.mean.numel() == math.prod(reader.weight.shape[1:])
-        if known is None or not fitted:
-            known = _assumed(place)
-        removal = remove_channels(reader.weight, known, keep)
-        return _apply(gm, place, removal, rows, fitted=fitted)
+        removal = remove_channels(reader.weight, fits.get(reader.name) or _assumed(place), keep)
+        return _apply(gm, place, removal, rows, fitted=bool(fits))
 
 
 def _sites(gm: GraphModule, stages: Container[str]) -> list[Site]:
@@ -125,8 +128,15 @@ def _sites(gm: GraphModule, stages: Container[str]) -> list[Site]:
     return [site for site in survey(gm).sites if site.name not in stages]
 
 
-def _row(site: Site) -> Narrowed:
-    return Narrowed(site.name, str(site.spec), site.params, site.macs)
+def _is_of(known: Moments | None, site: Site) -> bool:
+    """Whether moments are those of a layer's inputs, as it is now."""
+    return known is not None and known.mean.numel() == math.prod(site.weight.shape[1:])
+
+
+def fewer(channels: int, width: float, step: int) -> int:
+    """The outputs that are to be left of a layer's: a share or a number, as a multiple."""
+    keep = width if isinstance(width, int) else max(1, round(width * channels))
+    return min(channels, max(1, math.ceil(keep / step)) * step)
 
 
 def _assumed(place: Coupling) -> Moments:
@@ -147,16 +157,16 @@ def _apply(
     found: dict[str, Narrowed] = {}
     for site in place.producers:
         lost = 1 - float(site.weight[kept].double().square().sum() / site.weight.double().square().sum())
-        own = replace(rows.get(site.name) or _row(site), outputs=keep, weight_error=max(lost, 0.0) ** 0.5)
+        own = replace(rows.get(site.name) or row_of(site), outputs=keep, weight_error=max(lost, 0.0) ** 0.5)
         found[site.name] = replace(own, reason="")
         spec = replace(site.spec, out_channels=keep)
-        _exchange(replacer, site, spec, site.weight[kept], None if site.bias is None else site.bias[kept])
+        exchange(replacer, site, spec, site.weight[kept], None if site.bias is None else site.bias[kept])
     for site in place.carriers:
-        found[site.name] = replace(rows.get(site.name) or _row(site), inputs=keep)
+        found[site.name] = replace(rows.get(site.name) or row_of(site), inputs=keep)
         spec = replace(site.spec, in_channels=keep, out_channels=keep, groups=keep)
-        _exchange(replacer, site, spec, site.weight[kept], None if site.bias is None else site.bias[kept])
+        exchange(replacer, site, spec, site.weight[kept], None if site.bias is None else site.bias[kept])
     reader = place.consumer
-    row = rows.get(reader.name) or _row(reader)
+    row = rows.get(reader.name) or row_of(reader)
     whole = torch.zeros_like(reader.weight, dtype=torch.float64)
     whole[:, kept] = removal.weight.to(whole.device)
     gone = float((reader.weight.double() - whole).square().sum() / reader.weight.double().square().sum())
@@ -166,24 +176,9 @@ def _apply(
     if fitted:
         bias = (removal.shift if bias is None else bias.double() + removal.shift).to(reader.weight.dtype)
     spec = replace(reader.spec, in_channels=keep)
-    _exchange(replacer, reader, spec, removal.weight.to(reader.weight.dtype), bias)
+    exchange(replacer, reader, spec, removal.weight.to(reader.weight.dtype), bias)
     for node, axis in place.axes.items():
         if not node._erased:
             narrow(gm, node, axis, keep)
-            _record_size(node, axis, keep)
+            record_size(node, axis, keep)
     return found
-
-
-def _exchange(replacer: Replacer, site: Site, spec: LayerSpec, weight: Tensor, bias: Tensor | None) -> None:
-    """Put another layer in the place of one."""
-    replacer.replace(site, [[Stage("", spec, weight.contiguous(), bias)]])
-
-
-def _record_size(node: Node, axis: int, size: int) -> None:
-    """Write down the new shape of a value."""
-    recorded = node.meta.get("tensor_meta")
-    node.meta.pop("val", None)
-    if recorded is not None:
-        shape = list(recorded.shape)
-        shape[axis] = size
-        node.meta["tensor_meta"] = recorded._replace(shape=torch.Size(shape), stride=())

@@ -248,7 +248,7 @@ LEFT: dict[str, tuple[Callable[[], Net], Tensor, str]] = {
     "product of activations": (
         lambda: mlp(lambda m, x: m.b((y := m.a(x)) @ y.mT @ y)),
         TOKENS,
-        "reads them, through which",
+        "the same outputs are on two sides of products",
     ),
     "grouped reader": (
         lambda: Net(lambda m, x: m.b(m.a(x)), a=nn.Conv2d(4, 16, 3), b=nn.Conv2d(16, 4, 3, groups=2)),

@@ -1,0 +1,32 @@
+"""Where the outputs of a layer may become fewer: before what reads them, or in heads of attention."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch.fx import GraphModule
+
+from fxdecomp.places.coupling import Coupling, Couplings
+from fxdecomp.places.heads import HeadPlaces, Heads
+from fxdecomp.sites import Site
+
+
+class Narrowings:
+    """Finds the places of one graph.
+
+    Attributes:
+        heads: Knows the graph's heads.
+    """
+
+    def __init__(self, gm: GraphModule, sites: Sequence[Site]) -> None:
+        self._couplings, self.heads = Couplings(gm, sites), HeadPlaces(gm, sites)
+
+    def of(self, producer: Site) -> Coupling | Heads | str:
+        """What shares the axis of a layer's outputs, or why they stay as they are."""
+        coupling = self._couplings.of(producer)
+        return self.heads.of(producer) or coupling if isinstance(coupling, str) else coupling
+
+
+def fitted_layers(place: Coupling | Heads) -> tuple[Site, ...]:
+    """The layers whose inputs have to be known where a place is to be fitted."""
+    return place.layers if isinstance(place, Heads) else (place.consumer,)
