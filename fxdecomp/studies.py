@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.fx import GraphModule
@@ -14,7 +15,7 @@ from fxdecomp.calibration import Batch, Calibration
 from fxdecomp.calibration.competing import FEW
 from fxdecomp.calibration.judging import judged_inputs
 from fxdecomp.calibration.made_up import made_up
-from fxdecomp.errors import CalibrationError, PolicyError
+from fxdecomp.errors import CalibrationError, PolicyError, first_line
 from fxdecomp.files import write_with_torch
 from fxdecomp.graphs.fingerprints import fingerprint
 from fxdecomp.graphs.inputs import require_graph
@@ -126,15 +127,20 @@ class Study:
         """Take up what a file holds; see `study`."""
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-            is_ours = state["fingerprint"] == self._fingerprint
+            if state["fingerprint"] != self._fingerprint:
+                raise PolicyError(
+                    f"study {path} is of another network or calibration, or of another version; make it anew"
+                )
+            self._take(state)
         except FileNotFoundError:
             raise PolicyError(f"there is no study {path}; write one with Study.save") from None
+        except PolicyError:
+            raise
         except Exception as error:
-            raise PolicyError(f"study {path} cannot be read ({error}); make it anew") from error
-        if not is_ours:
-            raise PolicyError(
-                f"study {path} is of another network or calibration, or of another version; make it anew"
-            )
+            raise PolicyError(f"study {path} cannot be read ({first_line(error)}); make it anew") from error
+
+    def _take(self, state: Mapping[str, Any]) -> None:
+        """Take up what `save` wrote."""
         if state["inputs"] is not None:
             batches, seed = state["inputs"]
             data = Calibration(batches, seed=seed, made_up=True)

@@ -164,3 +164,27 @@ def test_a_study_is_refused_for_another_network_or_calibration(gm: GraphModule, 
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(PolicyError, match="cannot be read"):
         fxdecomp.study(gm, BATCHES, saved=path)
+
+
+@pytest.mark.parametrize("part", ["inputs", "works"])
+def test_a_study_that_lost_a_part_is_refused(gm: GraphModule, tmp_path: Path, part: str) -> None:
+    path = tmp_path / "net.study"
+    fxdecomp.study(gm, BATCHES).save(path)
+    state = torch.load(path, weights_only=True)
+    del state[part]
+    torch.save(state, path)
+    with pytest.raises(PolicyError, match=rf"cannot be read \(KeyError: '{part}'\); make it anew"):
+        fxdecomp.study(gm, BATCHES, saved=path)
+
+
+def test_a_study_that_lost_a_layer_of_the_network_is_refused(gm: GraphModule, tmp_path: Path) -> None:
+    path = tmp_path / "net.study"
+    known = fxdecomp.study(gm, BATCHES)
+    fxdecomp.transform(gm, fxdecomp.Policy(budget=fxdecomp.MACs(0.5)), calibration=known)
+    known.save(path)
+    state = torch.load(path, weights_only=True)
+    layers = state["works"]["work"]["layers"]
+    layers["gone"] = layers.pop(next(iter(layers)))
+    torch.save(state, path)
+    with pytest.raises(PolicyError, match=r"cannot be read \(KeyError: 'gone'\); make it anew"):
+        fxdecomp.study(gm, BATCHES, saved=path)
