@@ -1,8 +1,8 @@
 """Collects the moments of the inputs of many layers in few runs over the batches.
 
 Layers that are fed by the same tensor and look at it alike share their moments; a layer that is applied at
-several places pools them. Layers are visited in groups whose sums fit the budget, one run over the batches
-for each group.
+several places pools them. Layers are visited in groups whose sums fit the budget; the batches stand at the
+end of one group until the next, as far as memory allows, and are else run from their beginning.
 """
 
 from __future__ import annotations
@@ -12,19 +12,24 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from fxdecomp.calibration.batches import Calibration
+from fxdecomp.calibration.lockstep import Lockstep
 from fxdecomp.calibration.moments import Moments, MomentsSum
 from fxdecomp.calibration.patches import ROWS, draw_positions, inputs_first, patches_at, position_count
 from fxdecomp.errors import CalibrationError
 from fxdecomp.graphs.copies import copy_sharing_tensors
-from fxdecomp.graphs.inputs import naming_batch
-from fxdecomp.graphs.walking import Walk
+from fxdecomp.graphs.inputs import call_arguments, naming_batch
 from fxdecomp.layers import LayerSpec, Recurrence
 from fxdecomp.progress import Progress, silent
 from fxdecomp.sites import Site
+from fxdecomp.sites.base import shape_of
+
+_WALKING = 4
+"""Of the room a part of so many is for the values at which the batches stand between two groups."""
 
 
 @dataclass(slots=True)
@@ -35,12 +40,18 @@ class _View:
     places: tuple[tuple[Node, Node], ...]
     sites: list[str]
     seed: int
+    rows: float
     sums: list[MomentsSum] = field(default_factory=list)
 
     @property
+    def size(self) -> int:
+        """Numbers of a patch, of one group."""
+        return self.spec.in_channels // self.spec.groups * math.prod(self.spec.kernel)
+
+    @property
     def size_bytes(self) -> int:
-        one = self.spec.in_channels // self.spec.groups * math.prod(self.spec.kernel)
-        return self.spec.groups * one * one * 16  # the sum and the rows that wait for it, then the metric too
+        """The sum and the rows that wait for it, then the metric too; of few rows these alone."""
+        return math.ceil(self.spec.groups * self.size * min(self.size, self.rows) * 16)
 
 
 def collect(
@@ -64,7 +75,8 @@ def collect(
         progress: Told of every batch.
 
     Yields:
-        By the layers' names, the moments of each of their groups; every item costs one run over the batches.
+        By the layers' names, the moments of each of their groups; an item costs one run over the batches at
+        most.
 
     Raises:
         CalibrationError: A batch does not fit the network, or gives a layer NaN or infinity.
@@ -72,16 +84,24 @@ def collect(
     runner = copy_sharing_tensors(gm).eval()
     order = {node: index for index, node in enumerate(gm.graph.nodes)}
     room = calibration.budget_bytes if room_bytes is None else room_bytes
-    for views in _groups(_views(sites, order), room):
+    given = [calibration] if prior is None else [prior, calibration]
+    times = max(_times_the_example(gm, each) for each in given)
+    views_of_all = _views(sites, order, times)
+    room_of_walks = 0
+    if len(groups := _groups(views_of_all, room)) > 1:
+        room_of_walks = room // _WALKING
+        groups = _groups(views_of_all, room - room_of_walks)
+    runs = [_Run(runner, each, room_of_walks // len(given), progress) for each in given]
+    for views in groups:
         stops = sorted(
             ((node, source, view) for view in views for node, source in view.places),
             key=lambda stop: order[stop[0]],
         )
         targets: list[tuple[Moments | None, ...]] = [(None,) * view.spec.groups for view in views]
-        if prior is not None:
-            _run(runner, views, stops, prior, progress)
-            targets = [tuple(each.shrunk() for each in view.sums) for view in views]
-        _run(runner, views, stops, calibration, progress)
+        for run in runs:
+            run.fill(views, stops)
+            if run is not runs[-1]:
+                targets = [tuple(each.shrunk() for each in view.sums) for view in views]
         found: dict[str, tuple[Moments, ...]] = {}
         for view, target in zip(views, targets, strict=True):
             sums = zip(view.sums, target, strict=True)
@@ -91,30 +111,43 @@ def collect(
         yield found
 
 
-def _run(
-    runner: GraphModule,
-    views: Sequence[_View],
-    stops: Sequence[tuple[Node, Node, _View]],
-    calibration: Calibration,
-    progress: Progress,
-) -> None:
-    """One run over the batches; it fills the sums of some views anew."""
-    values = calibration.values(runner)
-    for view in views:
-        view.sums = [MomentsSum() for _ in range(view.spec.groups)]
-    for index, batch in enumerate(values):
-        walk = Walk(runner, batch)
-        with naming_batch(f"calibration batch {index}", CalibrationError):
-            for node, source, view in stops:
-                walk.go_before(node.name)
-                x = inputs_first(walk.value_of(source), view.spec)
-                seed = calibration.seed_of(view.seed, index)
-                most = _share(view, len(values), calibration)
-                _add(view, x, draw_positions(position_count(x, view.spec), most, seed), index)
-        progress("collect", index + 1, len(values))
+class _Run:
+    """Runs over a calibration's batches, each from where the last one stopped as far as memory allows."""
+
+    def __init__(
+        self, runner: GraphModule, calibration: Calibration, room_bytes: int, progress: Progress
+    ) -> None:
+        self._calibration = calibration
+        self._values = calibration.values(runner)
+        self._lockstep = Lockstep((runner,), (self._values,), room_bytes)
+        self._progress = progress
+
+    def fill(self, views: Sequence[_View], stops: Sequence[tuple[Node, Node, _View]]) -> None:
+        """One run; it fills the sums of some views anew."""
+        for view in views:
+            view.sums = [MomentsSum() for _ in range(view.spec.groups)]
+        calibration, batches = self._calibration, len(self._values)
+        for index, (walk,) in enumerate(self._lockstep.walks(stops[0][0].name)):
+            with naming_batch(f"calibration batch {index}", CalibrationError):
+                for node, source, view in stops:
+                    walk.go_before(node.name)
+                    x = inputs_first(walk.value_of(source), view.spec)
+                    seed = calibration.seed_of(view.seed, index)
+                    most = _share(view, batches, calibration)
+                    _add(view, x, draw_positions(position_count(x, view.spec), most, seed), index)
+            self._progress("collect", index + 1, batches)
 
 
-def _views(sites: Sequence[Site], order: dict[Node, int]) -> list[_View]:
+def _times_the_example(gm: GraphModule, calibration: Calibration) -> float:
+    """How many times the numbers of the first example input a calibration holds; infinite if not known."""
+    shapes = (shape_of(node) for node in gm.graph.find_nodes(op="placeholder"))
+    known = math.prod(next((shape for shape in shapes if shape is not None), (0,)))
+    leaves = [pytree.tree_leaves(call_arguments(batch)) for batch in calibration.batches]
+    held = sum(next((leaf.numel() for leaf in some if isinstance(leaf, Tensor)), 0) for some in leaves)
+    return held / known if known and held else math.inf
+
+
+def _views(sites: Sequence[Site], order: dict[Node, int], times: float) -> list[_View]:
     views: dict[object, _View] = {}
     for site in sites:
         spec = replace(site.spec, out_channels=site.spec.groups, input_size=(), positions=1)
@@ -123,7 +156,8 @@ def _views(sites: Sequence[Site], order: dict[Node, int]) -> list[_View]:
             spec = replace(spec, recurrence=order_of)
         places = tuple((call.node, call.source) for call in site.calls)
         key = (spec, tuple(source for _, source in places))
-        view = views.setdefault(key, _View(spec, places, [], seed=order[places[0][0]]))
+        rows = times * sum(each.positions * math.prod(each.output_size) for each in site.specs)
+        view = views.setdefault(key, _View(spec, places, [], order[places[0][0]], rows))
         view.sites.append(site.name)
     return list(views.values())
 
@@ -143,8 +177,7 @@ def _groups(views: list[_View], budget_bytes: int) -> list[list[_View]]:
 
 def _share(view: _View, batches: int, calibration: Calibration) -> int:
     """The number of patches to take at one place of one batch."""
-    size = view.spec.in_channels // view.spec.groups * math.prod(view.spec.kernel)
-    return math.ceil(calibration.samples_of(size) / (batches * len(view.places)))
+    return math.ceil(calibration.samples_of(view.size) / (batches * len(view.places)))
 
 
 def _add(view: _View, x: Tensor, positions: Tensor, index: int) -> None:

@@ -26,10 +26,10 @@ from fxdecomp.graphs.untouched import evaluating, same_chance, unchanged_buffers
 from fxdecomp.sites.constants import Constants
 from fxdecomp.sites.norms import Norm, norms_of
 
-STEPS = 30
+STEPS = 12
 _NEAR = 0.01
 """Loss at which a batch is near enough: a tenth of a deviation in mean and spread."""
-_RATE = 0.1
+_RATE = 0.2
 """Of Adam, in deviations of the inputs."""
 
 

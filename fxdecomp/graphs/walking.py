@@ -38,6 +38,10 @@ class Walk:
         while self._nodes[self._next].name != name:
             self._run_next()
 
+    def has_still(self, name: str) -> bool:
+        """Whether the node of a name is still to be run."""
+        return any(node.name == name for node in self._nodes[self._next :])
+
     @torch.no_grad()
     def _run_next(self) -> Any:
         interpreter, node = self._interpreter, self._nodes[self._next]

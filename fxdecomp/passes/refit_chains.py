@@ -122,9 +122,9 @@ class RefitChains(Pass):
             return record
         runner = copy_sharing_tensors(gm).eval()
         original = copy_sharing_tensors(self.original).eval()
-        pairs = list(zip(self.calibration.values(runner), self.calibration.values(original), strict=True))
+        graphs = runner, original
         room = self.calibration.budget_bytes // 2  # the rest is for sums
-        lockstep = Lockstep(runner, original, pairs, room)
+        lockstep = Lockstep(graphs, [self.calibration.values(each) for each in graphs], room)
         outcomes: dict[str, Outcome] = {outcome.site: outcome for outcome in record.outcomes}
         changed = 0
         efforts = [each.layer.spec.effort for each in targets]
@@ -160,16 +160,18 @@ class RefitChains(Pass):
         found = [_Observed(size, keep=target.is_rectified) for _ in range(groups)]
         first = target.stages[0].calls[0]
         layer = target.layer.calls[0]
-        its_source = None if spec.recurrence is None else layer.source
-        values = lockstep.values_at(first.node, first.source, layer.node.name, its_source)
-        for index, (given, y) in enumerate(values):
-            x = inputs_first(given, spec)
+        is_recurrent = spec.recurrence is not None  # no node gives its product
+        for index, (ours, theirs) in enumerate(lockstep.walks(first.node.name, layer.node.name)):
+            ours.go_before(first.node.name)
+            x = inputs_first(ours.value_of(first.source), spec)
+            theirs.go_before(layer.node.name)
+            y = theirs.value_of(layer.source) if is_recurrent else theirs.go_past(layer.node.name)
             wanted = _rows(inputs_first(y, spec), spec.ndim)
             positions = draw_positions(len(wanted), most, self.calibration.seed_of(number, index))
             for held, part in _split(positions, index, batches).items():
                 for z, where in zip(patches_at(x, spec, part), torch.split(part, ROWS), strict=True):
                     outputs = wanted[where.to(wanted.device)]
-                    outputs = outputs if its_source is None else input_product(target.layer, outputs)
+                    outputs = input_product(target.layer, outputs) if is_recurrent else outputs
                     outputs = outputs.reshape(len(z), groups, -1).to(z.dtype)
                     rows = torch.cat((z.reshape(len(z), groups, -1), outputs), dim=2)
                     for group, each in enumerate(found):
