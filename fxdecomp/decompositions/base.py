@@ -31,6 +31,7 @@ class Decomposition(ABC):
     Attributes:
         name: What a policy calls it.
         is_iterative: Whether its error at a rank takes an iteration of its own.
+        is_optimal: Whether `factors` of a problem with moments have the least output error of their rank.
         rise: By what share the error at a higher rank may exceed that at a lower one: nothing where the
             factors are the best of their rank.
         alternation_gain: What the squared output error that `estimates` gives falls by, under calibration,
@@ -39,6 +40,7 @@ class Decomposition(ABC):
 
     name: ClassVar[str]
     is_iterative: ClassVar[bool] = False
+    is_optimal: ClassVar[bool] = False
     rise: ClassVar[float] = 0.0
     alternation_gain: ClassVar[float] = 1.0
 
@@ -152,26 +154,30 @@ def decompose(
         The chain that replaces the layer.
     """
     form = method.form(spec.per_group, rank)
-    chains = []
-    for problem in problems:
-        plain = Chain(form, method.factors(problem.bare, rank))
-        chains.append(fitted(method, problem, plain))
+    chains = [fitted(method, problem, form) for problem in problems]
     whole = Chain.joined(method.form(spec, rank), chains)
     return Chain(whole.form, tuple(weight.to(dtype).contiguous() for weight in whole.weights), bias)
 
 
-def fitted(method: Decomposition, problem: Problem, plain: Chain) -> Chain:
+def fitted(method: Decomposition, problem: Problem, form: Form) -> Chain:
     """The chain of one group, fitted to the moments of the layer's inputs, if those hold anything.
 
-    The fit starts from the method's factors, once of the bare weight, which are `plain`, and once of the
-    whitened one, and takes the better outcome: never worse than weight-only in the metric of the moments.
+    A method's factors that are the optimum in the metric of the moments are taken. Else the fit starts from
+    the factors of the bare weight and from those of the whitened one, and takes the better outcome: never
+    worse than weight-only in that metric.
 
     Cost: that of `factors`, and `rank d^2` for every step of the iteration, d the size of an input patch.
     """
+
+    def start(given: Problem) -> Chain:
+        return Chain(form, method.factors(given, form.rank))
+
     if problem.moments is None or not problem.power > 0:
-        return plain
-    starts = (plain, Chain(plain.form, method.factors(problem, plain.form.rank)))
-    if tail_length(plain.form) == len(plain.form.stages):  # the second of them is the optimum
+        return start(problem.bare)
+    if method.is_optimal:
+        return start(problem)
+    starts = start(problem.bare), start(problem)
+    if tail_length(form) == len(form.stages):  # there is nothing to alternate with
         return min(starts, key=lambda chain: problem.lost(chain.composed_weight()))
     return refine(problem.metric, starts)
 

@@ -30,6 +30,7 @@ class ChannelSVD(Decomposition):
     """Truncated SVD of the output unfolding, rank `(R,)`."""
 
     name: ClassVar[str] = "channel_svd"
+    is_optimal: ClassVar[bool] = True
 
     def refusal(self, spec: LayerSpec) -> str | None:
         """Any convolution will do."""

@@ -153,7 +153,7 @@ class Problem:
     @property
     def power(self) -> float:
         """What that error is a share of: `tr W Sigma W^T`, or `||W||^2`."""
-        return self._square(self.weight)
+        return self.once("power", lambda: self._square(self.weight))
 
     def _square(self, kernel: Tensor) -> float:
         if self.moments is None:

@@ -31,6 +31,7 @@ class SVD(Decomposition):
     """Truncated SVD, rank `(R,)`."""
 
     name: ClassVar[str] = "svd"
+    is_optimal: ClassVar[bool] = True
 
     def refusal(self, spec: LayerSpec) -> str | None:
         """A wide kernel is not a matrix."""
