@@ -12,7 +12,9 @@ other methods the last stages are fitted to the layer's inputs behind the stages
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -23,6 +25,7 @@ from fxdecomp.decompositions.base import Decomposition
 from fxdecomp.decompositions.problem import Problem
 from fxdecomp.decompositions.rank_grid import Rank, RankGrid
 from fxdecomp.fitting.tails import tail_spread
+from fxdecomp.layers import LayerSpec
 
 
 def truncation_errors(
@@ -34,19 +37,34 @@ def truncation_errors(
     return {(rank,): float(tails[min(rank, len(tails) - 1)]) for rank in grid.along(limit, grid.single)}
 
 
-def nested_errors(
-    method: Decomposition, problems: Sequence[Problem], ranks: Sequence[int]
-) -> dict[Rank, float]:
-    """Output errors of a method of two stages and one rank, whose first stages are nested."""
+def nested_errors(method: Decomposition, problems: Sequence[Problem], grid: RankGrid) -> dict[Rank, float]:
+    """Output errors of a method of two stages and one rank, whose first stages are nested.
+
+    Of ranks that save something alone: behind more channels the second stage costs the most to fit.
+    """
+    most = saving_ranks(method, problems[0].spec)
+    ranks = grid.along(most + 1, grid.single)
     kept = dict.fromkeys(ranks, 0.0)
     whole = 0.0
-    for problem in problems:
-        spread, total, taps = nested_spread(method, problem, (max(ranks),))
+    for problem in problems if ranks else ():
+        made = partial(nested_spread, method, problem, (most,))
+        spread, total, taps = problem.once(method.name, made)
         whole += total
         sums = spread.square().sum(1).cumsum(0)
         for rank in ranks:
             kept[rank] += float(sums[rank * taps - 1])
     return {(rank,): lost_share(share, whole) for rank, share in kept.items()}
+
+
+def saving_ranks(method: Decomposition, spec: LayerSpec) -> int:
+    """How many ranks of a method of one rank, from 1 on, take fewer multiply-accumulates or weights."""
+    (limit,) = method.rank_limits(spec)
+
+    def saves_nothing(rank: int) -> bool:
+        form = method.form(spec, (rank,))
+        return form.macs >= spec.macs and form.params >= spec.params
+
+    return bisect_left(range(1, limit), True, key=saves_nothing)
 
 
 def nested_spread(method: Decomposition, problem: Problem, rank: Rank) -> tuple[Tensor, float, int]:

@@ -66,8 +66,7 @@ class SpatialSVD(Decomposition):
         """The tails of the spectrum; with calibration the second stage is fitted behind nested first ones."""
         if not is_calibrated(problems):
             return truncation_errors(self, problems, grid)
-        ranks = grid.along(self.rank_limits(problems[0].spec)[0], grid.single)
-        return nested_errors(self, problems, ranks) if ranks else {}
+        return nested_errors(self, problems, grid)
 
 
 def _stages(spec: LayerSpec, rank: int, first: int, second: int) -> tuple[StageSpec, ...]:

@@ -111,6 +111,15 @@ def test_calibrated_errors_of_all_methods_are_those_of_the_output(
         assert low * true - 1e-5 <= error <= high * true + 1e-4, rank
 
 
+@pytest.mark.parametrize("spec", [CONV, GROUPED])
+def test_a_fit_to_inputs_is_estimated_at_the_ranks_that_save_something(spec: LayerSpec) -> None:
+    method = method_named("spatial_svd")
+    found = method.estimates(problems_of(decaying_weight(spec), spec, correlated_moments(spec)), RankGrid(4))
+    largest = max(rank for (rank,) in found)
+    assert len(found) > 3
+    assert method.form(spec, (largest,)).macs < spec.macs <= method.form(spec, (largest + 4,)).macs
+
+
 @pytest.mark.parametrize(
     ("limit", "step", "first"), [(64, 8, 8), (512, 16, 16), (20, 8, 4), (3, 8, 1), (1, 8, 1)]
 )
