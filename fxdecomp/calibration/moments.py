@@ -18,6 +18,9 @@ _WAITING = 4
 _WIDE = 4096
 """Dimensions above which a covariance is kept in float32 once added up, and never copied whole."""
 
+_ROWS = 512
+"""Rows of a matrix that are taken to float64 at one time."""
+
 _LEAST_INPUTS = 4
 """The fewest inputs that say how uncertain their mean is; of two, centred, both are the same."""
 
@@ -126,8 +129,10 @@ class Moments:
         return torch.cat([wide @ part.double().T for part in parts], dim=1)
 
     def output_variance(self, matrix: Float[Tensor, "rows d"]) -> float:
-        """`tr A Sigma A^T` in float64."""
-        wide = matrix.double()
+        """`tr A Sigma A^T` in float64; of A no whole copy is made."""
+        return math.fsum(self._variance(part.double()) for part in torch.split(matrix, _ROWS))
+
+    def _variance(self, wide: Float[Tensor, "rows d"]) -> float:
         projected = self._projected(wide)
         seen = float((projected.square() if self.is_root else projected * wide).sum())
         return seen + self.ridge * float(wide.square().sum()) if self.ridge else seen

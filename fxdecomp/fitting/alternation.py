@@ -27,7 +27,7 @@ from fxdecomp.layers import StageSpec
 from fxdecomp.linalg.cholesky import cholesky
 
 SWEEPS = 8
-STEPS = 3
+STEPS = 2
 TOLERANCE = 4e-3
 SOLVED = 1e-6
 """Share of the first step's gain below which no step is worth it: the preconditioner was exact, or nearly."""

@@ -13,6 +13,7 @@ Source: Zhang et al. 2015, arXiv 1505.06798, section 3.2.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -34,12 +35,16 @@ class Samples:
     """Rows of input patches with the outputs that are wanted.
 
     Attributes:
-        inputs: z, `[n, d]`.
+        inputs: z, `[n, d]`, as the parts that they came in: put together they take the room twice.
         outputs: y, `[n, t]`, before the ReLU.
     """
 
-    inputs: Float[Tensor, "n d"]
+    inputs: Sequence[Float[Tensor, "_ d"]]
     outputs: Float[Tensor, "n t"]
+
+    def through(self, basis: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
+        """`B z`."""
+        return torch.cat([part @ basis.T for part in self.inputs])
 
 
 def rectify(fit: Samples, held: Samples, chain: Chain) -> Chain:
@@ -53,7 +58,7 @@ def rectify(fit: Samples, held: Samples, chain: Chain) -> Chain:
     last = chain.weights[-1]
     assert chain.bias is not None  # made so by the caller; narrows the type
     basis = basis_of(chain.form.stages, chain.weights, len(chain.weights) - 1).flatten(1)
-    seen, judged = fit.inputs @ basis.T, held.inputs @ basis.T
+    seen, judged = fit.through(basis), held.through(basis)
     wanted, held_wanted = fit.outputs.relu(), held.outputs.relu()
     M, b = last.flatten(1), chain.bias.to(last.dtype)
 

@@ -200,11 +200,11 @@ class _Observed:
 
     def samples(self) -> tuple[Samples, Samples]:
         """The rows to fit to, and those that are held out."""
-        fit, held = (torch.cat(self._rows[key]) for key in (False, True))
-        return self._halves(fit), self._halves(held)
+        return self._of(self._rows[False]), self._of(self._rows[True])
 
-    def _halves(self, rows: Tensor) -> Samples:
-        return Samples(rows[:, : self._inputs], rows[:, self._inputs :])
+    def _of(self, rows: Sequence[Tensor]) -> Samples:
+        d = self._inputs
+        return Samples([part[:, :d] for part in rows], torch.cat([part[:, d:] for part in rows]))
 
 
 def _is_relu(node: Node) -> bool:
