@@ -162,8 +162,11 @@ def _shifted_bias(task: Task, problems: tuple[Problem, ...], composed: Tensor) -
     shifts = []
     for problem, part in zip(problems, composed.chunk(len(problems)), strict=True):
         assert problem.moments is not None
-        rest = problem.weight.flatten(1).double() - part.flatten(1).double()
-        shifts.append(rest @ problem.moments.mean.double())
+        mean = problem.moments.mean.double()
+        rows = zip(
+            torch.split(problem.weight.flatten(1), _ROWS), torch.split(part.flatten(1), _ROWS), strict=True
+        )
+        shifts += [(wanted.double() - got.double()) @ mean for wanted, got in rows]
     shift = torch.cat(shifts)
     whole = shift if task.bias is None else task.bias.double() + shift
     return whole.to(task.weight.dtype)
