@@ -154,13 +154,18 @@ def decompose(
         The chain that replaces the layer.
     """
     form = method.form(spec.per_group, rank)
-    chains = [fitted(method, problem, form) for problem in problems]
+    chains = [
+        Chain(form, method.factors(problem, rank))
+        if problem.moments is None
+        else fitted(method, problem, form)
+        for problem in problems
+    ]
     whole = Chain.joined(method.form(spec, rank), chains)
     return Chain(whole.form, tuple(weight.to(dtype).contiguous() for weight in whole.weights), bias)
 
 
 def fitted(method: Decomposition, problem: Problem, form: Form) -> Chain:
-    """The chain of one group, fitted to the moments of the layer's inputs, if those hold anything.
+    """The chain of one group, fitted to the moments of the layer's inputs; of the weight if they hold nothing.
 
     A method's factors that are the optimum in the metric of the moments are taken. Else the fit starts from
     the factors of the bare weight and from those of the whitened one, and takes the better outcome: never
@@ -172,7 +177,7 @@ def fitted(method: Decomposition, problem: Problem, form: Form) -> Chain:
     def start(given: Problem) -> Chain:
         return Chain(form, method.factors(given, form.rank))
 
-    if problem.moments is None or not problem.power > 0:
+    if not problem.power > 0:
         return start(problem.bare)
     if method.is_optimal:
         return start(problem)
