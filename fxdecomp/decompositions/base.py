@@ -165,7 +165,7 @@ def decompose(
 
 
 def fitted(method: Decomposition, problem: Problem, form: Form) -> Chain:
-    """The chain of one group, fitted to the moments of the layer's inputs; of the weight if they hold nothing.
+    """The chain of one group, fitted to the moments of the layer's inputs where those hold anything.
 
     A method's factors that are the optimum in the metric of the moments are taken. Else the fit starts from
     the factors of the bare weight and from those of the whitened one, and takes the better outcome: never
