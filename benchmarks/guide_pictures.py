@@ -5,7 +5,8 @@
 
 The spectra are of EasyOCR's recogniser; `report` is the page of a small network trained on scikit-learn's
 digits, in float and int8, with its times on this machine; `ranks` is that of one that tells notes, not timed;
-`search` is the page of `--preset safe` for the same network (see `benchmarks.presets`).
+`search` is the page of `--preset safe` for the same network (see `benchmarks.presets`). `recovery` and
+`transformer` are of networks that are trained on the digits too.
 """
 
 from __future__ import annotations
@@ -21,8 +22,13 @@ from matplotlib.figure import Figure
 
 import fxdecomp
 from benchmarks import presets
+from benchmarks.digit_networks import TRAINED, Transformer, digit_cnn, digit_images, trained
 from benchmarks.presets import inputs, network
+from benchmarks.reductions import error_of
 from fxdecomp.compressing import FileOptions, LoadedModel, compress_to
+
+SHARES = (0.35, 0.2, 0.12, 0.08)
+"""Of the multiply-accumulates, in the picture of what training takes away."""
 
 
 def spectra(folder: Path) -> None:
@@ -61,6 +67,38 @@ def search(folder: Path) -> None:
     shown(page, {"report-search": "frontier"}, folder)
 
 
+def recovery(folder: Path) -> None:
+    """What training takes away of the error, of a residual network at some budgets."""
+    images, _ = digit_images()
+    gm = fxdecomp.trace(trained(digit_cnn), images[:1])
+    batches, unseen = list(torch.split(images[:256], 32)), images[TRAINED:]
+    errors = []
+    for share in SHARES:
+        small = fxdecomp.transform(gm, fxdecomp.Policy(budget=fxdecomp.MACs(share)), calibration=batches)
+        both = small, fxdecomp.recover(small, gm, list(torch.split(images[:TRAINED], 32)))
+        errors.append([error_of(each, gm, unseen) for each in both])
+    figure = Figure(figsize=(6, 3.2), layout="constrained")
+    axes = figure.subplots()
+    for place, label in enumerate(("fitted", "recovered")):
+        where = [number + 0.4 * place for number in range(len(SHARES))]
+        axes.bar(where, [100 * each[place] for each in errors], 0.38, label=label)
+    axes.set_xticks([number + 0.2 for number in range(len(SHARES))], [f"{share:.0%}" for share in SHARES])
+    axes.set(xlabel="multiply-accumulates that are left", ylabel="error of unseen outputs, %")
+    axes.legend()
+    figure.savefig(folder / "recovery.png", dpi=100)
+
+
+def transformer(folder: Path) -> None:
+    """What each layer of a transformer takes, before and after a budget."""
+    images, _ = digit_images()
+    gm = fxdecomp.trace(trained(Transformer), images[:1])
+    policy = fxdecomp.Policy(budget=fxdecomp.MACs(0.35))
+    told = fxdecomp.report(fxdecomp.transform(gm, policy, calibration=list(torch.split(images[:256], 32))))
+    figure = Figure(figsize=(8, 3.4), layout="constrained")
+    told.plot_layers(figure.subplots()).set_title(told.summary, fontsize="medium")
+    figure.savefig(folder / "transformer.png", dpi=100)
+
+
 def compressed(name: str, folder: Path, *, time: bool) -> None:
     """A network of the presets at 0.4 of its work, in float and int8."""
     model, example = network(name)
@@ -96,6 +134,8 @@ PICTURES: Mapping[str, Callable[[Path], None]] = {
     "report": report,
     "ranks": ranks,
     "search": search,
+    "recovery": recovery,
+    "transformer": transformer,
 }
 
 

@@ -32,17 +32,18 @@ def new_axes(axes: Axes | None, size: tuple[float, float] = (6.4, 4.0)) -> Axes:
 
 def plot_layers(report: Report, axes: Axes | None) -> Axes:
     """See `Report.plot_layers`."""
-    if not report.outcomes:
+    outcomes = [outcome for outcome in report.outcomes if outcome.macs_before]
+    if not outcomes:
         raise FxdecompError("the report has no layer to draw")
-    sites = [outcome.site for outcome in report.outcomes]
+    sites = [outcome.site for outcome in outcomes]
     times = {} if report.benchmark is None else layer_times(report.outcomes, report.benchmark)
     if any(None not in pair for pair in times.values()):
         before = [1e3 * (times[site][0] or 0.0) for site in sites]
         after = [1e3 * (times[site][1] or 0.0) for site in sites]
         unit = "milliseconds"
     else:
-        before = [o.macs_before / 1e6 for o in report.outcomes]
-        after = [o.macs_after / 1e6 for o in report.outcomes]
+        before = [o.macs_before / 1e6 for o in outcomes]
+        after = [o.macs_after / 1e6 for o in outcomes]
         unit = "million multiply-accumulates"
     axes = new_axes(axes, (6.4, max(2.0, 0.6 + 0.22 * len(sites))))
     places = range(len(sites))

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import matplotlib as mpl
 import pytest
+import torch
+from torch import nn
 
 import fxdecomp
 from fxdecomp.errors import FxdecompError
@@ -42,6 +44,12 @@ def test_layers_are_bars_of_macs_where_they_are_not() -> None:
     plain = fxdecomp.report(fxdecomp.transform(gm, HALF))
     before, _ = plain.plot_layers().containers
     assert sum(bar.get_width() for bar in before) * 1e6 == pytest.approx(plain.macs_before)
+
+
+def test_what_multiplies_nothing_has_no_bar() -> None:
+    gm = fxdecomp.trace(nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 8)), torch.randn(2, 8))
+    axes = fxdecomp.report(fxdecomp.transform(gm, fxdecomp.Policy(method="svd", rank=2))).plot_layers()
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["0", "2"]
 
 
 def test_the_frontier_marks_what_was_chosen(told: Report) -> None:
