@@ -65,13 +65,9 @@ class JointWork(SiteWork):
         found |= SiteWork.each(self, work, function, mine, workers)
         return {name: found[name] for name in items}
 
-    def _known(self, names: Collection[str], progress: Progress) -> Iterator[dict[str, tuple[Problem, ...]]]:
+    def _begun(self, names: Collection[str], progress: Progress) -> Iterator[dict[str, tuple[Problem, ...]]]:
         """The problems of joint layers, from the moments of the first of each."""
-        kept = {name: self._problems[name] for name in names if name in self._problems}
-        if kept:
-            yield kept
-        missing = [name for name in names if name not in kept]
-        for problems in self.parent._known(missing, progress):
+        for problems in self.parent._known(names, progress):
             made = {}
             for name, (problem,) in problems.items():
                 moments = None if problem.moments is None else (problem.moments,)

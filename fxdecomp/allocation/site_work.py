@@ -198,7 +198,11 @@ class SiteWork:
         kept = {name: self._problems[name] for name in names if name in self._problems}
         if kept:
             yield kept
-        sites = [site for name, site in self._sites.items() if name in names and name not in kept]
+        yield from self._begun([name for name in names if name not in kept], progress)
+
+    def _begun(self, names: Collection[str], progress: Progress) -> Iterator[dict[str, tuple[Problem, ...]]]:
+        """The problems of layers of which nothing is kept."""
+        sites = [site for name, site in self._sites.items() if name in names]
         alone = {site.name: site for site in sites if not self.is_fitted(site)}
         if alone:
             yield {name: self._made(site, None) for name, site in alone.items()}
