@@ -18,6 +18,7 @@ from torch.fx.graph_module import _get_attr
 from torch.nn import functional as F  # noqa: N812
 
 from fxdecomp.export.matching import NotSpliceable
+from fxdecomp.export.onnx_moves import stated_part, stated_sizes
 from fxdecomp.export.parity import to_numpy
 from fxdecomp.sites.base import shape_of
 from fxdecomp.sites.geometry import same_padding
@@ -208,6 +209,18 @@ class NodeWriter:
         order[first], order[second] = order[second], order[first]
         self._add("Transpose", [self._source(node)], name, node.name, perm=order)
 
+    def _reshape(self, node: Node, name: str) -> None:
+        sizes = self._constant(node.name, "sizes", stated_sizes(node))
+        self._add("Reshape", [self._source(node), sizes], name, node.name)
+
+    def _narrow(self, node: Node, name: str) -> None:
+        if self._opset < 10:
+            raise NotSpliceable(
+                f"{node.name!r} takes a part of a value, which operator set {self._opset} cannot"
+            )
+        part = [self._constant(node.name, key, array) for key, array in stated_part(node).items()]
+        self._add("Slice", [self._source(node), *part], name, node.name)
+
     def _add_constant(self, node: Node, name: str) -> None:
         """A sum or a product with a value that the file has."""
         values = [self.value(each) for each in node.args if isinstance(each, Node)]
@@ -226,6 +239,8 @@ _MODULES: Sequence[tuple[tuple[type[nn.Module], ...], _Write]] = (
 )
 _CALLS: Mapping[Any, Callable[[NodeWriter, Node, str], None]] = {
     "transpose": NodeWriter._transpose,
+    "reshape": NodeWriter._reshape,
+    torch.narrow: NodeWriter._narrow,
     torch.transpose: NodeWriter._transpose,
     F.pad: NodeWriter._pad,
     torch.add: NodeWriter._add_constant,

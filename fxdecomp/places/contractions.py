@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.fx import Node
 
+from fxdecomp.places.moving import compact
 from fxdecomp.sites.base import shape_of
 
 ATTENTION = "scaled_dot_product_attention"
@@ -95,6 +96,7 @@ def with_axes(values: Tensor, letters: str) -> Tensor:
 
 def is_alike(values: Tensor, letters: str, along: str) -> bool:
     """Whether a value is the same along some axes."""
+    values = compact(values)
     return all(
         bool((values == values.narrow(letters.index(each), 0, 1)).all()) for each in along if each in letters
     )

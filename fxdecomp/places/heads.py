@@ -161,7 +161,7 @@ def _numbered(producers: Sequence[Site], share: float = 1.0) -> dict[Node, Tenso
         axis = len(shape) - 1 - site.spec.ndim
         shape[axis] = round(share * site.spec.out_channels)
         numbers = torch.arange(start, start + shape[axis]).reshape(-1, *(1 for _ in shape[axis + 1 :]))
-        found[site.calls[0].node] = numbers.expand(shape).contiguous()
+        found[site.calls[0].node] = numbers.expand(shape)
         start += shape[axis]
     return found
 

@@ -81,12 +81,14 @@ class Inner:
 
     def is_along(self, channels: Tensor, axis: int) -> bool:
         """Whether an axis goes through the channels of heads."""
-        places = self.places(channels.movedim(axis, -1))
+        if channels.stride(axis) == 0:
+            return False
+        places = self.places(compact(channels).movedim(axis, -1))
         return not bool((places == places[..., :1]).all())
 
     def require_alone(self, channels: Tensor, axis: int) -> None:
         """Raise `ValueError` where an axis goes through other things besides, whose number may change."""
-        if not bool((channels.movedim(axis, -1).sort(-1).values.diff(dim=-1) != 0).all()):
+        if not bool((compact(channels).movedim(axis, -1).sort(-1).values.diff(dim=-1) != 0).all()):
             raise ValueError("it mixes channels with positions")
 
     def fewer(self, count: int) -> int:
@@ -98,6 +100,14 @@ class Inner:
         if count % self.size:
             raise ValueError("it cuts heads apart")
         return count // self.size * self.kept
+
+
+def compact(values: Tensor) -> Tensor:
+    """One of each along axes along which a value is stored once."""
+    for axis in range(values.ndim):
+        if values.stride(axis) == 0:
+            values = values.narrow(axis, 0, 1)
+    return values
 
 
 def is_move(node: Node, name: str) -> bool:
@@ -127,8 +137,8 @@ class Moves:
             return values[node.all_input_nodes[0]]
         both: Any = fx.node.map_arg((given, node.kwargs), lambda each: self._value(each, values))
         filled, kwargs = both
-        if name in _SHAPED:
-            filled = (filled[0].contiguous(), *filled[1:])
+        if name in _SHAPED:  # what is the same along an axis is stored once; a view would want it whole
+            return filled[0].reshape(*filled[1:])
         if node.op == "call_module":
             return self._gm.get_submodule(str(node.target))(*filled, **kwargs)
         if node.op == "call_method":

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 import fxdecomp
 from fxdecomp import MACs, Plan, Policy, Rule
 from fxdecomp.export import to_onnx
+from fxdecomp.importing import from_onnx
 from tests.nets import drawn, image
 
 HEADS, SIZE, WIDTH = 2, 8, 16
@@ -155,6 +157,33 @@ def test_recovery_trains_what_is_left_and_files_agree(tmp_path: Path) -> None:
     (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     with torch.no_grad():
         assert float((torch.from_numpy(got) - better(x)).abs().max()) < 1e-5
+
+
+class Fused(nn.Module):
+    """One layer for queries, keys and values, in parts that a file cuts out; takes `[n, 6, 16]`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.o = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = self.qkv(x).split(WIDTH, -1)
+        q, k, v = (each.view(-1, 6, HEADS, SIZE).transpose(1, 2) for each in parts)
+        return self.o((((q @ k.mT) / 3).softmax(-1) @ v).transpose(1, 2).reshape(-1, 6, WIDTH))
+
+
+def test_a_file_is_written_as_it_was_with_narrower_heads(tmp_path: Path) -> None:
+    x = image(2, 6, WIDTH)
+    to_onnx(fxdecomp.trace(drawn(Fused()), x), x, tmp_path / "a.onnx")
+    imported = from_onnx(tmp_path / "a.onnx")
+    read = fxdecomp.trace(imported.gm, imported.example_inputs)
+    small = fxdecomp.transform(read, Policy(rules=[Rule("qkv", width=0.5)]))
+    report = to_onnx(small, x, tmp_path / "b.onnx")  # compared with the graph
+    assert not any("was not used" in note for note in report.notes)
+    names = [{n.name for n in onnx.load(tmp_path / name).graph.node} for name in ("a.onnx", "b.onnx")]
+    assert len(names[0] & names[1]) > 6  # what is not between the layer and its products
+    sizes = [tuple(i.dims) for i in onnx.load(tmp_path / "b.onnx").graph.initializer]
+    assert (WIDTH, 3 * WIDTH // 2) in sizes
 
 
 LAYOUT = st.permutations(["part", "head", "size"])
