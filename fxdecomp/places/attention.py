@@ -149,6 +149,8 @@ class Way:
             return f"{site.name} reads them besides its input"
         if site.spec.groups > 1 or site.spec.recurrence is not None or not site.spec.is_pointwise:
             return f"{site.name} ({site.spec}), which reads them, does more than mix channels"
+        if not bool(site.weight.isfinite().all()):
+            return f"the weight of {site.name}, which reads them, holds NaN or infinity"
         last = channels.movedim(channels.ndim - 1 - site.spec.ndim, -1)
         rows = last.reshape(-1, last.shape[-1])
         if not torch.equal(rows, rows[:1].expand_as(rows)):

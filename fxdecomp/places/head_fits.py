@@ -120,7 +120,9 @@ class HeadFit:
         power = float(((self._read @ self._inputs) * self._read).sum())
         lost = float(((gone @ self._inputs) * gone).sum())
         error = max(lost, 0.0) / power if power > 0 else 0.0
-        return Reading(left, guess, self._inputs_mean, error, float(gone.norm() / self._read.norm()))
+        size = float(self._read.norm())
+        weight_error = float(gone.norm()) / size if size > 0 else 0.0
+        return Reading(left, guess, self._inputs_mean, error, weight_error)
 
     def outputs(self, kept: int) -> dict[str, tuple[Tensor, Tensor | None]]:
         """Weights and biases of the producers with heads of a size, by name, in float64."""

@@ -173,6 +173,8 @@ def _obstacle(producer: Site) -> str:
         return f"{producer.name} is applied at {len(producer.calls)} places"
     if spec.recurrence is not None:
         return f"{producer.name} is a recurrent layer, whose outputs are its states"
+    if not bool(producer.weight.isfinite().all()):
+        return f"the weight of {producer.name} holds NaN or infinity"
     return f"{producer.name} has groups" if spec.groups > 1 else ""
 
 

@@ -113,6 +113,23 @@ def error_of(small: nn.Module, gm: nn.Module) -> float:
     return float((small(x) - gm(x)).abs().max() / gm(x).abs().max())
 
 
+@pytest.mark.parametrize("value", [0.0, torch.nan])
+def test_weights_that_say_nothing(value: float) -> None:
+    model = drawn(Block())
+    with torch.no_grad():
+        model.k.weight.fill_(value)
+        model.o.weight.zero_()
+    gm = fxdecomp.trace(model, batches(1)[0])
+    small = fxdecomp.transform(gm, HALF)
+    rows = {o.site: o for o in fxdecomp.report(small).outcomes}
+    assert rows["v"].rank == (8,)
+    if value == 0:
+        assert rows["q"].relative_error == 0
+        assert error(small, gm) < 1e-10
+    else:
+        assert rows["q"].detail == "the weight of k holds NaN or infinity"
+
+
 def test_narrower_heads_may_be_decomposed_and_rules_may_be_of_the_other_layer() -> None:
     gm, data = traced(), batches()
     policy = Policy(rules=[Rule("[kv]", width=0.5), Rule("q", "svd", 4), Rule("o", "svd", 4)])
