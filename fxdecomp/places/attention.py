@@ -256,9 +256,9 @@ class Way:
             source = waiting.pop()
             for user in source.users:
                 name = operation_of(self._gm, user)
-                if name in _SCALED and any(
-                    math.prod(self._shape(each)) != 1 for each in _others(user, source)
-                ):
+                others = [each for each in user.all_input_nodes if each is not source]
+                divides = name not in ("mul", "imul") and user.args[:1] != (source,)
+                if name in _SCALED and (divides or any(math.prod(self._shape(e)) != 1 for e in others)):
                     return False
                 if name in _UP_TO_SOFTMAX:
                     waiting.append(user)
@@ -283,10 +283,6 @@ class Way:
 def operands_of(node: Node) -> dict[str, Any]:
     """What a node of attention is given, by name."""
     return dict(zip(_OPERANDS, node.args, strict=False)) | dict(node.kwargs)
-
-
-def _others(node: Node, source: Node) -> list[Node]:
-    return [each for each in node.all_input_nodes if each is not source]
 
 
 def _axis(gm: GraphModule, node: Node) -> object:
