@@ -191,7 +191,8 @@ def dialect(model: nn.Module, x: Tensor, name: str, folder: Path) -> tuple[Graph
     return fxdecomp.trace(imported.gm, imported.example_inputs), x
 
 
-FORMS = [(form, name) for form in ("symbolic", "exported") for name in FOUND]
+OTHERWISE = ("in one node", "by products", "by einsum", "in chunks", "sliced", "few keys", "of maps")
+FORMS = [("symbolic", name) for name in FOUND] + [("exported", name) for name in OTHERWISE]
 FORMS += [("imported", name) for name in ("by products",)]  # each file takes seconds to write
 
 
