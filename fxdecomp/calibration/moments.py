@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fxdecomp.linalg.factoring import symmetric_product
+from fxdecomp.linalg.factoring import gram, symmetric_product
 
 _WAITING = 4
 """Rows are multiplied out a share `1 / _WAITING` of the dimensions at a time, however small the batches."""
@@ -117,11 +117,14 @@ class Moments:
         return known
 
     def output_covariance(self, matrix: Float[Tensor, "rows d"]) -> Float[Tensor, "rows rows"]:
-        """`A Sigma A^T` in float64."""
-        wide = matrix.double()
-        unseen = self.ridge * (wide @ wide.T) if self.ridge else 0.0
-        projected = self._projected(wide)
-        return projected @ (projected if self.is_root else wide).T + unseen
+        """`A Sigma A^T` in float64; of A no whole copy is made."""
+        parts = torch.split(matrix, _ROWS)
+        projected = torch.cat([self._projected(part.double()) for part in parts])
+        if self.is_root:
+            seen = projected @ projected.T
+        else:
+            seen = torch.cat([projected @ part.double().T for part in parts], dim=1)
+        return seen + self.ridge * gram(matrix) if self.ridge else seen
 
     def _projected(self, wide: Float[Tensor, "rows d"]) -> Float[Tensor, "rows n"]:
         """`A Sigma^T`, or `A root^T`; of a large covariance no second copy is made."""

@@ -31,9 +31,9 @@ def whitened_svd(
         moments: Of its input patches.
         modes: The rows of the unfolding.
     """
-    dtype, matrix = matrix.dtype, matrix.double()
-    count = min(matrix.shape)
+    dtype, count = matrix.dtype, min(matrix.shape)
     if 1 in modes:
+        matrix = matrix.double()
         sigma = _covariance(moments, shape[1:], modes)
         if count < len(matrix):
             squares, X = torch.linalg.eigh(matrix.T @ sigma @ matrix)
@@ -46,7 +46,7 @@ def whitened_svd(
     else:
         others = tuple(mode for mode in range(len(shape)) if mode not in modes)
         if count < len(matrix):
-            image = matrix @ _symmetric_root(_covariance(moments, shape[1:], others))
+            image = matrix.double() @ _symmetric_root(_covariance(moments, shape[1:], others))
             squares, X = torch.linalg.eigh(image.T @ image)
             basis = _orthonormal(image @ X.flip(1))
             values = squares.flip(0).clamp_min(0).sqrt()
@@ -54,7 +54,8 @@ def whitened_svd(
         if len(others) == len(shape) - 1:
             product = moments.output_covariance(matrix)
         else:
-            product = matrix @ _covariance(moments, shape[1:], others) @ matrix.T
+            wide = matrix.double()
+            product = wide @ _covariance(moments, shape[1:], others) @ wide.T
         squares, U = torch.linalg.eigh(product)
         basis = U.flip(1)[:, :count]
     values = squares.flip(0)[:count].clamp_min(0).sqrt()
