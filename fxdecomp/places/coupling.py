@@ -66,7 +66,7 @@ class Couplings:
         """What shares the axis of a layer's outputs, or why it cannot be followed."""
         producers = [producer]
         while len(producers) <= _MOST_PRODUCERS:
-            obstacle = next(filter(None, map(_obstacle, producers)), "")
+            obstacle = next(filter(None, map(obstacle_at, producers)), "")
             if obstacle:
                 return obstacle
             found = _Walk(self._gm, self._constants, self._sites, producers).follow()
@@ -76,7 +76,7 @@ class Couplings:
         return "they are joined with those of many layers"
 
 
-def _obstacle(producer: Site) -> str:
+def obstacle_at(producer: Site) -> str:
     """Why the outputs of a layer cannot be narrowed, whatever reads them."""
     spec = producer.spec
     if len(producer.calls) > 1:

@@ -22,6 +22,7 @@ from torch.fx import GraphModule, Node
 from fxdecomp.errors import first_line
 from fxdecomp.places.attention import Met, Way
 from fxdecomp.places.contractions import is_product
+from fxdecomp.places.coupling import obstacle_at
 from fxdecomp.places.moving import Inner, Moves
 from fxdecomp.places.operations import operation_of, spreads_over
 from fxdecomp.sites import Site
@@ -168,14 +169,9 @@ def _numbered(producers: Sequence[Site], share: float = 1.0) -> dict[Node, Tenso
 
 def _obstacle(producer: Site) -> str:
     """Why the outputs of a layer are no heads to be narrowed, whatever reads them."""
-    spec = producer.spec
-    if len(producer.calls) > 1:
-        return f"{producer.name} is applied at {len(producer.calls)} places"
-    if spec.recurrence is not None:
-        return f"{producer.name} is a recurrent layer, whose outputs are its states"
     if not bool(producer.weight.isfinite().all()):
         return f"the weight of {producer.name} holds NaN or infinity"
-    return f"{producer.name} has groups" if spec.groups > 1 else ""
+    return obstacle_at(producer)
 
 
 def _misfit(producers: Sequence[Site], met: Met, inner: Inner) -> str:

@@ -12,12 +12,13 @@ from torch.fx import GraphModule
 from torch.nn import functional as F
 
 import fxdecomp
-from fxdecomp import Latency, MACs, Params, Plan, Policy, Reason, Rule
+from fxdecomp import Latency, MACs, Params, Policy, Reason, Rule
 from fxdecomp.cli.policies import parse_rule
 from fxdecomp.export import to_onnx
 from fxdecomp.graphs.records import Record, record_of
 from fxdecomp.importing import from_onnx
 from tests.nets import drawn, image
+from tests.passes.settled import assert_settled
 
 
 class Tower(nn.Module):
@@ -86,17 +87,7 @@ def test_rows_tell_of_the_layers_as_they_were_and_as_they_are() -> None:
 
 @pytest.mark.parametrize("calibrated", [False, True])
 def test_a_second_transform_changes_nothing_and_a_plan_replays(calibrated: bool, tmp_path: Path) -> None:
-    gm, data = traced(), batches() if calibrated else None
-    small = fxdecomp.transform(gm, HALF, calibration=data)
-    told = fxdecomp.report(small)
-    again = fxdecomp.transform(small, HALF, calibration=data)
-    assert fxdecomp.report(again).outcomes == told.outcomes
-    told.plan.save(tmp_path / "plan.json")
-    replayed = fxdecomp.transform(gm, Policy.from_plan(Plan.load(tmp_path / "plan.json")), calibration=data)
-    for other in (again, replayed):
-        assert other.state_dict().keys() == small.state_dict().keys()
-        pairs = zip(other.state_dict().values(), small.state_dict().values(), strict=True)
-        assert all(torch.equal(a, b) for a, b in pairs)
+    assert_settled(traced(), HALF, batches() if calibrated else None, tmp_path / "plan.json")
 
 
 def test_with_inputs_the_readers_make_up_for_what_is_gone() -> None:
