@@ -1,11 +1,13 @@
 """Fit every chain once more, to what the original network computes there.
 
     before   x' -> chain -> y'        x' comes from layers that are already decomposed
-    after    x' -> chain -> y''       E ||y - y''||^2 is least, y from the original network
+    after    x' -> chain -> y''       E ||M (y - y'')||^2 is least, y from the original network
 
 In graph order, so that a chain makes up for the errors of those before it (asymmetric reconstruction, Zhang
-et al. 2015, arXiv 1505.06798, section 3.3). Where nothing but a ReLU sees the layer's output, the last stage
-is then fitted to what the ReLU lets through. A chain whose fit does not hold on held-out samples stays.
+et al. 2015, arXiv 1505.06798, section 3.3). `M` weighs what matters to the network's outputs (`output_side`),
+as far as gradients of the original tell; else it is the identity. Where nothing but a ReLU sees the layer's
+output, the last stage is then fitted to what the ReLU lets through. A chain whose fit does not hold on held-out
+samples stays.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from fxdecomp.calibration.patches import ROWS, draw_positions, inputs_first, pat
 from fxdecomp.chains import Chain, Form
 from fxdecomp.decompositions import method_named
 from fxdecomp.decompositions.factorising import relative_error
+from fxdecomp.fitting.output_side import output_sides
 from fxdecomp.fitting.rectifying import Samples, rectify
 from fxdecomp.fitting.refitting import JointMoments, refit
 from fxdecomp.graphs.copies import copy_sharing_tensors, stored_layout
@@ -124,6 +127,7 @@ class RefitChains(Pass):
         original = copy_sharing_tensors(self.original).eval()
         graphs = runner, original
         room = self.calibration.budget_bytes // 2  # the rest is for sums
+        sides = output_sides(original, [target.layer for target in targets], self.calibration)
         lockstep = Lockstep(graphs, [self.calibration.values(each) for each in graphs], room)
         outcomes: dict[str, Outcome] = {outcome.site: outcome for outcome in record.outcomes}
         changed = 0
@@ -136,7 +140,9 @@ class RefitChains(Pass):
             can_judge = min(fit.moments.count for fit, _ in sums) >= _LEAST_ROWS
             if can_judge:
                 parts = zip(sums, before, target.layers, strict=True)
-                after = [refit(*known, chain, layer) for known, chain, layer in parts]
+                side = sides.get(target.layer.name)
+                fitted = refit if side is None else side.refit
+                after = [fitted(*known, chain, layer) for known, chain, layer in parts]
             if can_judge and target.is_rectified:
                 after = [rectify(*o.samples(), chain) for o, chain in zip(observed, after, strict=True)]
             if any(new is not old for new, old in zip(after, before, strict=True)):

@@ -1,0 +1,90 @@
+"""The output side of a layer's error: some directions of its output matter more to the network than others.
+
+    minimise  E (y - y')^T S^(1/2) (y - y'),    S = E[g g^T],  g = d (v^T f) / d y,  v = +-1
+
+with f the network's outputs. What is minimised is the error of `M y`, `M = S^(1/4)`: the layer is `M W`, and
+the last stage of its chain is multiplied by `M^-1`. The whole of S would trust too much in a gradient, which
+says what an error does alone and while it is small (`benchmarks/output_side.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.fx import GraphModule
+
+from fxdecomp.calibration import Calibration
+from fxdecomp.calibration.moments import Moments
+from fxdecomp.calibration.output_gradients import output_gradients
+from fxdecomp.chains import Chain
+from fxdecomp.fitting.refitting import JointMoments, refit
+from fxdecomp.sites import Site
+
+_FLOOR = 0.03
+"""Least weight of a direction, as a share of the mean eigenvalue of S: few inputs do not show all of them."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OutputSide:
+    """How the output of a layer is weighed.
+
+    Attributes:
+        root: M, symmetric, in float64.
+        inverse: Its inverse.
+    """
+
+    root: Float[Tensor, "t t"]
+    inverse: Float[Tensor, "t t"]
+
+    @staticmethod
+    def of(S: Float[Tensor, "t t"]) -> OutputSide:
+        """The weights of the gradients' second moment, which must not vanish."""
+        values, vectors = torch.linalg.eigh(S)
+        scales = (values / values.mean()).clamp_min(_FLOOR) ** 0.25
+        return OutputSide((vectors * scales) @ vectors.T, (vectors / scales) @ vectors.T)
+
+    def refit(
+        self, fit: JointMoments, held: JointMoments, chain: Chain, layer: Float[Tensor, "out in *kernel"]
+    ) -> Chain:
+        """`refit`, the outputs weighed: in what is fitted, and in what is judged."""
+        given = _behind(self.root, chain)
+        new = refit(self._moments(fit), self._moments(held), given, _times(self.root, layer))
+        return chain if new is given else _behind(self.inverse, new)
+
+    def _moments(self, known: JointMoments) -> JointMoments:
+        """Those of `(z, M y)`."""
+        moments, d = known.moments, known.inputs
+        seen = moments.covariance.double().clone()
+        seen[:, d:] = seen[:, d:] @ self.root
+        if not moments.is_root:
+            seen[d:] = self.root @ seen[d:]
+        mean = torch.cat((moments.mean[:d], self.root @ moments.mean[d:]))
+        return JointMoments(Moments(seen, mean, moments.count), d)
+
+
+def output_sides(gm: GraphModule, layers: Sequence[Site], calibration: Calibration) -> dict[str, OutputSide]:
+    """How the outputs of some layers are weighed, by name; of the others no gradient tells.
+
+    Args:
+        gm: The original graph, in which the layers were surveyed.
+        layers: The layers.
+        calibration: Its inputs, of which the first few serve.
+    """
+    room = calibration.budget_bytes // 2  # as much as the values that are fitted to may take
+    found = output_gradients(gm, layers, calibration, room_bytes=room)
+    return {name: OutputSide.of(S) for name, S in found.items()}
+
+
+def _behind(matrix: Tensor, chain: Chain) -> Chain:
+    """A chain with its outputs, and its bias in float64, multiplied by a matrix."""
+    assert chain.bias is not None  # made so by the caller; narrows the type
+    weights = (*chain.weights[:-1], _times(matrix, chain.weights[-1]))
+    return replace(chain, weights=weights, bias=matrix @ chain.bias)
+
+
+def _times(matrix: Tensor, weight: Tensor) -> Tensor:
+    return (matrix @ weight.flatten(1).double()).reshape(weight.shape).to(weight.dtype)
