@@ -4,9 +4,9 @@
     after    x' -> chain -> y''       E ||M (y - y'')||^2 is least, y from the original network
 
 In graph order, so that a chain makes up for the errors of those before it (asymmetric reconstruction, Zhang
-et al. 2015, arXiv 1505.06798, section 3.3). `M` weighs what matters to the network's outputs (`output_side`),
-as far as gradients of the original tell; else it is the identity. Where nothing but a ReLU sees the layer's
-output, the last stage is then fitted to what the ReLU lets through. A chain whose fit does not hold on held-out
+et al. 2015, arXiv 1505.06798, section 3.3). `M` weighs what matters to the network's outputs, as far as
+gradients of the original tell (`fxdecomp.fitting.output_side`). Where nothing but a ReLU sees the layer's
+output, the last stage is then fitted to what it lets through. A chain whose fit does not hold on held-out
 samples stays.
 """
 
