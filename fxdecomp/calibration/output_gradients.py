@@ -23,9 +23,9 @@ from fxdecomp.graphs.inputs import float_leaves
 from fxdecomp.graphs.untouched import copied
 from fxdecomp.sites import Site
 
-INPUTS = 48
-"""Inputs that say how the network's outputs depend on those of its layers."""
-PROJECTIONS = 8
+INPUTS = 32
+"""Inputs that say how the network's outputs depend on those of its layers, by one projection each: more of
+either change nothing."""
 
 
 class _Watched(fx.Interpreter):
@@ -63,7 +63,7 @@ def output_gradients(
         A matrix for each layer by name, none for layers whose output does not reach the network's; empty
         where there is no room, or no gradient of the graph.
 
-    Cost: for each batch a run forward and eight backward.
+    Cost: for each batch a run forward and one backward.
     """
     runner = copy_sharing_tensors(gm).eval()
     plain = [s for s in sites if s.spec.groups == 1 and s.spec.recurrence is None and len(s.calls) == 1]
@@ -73,19 +73,20 @@ def output_gradients(
     values = [each for each, seen in zip(calibration.values(runner), before, strict=False) if seen < INPUTS]
     sums: dict[str, Tensor] = {}
     try:
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
             for batch in values:
                 watched = _Watched(runner, frozenset(layers), room_bytes)
                 outputs = [y for y in float_leaves(watched.run(*copied(batch))) if y.requires_grad]
-                for _ in range(PROJECTIONS):
-                    signs = [torch.randint(0, 2, y.shape, generator=generator).to(y) * 2 - 1 for y in outputs]
-                    places = list(watched.kept.values())
-                    found = torch.autograd.grad(outputs, places, signs, retain_graph=True, allow_unused=True)
-                    for name, slope in zip(watched.kept, found, strict=True):
-                        if slope is not None:
-                            ndim = layers[name].spec.ndim
-                            rows = (slope.movedim(-1 - ndim, -1) if ndim else slope).flatten(0, -2).double()
-                            sums[name] = sums.get(name, torch.zeros(())) + rows.T @ rows
+                if not outputs:
+                    return {}
+                signs = [torch.randint(0, 2, y.shape, generator=generator).to(y) * 2 - 1 for y in outputs]
+                places = list(watched.kept.values())
+                found = torch.autograd.grad(outputs, places, signs, allow_unused=True)
+                for name, slope in zip(watched.kept, found, strict=True):
+                    if slope is not None:
+                        ndim = layers[name].spec.ndim
+                        rows = (slope.movedim(-1 - ndim, -1) if ndim else slope).flatten(0, -2).double()
+                        sums[name] = sums.get(name, torch.zeros(())) + rows.T @ rows
     except (RuntimeError, MemoryError):
         return {}
     return {layers[n].name: S for n, S in sums.items() if bool(S.isfinite().all()) and bool(S.trace() > 0)}

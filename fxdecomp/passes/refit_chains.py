@@ -23,13 +23,13 @@ from torch.fx import GraphModule, Node
 
 from fxdecomp.calibration import Calibration
 from fxdecomp.calibration.lockstep import Lockstep
-from fxdecomp.calibration.moments import MomentsSum
 from fxdecomp.calibration.patches import ROWS, draw_positions, inputs_first, patches_at
 from fxdecomp.chains import Chain, Form
 from fxdecomp.decompositions import method_named
 from fxdecomp.decompositions.factorising import relative_error
+from fxdecomp.fitting.observed import Observed
 from fxdecomp.fitting.output_side import output_sides
-from fxdecomp.fitting.rectifying import Samples, rectify
+from fxdecomp.fitting.rectifying import rectify
 from fxdecomp.fitting.refitting import JointMoments, refit
 from fxdecomp.graphs.copies import copy_sharing_tensors, stored_layout
 from fxdecomp.graphs.records import Record
@@ -151,19 +151,22 @@ class RefitChains(Pass):
                     _store(each, target, after)
             outcomes[target.outcome.site] = _measured(target, after, sums)
             self.progress("refit", sum(efforts[: number + 1]), sum(efforts), target.outcome.site)
-        notes = [f"{changed} of {len(targets)} chains were refitted to the original network's outputs"]
+        weighed = f", weighed by its gradients at {len(sides)} of them" if sides else ""
+        notes = [
+            f"{changed} of {len(targets)} chains were refitted to the original network's outputs{weighed}"
+        ]
         if shared:
             notes.append(f"chains that are applied at several places are not refitted: {', '.join(shared)}")
         return replace(record, outcomes=tuple(outcomes.values()), notes=(*record.notes, *notes))
 
-    def _observed(self, lockstep: Lockstep, target: _Target, number: int) -> list[_Observed]:
+    def _observed(self, lockstep: Lockstep, target: _Target, number: int) -> list[Observed]:
         """What is known of each group's inputs and wanted outputs."""
         spec = target.spec
         groups = spec.groups
         batches = len(tuple(self.calibration.batches))
         size = spec.in_channels // groups * math.prod(spec.kernel)
         most = math.ceil(self.calibration.samples_of(size, spec.out_channels // groups) / batches)
-        found = [_Observed(size, keep=target.is_rectified) for _ in range(groups)]
+        found = [Observed(size, keep=target.is_rectified) for _ in range(groups)]
         first = target.stages[0].calls[0]
         layer = target.layer.calls[0]
         is_recurrent = spec.recurrence is not None  # no node gives its product
@@ -183,34 +186,6 @@ class RefitChains(Pass):
                     for group, each in enumerate(found):
                         each.add(rows[:, group], held=held)
         return found
-
-
-class _Observed:
-    """One group's rows of input patch and wanted output: their moments, and the rows where needed."""
-
-    def __init__(self, inputs: int, *, keep: bool) -> None:
-        self._inputs = inputs
-        self._keep = keep
-        self._sums = {False: MomentsSum(), True: MomentsSum()}
-        self._rows: dict[bool, list[Tensor]] = {False: [], True: []}
-
-    def add(self, rows: Tensor, *, held: bool) -> None:
-        self._sums[held].add(rows)
-        if self._keep:
-            self._rows[held].append(rows)
-
-    def moments(self) -> tuple[JointMoments, JointMoments]:
-        """Of the rows to fit to, and of those that are held out."""
-        fit, held = (JointMoments(self._sums[key].moments(), self._inputs) for key in (False, True))
-        return fit, held
-
-    def samples(self) -> tuple[Samples, Samples]:
-        """The rows to fit to, and those that are held out."""
-        return self._of(self._rows[False]), self._of(self._rows[True])
-
-    def _of(self, rows: Sequence[Tensor]) -> Samples:
-        d = self._inputs
-        return Samples([part[:, :d] for part in rows], torch.cat([part[:, d:] for part in rows]))
 
 
 def _is_relu(node: Node) -> bool:
