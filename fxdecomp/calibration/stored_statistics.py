@@ -21,6 +21,7 @@ from torch import Tensor, fx
 from torch.fx import GraphModule, Node
 
 from fxdecomp.calibration.batches import Batch
+from fxdecomp.errors import FxdecompError
 from fxdecomp.graphs.inputs import placeholder_values
 from fxdecomp.graphs.untouched import evaluating, same_chance, unchanged_buffers
 from fxdecomp.sites.constants import Constants
@@ -77,7 +78,7 @@ def _moved(reader: _Reader, batch: Batch) -> Any:
         try:
             loss = reader.loss(pytree.tree_unflatten(current, structure))
             gradients = torch.autograd.grad(loss, list(free.values()), allow_unused=True)
-        except (RuntimeError, NotImplementedError):  # a part without gradients stands in the way
+        except (RuntimeError, FxdecompError):  # a part without gradients stands in the way
             return batch
         if (now := float(loss.detach())) < least:
             least = now
