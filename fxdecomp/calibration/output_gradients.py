@@ -24,8 +24,8 @@ from fxdecomp.graphs.untouched import copied
 from fxdecomp.sites import Site
 
 INPUTS = 32
-"""Inputs that say how the network's outputs depend on those of its layers, by one projection each: more of
-either change nothing."""
+"""Inputs that say how the network's outputs depend on those of its layers, by one projection each: more
+projections change nothing, more inputs little (docs/reductions.md)."""
 
 
 class _Watched(fx.Interpreter):
