@@ -32,12 +32,10 @@ import fxdecomp
 from benchmarks.digit_networks import TRAINED, Transformer, digit_cnn, digit_images, trained
 from benchmarks.joint import inception, transformer
 from fxdecomp import Policy, Ratio, Rule
-from fxdecomp.calibration.moments import Moments
-from fxdecomp.chains import Chain
 from fxdecomp.decompositions import problems_of
 from fxdecomp.decompositions.base import measured_error
 from fxdecomp.decompositions.factorising import Solution, Task, factorise, relative_error
-from fxdecomp.fitting.refitting import JointMoments, refit
+from fxdecomp.fitting.output_side import OutputSide, behind, times
 from fxdecomp.passes import DecomposeLayers, RefitChains
 from fxdecomp.reasons import Refusal
 from fxdecomp.sites import survey
@@ -50,8 +48,8 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], str]] = {
 }
 """How each is made, and the method at the uniform rank."""
 RANK, BUDGETS, POWERS = 0.5, (0.5, 0.35, 0.25), (0.0, 0.5, 1.0)
-INPUTS, PROJECTIONS, FLOOR = 48, 8, 0.03
-Roots = dict[str, tuple[Tensor, Tensor]]  # M and its inverse for each layer, in float64
+INPUTS, PROJECTIONS = 48, 8
+Sides = dict[str, OutputSide]
 
 
 def second_moments(gm: GraphModule, images: Tensor, seed: int) -> dict[str, Tensor]:
@@ -80,68 +78,30 @@ def second_moments(gm: GraphModule, images: Tensor, seed: int) -> dict[str, Tens
     return {site.name: found[site.name] for site in layers.values() if site.spec.groups == 1}
 
 
-def roots_of(moments: dict[str, Tensor], power: float) -> Roots:
-    """`M` and `M^-1`; no eigenvalue of `S` is taken for less than a share of their mean."""
-    found: Roots = {}
-    for name, S in moments.items() if power else ():
-        values, vectors = torch.linalg.eigh(S)
-        scales = (values / values.mean()).clamp_min(FLOOR) ** (power / 2)
-        found[name] = ((vectors * scales) @ vectors.T, (vectors / scales) @ vectors.T)
-    return found
-
-
-def times(M: Tensor, weight: Tensor) -> Tensor:
-    """A weight or bias `[out, ...]` with its outputs multiplied by a matrix."""
-    return (M @ weight.reshape(len(weight), -1).double()).reshape(weight.shape).to(weight.dtype)
-
-
-def seen_through(M: Tensor, chain: Chain) -> Chain:
-    """A chain behind which the outputs are multiplied by a matrix."""
-    bias = None if chain.bias is None else times(M, chain.bias)
-    return replace(chain, weights=(*chain.weights[:-1], times(M, chain.weights[-1])), bias=bias)
-
-
-def weighed_factorise(roots: Roots) -> Callable[[Task], Solution | Refusal]:
+def weighed_factorise(sides: Sides) -> Callable[[Task], Solution | Refusal]:
     """The package's `factorise` with the output side weighed; errors are told as before."""
 
     def weighed(task: Task) -> Solution | Refusal:
-        if task.site not in roots or task.problems is None:  # p = 0, or groups
+        if task.site not in sides or task.problems is None:  # p = 0, or groups
             return factorise(task)
-        M, inverse = roots[task.site]
+        M, inverse = sides[task.site].root, sides[task.site].inverse
         known = tuple(problem.moments for problem in task.problems if problem.moments is not None)
         weight, bias = times(M, task.weight), None if task.bias is None else times(M, task.bias)
         problems = problems_of(weight, task.specs[0], known)
         found = factorise(replace(task, weight=weight, bias=bias, problems=problems))
         if isinstance(found, Refusal):
             return found
-        chain = seen_through(inverse, found.chain)
+        chain = behind(inverse, found.chain)
         kernel = chain.composed_weight()
         return Solution(chain, relative_error(task.weight, kernel), measured_error(task.problems, (kernel,)))
 
     return weighed
 
 
-def weighed_refit(roots: Roots, gm: GraphModule) -> Callable[..., Chain]:
-    """The package's `refit`, the outputs weighed by any power."""
-    layers = {site.weight.data_ptr(): site.name for site in survey(gm).sites}
-
-    def weighed(fit: JointMoments, held: JointMoments, chain: Chain, layer: Tensor) -> Chain:
-        if (name := layers[layer.data_ptr()]) not in roots:
-            return refit(fit, held, chain, layer)
-        M, inverse = roots[name]
-
-        def outputs(known: JointMoments) -> JointMoments:
-            T = torch.eye(known.inputs + len(M), dtype=M.dtype)
-            T[known.inputs :, known.inputs :] = M
-            seen, mean = known.moments.covariance.double() @ T, T @ known.moments.mean.double()
-            seen = seen if known.moments.is_root else T @ seen
-            return JointMoments(Moments(seen, mean, known.moments.count), known.inputs)
-
-        given = seen_through(M, chain)
-        new = refit(outputs(fit), outputs(held), given, times(M, layer))
-        return chain if new is given else seen_through(inverse, new)
-
-    return weighed
+def refitted(refitting: RefitChains, chains: GraphModule, sides: Sides) -> GraphModule:
+    """What the package's refit makes of chains, with these weights in the place of its own."""
+    with patch("fxdecomp.passes.refit_chains.output_sides", lambda *_: sides):
+        return refitting(chains)
 
 
 @torch.no_grad()
@@ -165,21 +125,20 @@ def compare(name: str, rounds: int, seed: int) -> None:
     policies[f"{method} {RANK}"] = Policy(rules=rules, require_saving=False)
     moments = second_moments(study.folded, torch.cat(data)[:INPUTS], seed)
     for kind, policy in policies.items():
-        alike: Any = patch("fxdecomp.passes.refit_chains.output_sides", lambda *_: {})
-        with alike, tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder:
             known = Path(folder) / "study"  # all but the other powers' chains
             plain: list[GraphModule] = []
             for power in POWERS:
                 study.save(known)
-                own, roots = fxdecomp.study(gm, data, saved=known), roots_of(moments, power)
-                with patch("fxdecomp.passes.decompose_layers.factorise", weighed_factorise(roots)):
+                own = fxdecomp.study(gm, data, saved=known)
+                sides = {name: OutputSide.of(S, power) for name, S in moments.items()} if power else {}
+                with patch("fxdecomp.passes.decompose_layers.factorise", weighed_factorise(sides)):
                     chains = DecomposeLayers(policy, own.work)(own.folded)
                 assert own.work.calibration is not None
                 refitting = RefitChains(own.folded, own.work.calibration)
-                found = [chains, refitting(chains)]
+                found = [chains, refitted(refitting, chains, {})]
                 if power:
-                    with patch("fxdecomp.passes.refit_chains.refit", weighed_refit(roots, own.folded)):
-                        found += [refitting(each) for each in (chains, *plain)]
+                    found += [refitted(refitting, each, sides) for each in (chains, *plain)]
                 else:
                     study, plain = own, [chains]
                 results = (told(network, gm, images, labels) for network in found)

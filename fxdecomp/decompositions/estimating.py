@@ -48,7 +48,7 @@ def nested_errors(method: Decomposition, problems: Sequence[Problem], grid: Rank
     whole = 0.0
     for problem in problems if ranks else ():
         made = partial(nested_spread, method, problem, (most,))
-        spread, total, taps = problem.once(method.name, made)
+        spread, total, taps = problem.once(f"{method.name} spread", made)
         whole += total
         sums = spread.square().sum(1).cumsum(0)
         for rank in ranks:

@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from fxdecomp.calibration import Calibration
-from fxdecomp.calibration.moments import Moments
 from fxdecomp.calibration.output_gradients import output_gradients
 from fxdecomp.chains import Chain
 from fxdecomp.fitting.refitting import JointMoments, refit
@@ -41,29 +40,19 @@ class OutputSide:
     inverse: Float[Tensor, "t t"]
 
     @staticmethod
-    def of(S: Float[Tensor, "t t"]) -> OutputSide:
-        """The weights of the gradients' second moment, which must not vanish."""
+    def of(S: Float[Tensor, "t t"], power: float = 0.5) -> OutputSide:
+        """The weights of the gradients' second moment, which must not vanish: those of a power of it."""
         values, vectors = torch.linalg.eigh(S)
-        scales = (values / values.mean()).clamp_min(_FLOOR) ** 0.25
+        scales = (values / values.mean()).clamp_min(_FLOOR) ** (power / 2)
         return OutputSide((vectors * scales) @ vectors.T, (vectors / scales) @ vectors.T)
 
     def refit(
         self, fit: JointMoments, held: JointMoments, chain: Chain, layer: Float[Tensor, "out in *kernel"]
     ) -> Chain:
         """`refit`, the outputs weighed: in what is fitted, and in what is judged."""
-        given = _behind(self.root, chain)
-        new = refit(self._moments(fit), self._moments(held), given, _times(self.root, layer))
-        return chain if new is given else _behind(self.inverse, new)
-
-    def _moments(self, known: JointMoments) -> JointMoments:
-        """Those of `(z, M y)`."""
-        moments, d = known.moments, known.inputs
-        seen = moments.covariance.double().clone()
-        seen[:, d:] = seen[:, d:] @ self.root
-        if not moments.is_root:
-            seen[d:] = self.root @ seen[d:]
-        mean = torch.cat((moments.mean[:d], self.root @ moments.mean[d:]))
-        return JointMoments(Moments(seen, mean, moments.count), d)
+        given = behind(self.root, chain)
+        new = refit(fit.weighed(self.root), held.weighed(self.root), given, times(self.root, layer))
+        return chain if new is given else behind(self.inverse, new)
 
 
 def output_sides(gm: GraphModule, layers: Sequence[Site], calibration: Calibration) -> dict[str, OutputSide]:
@@ -79,12 +68,12 @@ def output_sides(gm: GraphModule, layers: Sequence[Site], calibration: Calibrati
     return {name: OutputSide.of(S) for name, S in found.items()}
 
 
-def _behind(matrix: Tensor, chain: Chain) -> Chain:
-    """A chain with its outputs, and its bias in float64, multiplied by a matrix."""
-    assert chain.bias is not None  # made so by the caller; narrows the type
-    weights = (*chain.weights[:-1], _times(matrix, chain.weights[-1]))
-    return replace(chain, weights=weights, bias=matrix @ chain.bias)
+def behind(matrix: Tensor, chain: Chain) -> Chain:
+    """A chain with its outputs, and its bias if there is one, multiplied by a matrix."""
+    bias = None if chain.bias is None else times(matrix, chain.bias)
+    return replace(chain, weights=(*chain.weights[:-1], times(matrix, chain.weights[-1])), bias=bias)
 
 
-def _times(matrix: Tensor, weight: Tensor) -> Tensor:
-    return (matrix @ weight.flatten(1).double()).reshape(weight.shape).to(weight.dtype)
+def times(matrix: Tensor, weight: Tensor) -> Tensor:
+    """A weight or bias `[t, ...]` with its outputs multiplied by a matrix."""
+    return (matrix @ weight.reshape(len(weight), -1).double()).reshape(weight.shape).to(weight.dtype)

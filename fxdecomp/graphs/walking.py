@@ -31,6 +31,7 @@ class Walk:
         self._interpreter = fx.Interpreter(gm)
         self._interpreter.args_iter = iter(copied(values))  # the graph may change its input in place
         self._nodes = list(gm.graph.nodes)
+        self._places = {node.name: place for place, node in enumerate(self._nodes)}
         self._next = 0
 
     def go_before(self, name: str) -> None:
@@ -40,7 +41,7 @@ class Walk:
 
     def has_still(self, name: str) -> bool:
         """Whether the node of a name is still to be run."""
-        return any(node.name == name for node in self._nodes[self._next :])
+        return self._places[name] >= self._next
 
     @torch.no_grad()
     def _run_next(self) -> Any:

@@ -6,14 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
 from torch.nn import functional as F
 
 import fxdecomp
 from fxdecomp import Policy, Reason, Rule
-from fxdecomp.export import to_onnx
-from fxdecomp.importing import from_onnx
 from tests.nets import drawn, image
+from tests.places.dialects import dialect
 
 HALF = Policy(rules=[Rule("a", width=0.5)])
 TOKENS, MAPS = image(2, 5, 6), image(2, 4, 8, 8)
@@ -126,17 +124,6 @@ def without_half(make: Callable[[], Net]) -> Net:
         weight = model.b.weight
         weight[(slice(None), slice(1, None, 2)) if weight.shape[1] == 16 else slice(1, None, 2)] = 0
     return model
-
-
-def dialect(model: nn.Module, x: Tensor, name: str, folder: Path) -> tuple[GraphModule, Tensor]:
-    if name == "exported":
-        return fxdecomp.trace(torch.export.export(model, (x,)), x), x
-    gm = fxdecomp.trace(model, x)
-    if name == "symbolic":
-        return gm, x
-    to_onnx(gm, x, folder / "net.onnx")
-    imported = from_onnx(folder / "net.onnx", inputs=(x,))
-    return fxdecomp.trace(imported.gm, imported.example_inputs), x
 
 
 WRITTEN = ("gelu as files write it", "gated", "inverted residual", "head behind a view")

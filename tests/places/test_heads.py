@@ -6,14 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
 from torch.nn import functional as F
 
 import fxdecomp
 from fxdecomp import Policy, Reason, Rule
-from fxdecomp.export import to_onnx
-from fxdecomp.importing import from_onnx
 from tests.nets import drawn, image
+from tests.places.dialects import dialect
 
 HEADS, SIZE, WIDTH = 3, 4, 12
 TOKENS, MAPS = image(2, 5, WIDTH), image(2, WIDTH, 2, 3)
@@ -178,17 +176,6 @@ def thin(model: nn.Module, size: int = SIZE) -> nn.Module:
                 plane = torch.linalg.qr(image(len(blocks), size, 2, seed=3).double()).Q
                 parameter.copy_((plane @ (plane.mT @ blocks)).reshape(parameter.shape))
     return model
-
-
-def dialect(model: nn.Module, x: Tensor, name: str, folder: Path) -> tuple[GraphModule, Tensor]:
-    if name == "exported":
-        return fxdecomp.trace(torch.export.export(model, (x,)), x), x
-    gm = fxdecomp.trace(model, x)
-    if name == "symbolic":
-        return gm, x
-    to_onnx(gm, x, folder / "net.onnx")
-    imported = from_onnx(folder / "net.onnx", inputs=(x,))
-    return fxdecomp.trace(imported.gm, imported.example_inputs), x
 
 
 OTHERWISE = ("in one node", "by products", "by einsum", "in chunks", "sliced", "few keys", "of maps")
