@@ -41,7 +41,7 @@ class Candidate:
         error: Expected squared error relative to the layer's weight, or to its output under calibration.
         macs: Multiply-accumulates over all calls.
         params: Weights and biases.
-        time_s: Measured time over all calls in seconds, None where none was asked for.
+        time_s: Seconds over all calls, measured or between measured ones; None where none were asked for.
     """
 
     method: str | None

@@ -26,7 +26,7 @@ class RankGrid:
 
     @staticmethod
     def coarse(multiple_of: int) -> RankGrid:
-        """For budgets that time every candidate."""
+        """For budgets that time candidates."""
         return RankGrid(multiple_of, 10, 7)
 
     def along(self, limit: int, most: int) -> list[int]:

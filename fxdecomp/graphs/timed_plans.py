@@ -33,7 +33,7 @@ class TimedCandidate:
     Attributes:
         method: Name of the decomposition, empty for the layer as it is.
         rank: Its rank(s).
-        time_s: Its time over all calls.
+        time_s: Its time over all calls, measured or between measured ones.
         error: Its expected squared error, relative to the layer's weight or output.
     """
 

@@ -140,7 +140,7 @@ def rank_chart(curve: RankCurve) -> Chart:
 
 
 def time_chart(candidates: Sequence[TimedRank]) -> Chart:
-    """A layer's measured time to the right, its predicted loss upwards; a point for each candidate."""
+    """A layer's time to the right, its predicted loss upwards; a point for each candidate."""
     x = _Scale([0.0, *(c.time_s * 1e3 for c in candidates)], _LEFT, WIDTH - _RIGHT)
     y = _Scale([0.0, *(c.error for c in candidates)], HEIGHT - _BOTTOM, _TOP)
     marks = tuple(

@@ -60,7 +60,7 @@ class TimedRank:
 
     Attributes:
         name: Method and rank, or `dense`.
-        time_s: Its measured time.
+        time_s: Its time, measured or between measured ones.
         error: The lost share that was predicted for it.
         chosen: Whether it was taken.
     """
