@@ -79,7 +79,7 @@ def _apart(policy: Policy, gm: GraphModule, found: Survey, work: SiteWork) -> li
     """The places with open widths, none of which has a layer in common with another."""
     known = Narrowings(gm, found.sites)
     wanted = [known.of(site) for site in found.sites if policy.width_of(site.name) == AUTO]
-    places = [each for each in wanted if not isinstance(each, str)]
+    places = [each for each in wanted if isinstance(each, Coupling | Heads)]
     places = [each for each in places if all(map(work.is_fitted, fitted_layers(each)))]
     places.sort(key=lambda each: -sums(each.layers)[0])
     taken: set[str] = set()

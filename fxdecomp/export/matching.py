@@ -34,7 +34,8 @@ class Match:
         same: Nodes of the graph that are as they were, with the node of the original.
         stands_for: The file's values that are computed anew, with the node of the graph that does it.
         retrained: Recurrent layers with other weights: names of the file's weights, and the module.
-        narrowed: Those with a narrower input: names of the file's weights and input, with the node.
+        narrowed: Those with a narrower input or fewer states: names of the file's weights and input, with the
+            node.
     """
 
     named: dict[Node, str] = field(default_factory=dict)
@@ -68,8 +69,12 @@ def matched(gm: GraphModule, original: GraphModule) -> Match:
         other = end if node.op == "output" else whole.get(node) or before.get(node.name)
         if other is None or not (node in whole or _is_alike(gm, node, original, other, match)):
             continue
-        given = 1 if node in whole else 0  # its input stands for nothing of the file
-        pairs = _pairs((node.args[given:], node.kwargs), (other.args[given:], other.kwargs))
+        taken = slice(None)
+        if node in whole and node.target != other.target:
+            taken = slice(1, None)  # its input stands for nothing of the file
+        elif _parts_directions(node, whole):
+            taken = slice(1)  # into as many states as there are
+        pairs = _pairs((node.args[taken], node.kwargs), (other.args[taken], other.kwargs))
         if pairs is None:
             continue
         changed = [(new, old) for new, old in pairs if match.same.get(new) is not old]
@@ -93,26 +98,39 @@ def matched(gm: GraphModule, original: GraphModule) -> Match:
 
 
 def _narrowed(gm: GraphModule, original: GraphModule) -> dict[Node, Node]:
-    """The last stages of recurrent layers' chains, with the call of the layer in the original."""
+    """Recurrent layers of other sizes, or the last stages of their chains, with the call in the original."""
     found: dict[Node, Node] = {}
     calls = [node for node in original.graph.nodes if node.op == "call_module" and node.meta.get(LAYER)]
     for node in gm.graph.nodes:
         module = gm.get_submodule(str(node.target)) if node.op == "call_module" else None
         if not isinstance(module, nn.RNNBase):
             continue
-        layer = str(node.target).rpartition(".")[0]
+        own = str(node.target)
         for other in calls:
             before = original.get_submodule(str(other.target))
-            if str(other.target) == layer and other not in found.values() and _is_narrower(module, before):
+            if other in found.values() or not isinstance(before, nn.RNNBase):
+                continue
+            if not _is_narrower(module, before):
+                continue
+            fewer = own == other.target and module.hidden_size < before.hidden_size
+            if fewer or own.rpartition(".")[0] == other.target:
                 found[node] = other
                 break
     return found
 
 
-def _is_narrower(module: nn.RNNBase, before: nn.Module) -> bool:
-    """Whether a layer is another one but for its weights, and the size of its input."""
-    keys = ("hidden_size", "num_layers", "batch_first", "bidirectional", "proj_size")
+def _is_narrower(module: nn.RNNBase, before: nn.RNNBase) -> bool:
+    """Whether a layer is another one but for its weights, the size of its input and the number of states."""
+    keys = ("num_layers", "batch_first", "bidirectional", "proj_size")
     return type(module) is type(before) and all(getattr(module, k) == getattr(before, k) for k in keys)
+
+
+def _parts_directions(node: Node, whole: Mapping[Node, Node]) -> bool:
+    """Whether a node parts what a recurrent layer of other sizes gives by direction, as files have it."""
+    taken = node.args[0] if node.args else None
+    if node.target != "unflatten" or not isinstance(taken, Node):
+        return False
+    return not whole.keys().isdisjoint(taken.all_input_nodes)
 
 
 def _name_of(node: Node) -> str:

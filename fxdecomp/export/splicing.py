@@ -148,7 +148,7 @@ class _Editor:
                 before = len(self._writer.nodes)
                 narrow = self._narrow(node, stage)
                 nodes += [*self._writer.nodes[before:], narrow]
-                read |= set(node.input[:4]) - {""}
+                read |= set(node.input) - {""}
                 continue
             values = [name for name in node.output if name in self._match.stands_for]
             if not values:
@@ -180,6 +180,10 @@ class _Editor:
         narrow = _copied(node)
         del narrow.input[:]
         inputs = [self._writer.value(source), *weights, *[""] * (3 - len(weights)), *node.input[4:]]
+        hidden = [each for each in narrow.attribute if each.name == "hidden_size"]
+        if any(each.i != arrays[1].shape[2] for each in hidden):  # what it begins with is zero, and too long
+            inputs = inputs[:4]
+            hidden[0].i = arrays[1].shape[2]
         narrow.input.extend(inputs)
         return narrow
 

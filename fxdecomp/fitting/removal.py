@@ -72,23 +72,44 @@ def remove_channels(weight: Float[Tensor, "out in *kernel"], moments: Moments, k
     Cost: `d^3`, and `d^2 + out d` for each channel that goes, d the size of a patch; `out d` where no two
     inputs vary together.
     """
+    return fitted_to(weight, moments, best_channels(weight, moments, keep))
+
+
+@torch.no_grad()
+def best_channels(
+    weight: Float[Tensor, "out in *kernel"], moments: Moments, keep: int
+) -> Int[Tensor, " keep"]:
+    """Those channels, ascending; the cost is that of `remove_channels`."""
+    W = weight.double().reshape(*weight.shape[:2], -1)
+    covariance = moments.dense().double().to(W.device)
+    if _vary_apart(covariance):  # then no channel makes up for another
+        loss = (W.flatten(1).square() * covariance.diagonal()).sum(0).reshape(*W.shape[1:]).sum(1)
+        return loss.argsort(descending=True, stable=True)[:keep].sort().values.cpu()
+    given = W.clone(memory_format=torch.contiguous_format)
+    gone = {channel for channel, _ in _way_down(given, covariance, keep)}
+    return torch.tensor([channel for channel in range(W.shape[1]) if channel not in gone])
+
+
+@torch.no_grad()
+def fitted_to(
+    weight: Float[Tensor, "out in *kernel"], moments: Moments, kept: Int[Tensor, " kept"]
+) -> Removal:
+    """The layer that reads some channels, as near as they allow.
+
+    Args:
+        weight: Of the layer, ungrouped.
+        moments: Of its input patches.
+        kept: The channels that stay, ascending.
+    """
     W = weight.double().reshape(*weight.shape[:2], -1)
     outputs, channels, taps = W.shape
     covariance = moments.dense().double().to(W.device)
-    apart = torch.equal(covariance, torch.diag(covariance.diagonal()))
-    if apart:  # then no channel makes up for another
-        loss = (W.flatten(1).square() * covariance.diagonal()).sum(0).reshape(channels, taps).sum(1)
-        kept = loss.argsort(descending=True, stable=True)[:keep].sort().values.cpu()
-    else:
-        given = W.clone(memory_format=torch.contiguous_format)
-        lost_ones = {channel for channel, _ in _way_down(given, covariance, keep)}
-        kept = torch.tensor([channel for channel in range(channels) if channel not in lost_ones])
     columns = (kept[:, None] * taps + torch.arange(taps)).flatten().to(W.device)
     gone = torch.ones(channels * taps, dtype=torch.bool, device=W.device)
     gone[columns] = False
     flat = W.flatten(1)
     new = flat[:, columns]
-    if bool(gone.any()) and not apart:
+    if bool(gone.any()) and not _vary_apart(covariance):
         lower = cholesky(covariance[columns][:, columns])
         crossed = covariance[columns][:, gone] @ flat[:, gone].T
         new = new + torch.cholesky_solve(crossed, lower).T
@@ -99,6 +120,10 @@ def remove_channels(weight: Float[Tensor, "out in *kernel"], moments: Moments, k
     shape = (outputs, len(kept), *weight.shape[2:])
     shift = rest @ moments.mean.double().to(W.device)
     return Removal(kept, new.reshape(shape), shift, max(lost, 0.0) / power if power > 0 else 0.0)
+
+
+def _vary_apart(covariance: Float[Tensor, "d d"]) -> bool:
+    return torch.equal(covariance, torch.diag(covariance.diagonal()))
 
 
 def _way_down(

@@ -8,17 +8,15 @@ What is scaled by stays, so that softmax sees scores of the same size.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
-from torch import Tensor, fx
-from torch.fx import GraphModule, Node
+from torch import Tensor
+from torch.fx import GraphModule
 
 from fxdecomp.graphs.replacing import Replacer
 from fxdecomp.outcomes import Narrowed
-from fxdecomp.passes.exchanging import exchange, record_size, row_of
+from fxdecomp.passes.exchanging import exchange, narrow_between, row_of
 from fxdecomp.places.attention import operands_of
 from fxdecomp.places.contractions import ATTENTION
 from fxdecomp.places.head_edits import edits_of
@@ -48,17 +46,10 @@ def narrow_heads(
     heads = fit.heads
     edits_of(found, heads, kept)
     weights, replacer = fit.outputs(kept), Replacer(gm)
-    edits = edits_of(found, heads, kept, lambda node, place: _size(gm, node, place))
-    for node, args in edits.args.items():
-        node.args = args
-    for node, size in edits.fixed.items():
-        _fix(node, size)
+    narrow_between(gm, found, heads, kept)
     for node in heads.met.products:
         if operation_of(gm, node) == ATTENTION and operands_of(node).get("scale") is None:
             node.kwargs = {**node.kwargs, "scale": heads.size**-0.5}
-    for node, axes in edits.axes.items():
-        for axis, size in axes.items():
-            record_size(node, axis, size)
     return _exchanged(replacer, fit, kept, weights, rows)
 
 
@@ -97,21 +88,3 @@ def _exchanged(
         shaped = weight.reshape(*weight.shape, *site.weight.shape[2:])
         exchange(replacer, site, replace(site.spec, in_channels=inputs), shaped, bias)
     return found
-
-
-def _size(gm: GraphModule, node: Node, place: int) -> Node:
-    """One of the sizes that a node computes together."""
-    with gm.graph.inserting_after(node):
-        return gm.graph.call_function(operator.getitem, (node, place))
-
-
-def _fix(node: Node, size: int) -> None:
-    """Let a number be read in the place of a node."""
-
-    def fixed(each: Node) -> Any:
-        return size if each is node else each
-
-    for user in list(node.users):
-        user.args = fx.node.map_arg(user.args, fixed)
-        user.kwargs = fx.node.map_arg(user.kwargs, fixed)
-    node.graph.erase_node(node)

@@ -28,11 +28,13 @@ from fxdecomp.outcomes import Applied, Narrowed
 from fxdecomp.passes.base import Pass
 from fxdecomp.passes.exchanging import exchange, record_size, row_of
 from fxdecomp.passes.narrow_heads import narrow_heads
+from fxdecomp.passes.narrow_states import narrow_states
 from fxdecomp.places.coupling import Coupling
 from fxdecomp.places.head_fits import HeadFit
 from fxdecomp.places.heads import Heads
 from fxdecomp.places.narrowing import Narrowings, fitted_layers
 from fxdecomp.places.operations import narrow
+from fxdecomp.places.states import States
 from fxdecomp.policy import Policy
 from fxdecomp.progress import Progress, silent
 from fxdecomp.sites import Site, survey
@@ -69,8 +71,8 @@ class NarrowWidths(Pass):
         wanted = {name: width for name, width in widths.items() if isinstance(width, int | float)}
         known = Narrowings(gm, found)
         places = {site.name: known.of(site) for site in found if site.name in wanted}
-        fitted = {s.name for p in places.values() if not isinstance(p, str) for s in fitted_layers(p)}
-        moments = self._moments(gm, [site for site in found if site.name in fitted])
+        fitted = {s.name: s for p in places.values() if not isinstance(p, str) for s in fitted_layers(p)}
+        moments = self._moments(gm, list(fitted.values()))
         for number, name in enumerate(places):
             if name not in done:  # together with another
                 sites = _sites(gm, stages)
@@ -81,12 +83,14 @@ class NarrowWidths(Pass):
         return replace(record, widths=tuple(rows.values()))
 
     def _moments(self, gm: GraphModule, readers: list[Site]) -> dict[str, Moments]:
-        """The moments of the readers' inputs, of those that have room."""
+        """The moments of the readers' inputs, of those that have room, in the order of the graph."""
         known: dict[str, Moments] = {}
         if self.calibration is not None:
             fitted = [
                 site for site in readers if self.calibration.can_fit(site.spec) and site.spec.groups == 1
             ]
+            order = {node: number for number, node in enumerate(gm.graph.nodes)}
+            fitted.sort(key=lambda site: order[site.calls[0].node])
             for found in collect(gm, fitted, self.calibration) if fitted else ():
                 known |= {name: parts[0] for name, parts in found.items()}
         return known
@@ -106,18 +110,22 @@ class NarrowWidths(Pass):
         before = rows.get(name) or row_of(site)
         found = Narrowings(gm, sites)
         place, channels = found.of(site), site.spec.out_channels
+        if isinstance(place, States):
+            channels = place.size
         if isinstance(place, str):
             return {name: replace(before, reason=before.reason or place)}  # of an earlier run, in its names
         fits = {s.name: moments[s.name] for s in fitted_layers(place) if _is_of(moments.get(s.name), s)}
-        step = 1 if isinstance(place, Coupling) else channels // place.size
+        step = channels // place.size if isinstance(place, Heads) else 1
         keep = fewer(channels, width, math.lcm(step, self.policy.multiple_of or 1))
         if keep == channels:
             return {name: replace(before, reason=f"all {channels} of them stay")}
-        if isinstance(place, Heads):
-            try:
+        try:
+            if isinstance(place, Heads):
                 return narrow_heads(gm, found.heads, HeadFit(place, fits), keep // step, rows)
-            except ValueError as error:
-                return {name: replace(before, reason=str(error))}
+            if isinstance(place, States):
+                return narrow_states(gm, found.heads, place, keep, moments=fits, rows=rows)
+        except ValueError as error:
+            return {name: replace(before, reason=str(error))}
         reader = place.consumer
         removal = remove_channels(reader.weight, fits.get(reader.name) or _assumed(place), keep)
         return _apply(gm, place, removal, rows, fitted=bool(fits))

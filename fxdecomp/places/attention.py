@@ -127,7 +127,7 @@ class Way:
         elif len(given) == 1 and name in _SCALED and self._is_scale(node, name, given[0]):
             values[node] = values[given[0]]
         else:
-            found = f"{node.name} ({name or node.op}) reads them, through which heads are not followed"
+            found = f"{node.name} ({name or node.op}) reads them, through which they are not followed"
         return found
 
     def _is_scale(self, node: Node, name: str, source: Node) -> bool:

@@ -20,6 +20,7 @@ from fxdecomp.places.attention import Met, Way
 from fxdecomp.places.heads import HeadPlaces, Heads
 from fxdecomp.places.moving import Inner, SizeOf, is_move
 from fxdecomp.places.operations import operation_of
+from fxdecomp.places.states import States
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,12 +38,12 @@ class HeadEdits:
     axes: Mapping[Node, Mapping[int, int]]
 
 
-def edits_of(found: HeadPlaces, heads: Heads, kept: int, size_of: SizeOf | None = None) -> HeadEdits:
+def edits_of(found: HeadPlaces, heads: Heads | States, kept: int, size_of: SizeOf | None = None) -> HeadEdits:
     """What becomes of the nodes between, with fewer channels a head.
 
     Args:
         found: The graph.
-        heads: The layers.
+        heads: The layers; the states of a direction count as a head.
         kept: Channels of a head that are left.
         size_of: Gives single sizes where a node computes several together; None for those of the example.
 
@@ -67,7 +68,9 @@ def edits_of(found: HeadPlaces, heads: Heads, kept: int, size_of: SizeOf | None 
     return HeadEdits(args, fixed, axes)
 
 
-def _check(found: HeadPlaces, heads: Heads, inner: Inner, args: Mapping[Node, tuple[Any, ...]]) -> None:
+def _check(
+    found: HeadPlaces, heads: Heads | States, inner: Inner, args: Mapping[Node, tuple[Any, ...]]
+) -> None:
     """Raise where fewer channels do not stand in the places that they had."""
     way, old = Way(found.gm, found.sites, found.moves), heads.met
     try:

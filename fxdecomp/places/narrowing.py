@@ -1,4 +1,4 @@
-"""Where the outputs of a layer may become fewer: before what reads them, or in heads of attention."""
+"""Where the outputs of a layer may become fewer: before what reads them, as heads of attention, as states."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch.fx import GraphModule
 
 from fxdecomp.places.coupling import Coupling, Couplings
 from fxdecomp.places.heads import HeadPlaces, Heads
+from fxdecomp.places.states import StatePlaces, States
 from fxdecomp.sites import Site
 
 
@@ -20,13 +21,18 @@ class Narrowings:
 
     def __init__(self, gm: GraphModule, sites: Sequence[Site]) -> None:
         self._couplings, self.heads = Couplings(gm, sites), HeadPlaces(gm, sites)
+        self._states = StatePlaces(self.heads)
 
-    def of(self, producer: Site) -> Coupling | Heads | str:
+    def of(self, producer: Site) -> Coupling | Heads | States | str:
         """What shares the axis of a layer's outputs, or why they stay as they are."""
+        if producer.spec.recurrence is not None:
+            return self._states.of(producer)
         coupling = self._couplings.of(producer)
         return self.heads.of(producer) or coupling if isinstance(coupling, str) else coupling
 
 
-def fitted_layers(place: Coupling | Heads) -> tuple[Site, ...]:
+def fitted_layers(place: Coupling | Heads | States) -> tuple[Site, ...]:
     """The layers whose inputs have to be known where a place is to be fitted."""
+    if isinstance(place, States):
+        return place.seen, place.reader
     return place.layers if isinstance(place, Heads) else (place.consumer,)

@@ -51,8 +51,9 @@ class Rule:
             is `VBMF` where there is none.
         floor: Least share of its own cost that a budget must leave to each of the layers.
         width: What is to be left of the layers' outputs, a share or a number, where one layer reads them and
-            nothing mixes them before, or where they are heads of attention; `auto` for what a budget finds;
-            None to leave all. Without a method it says nothing of methods.
+            nothing mixes them before, or where they are heads of attention; of the states of each direction,
+            where the layer is recurrent; `auto` for what a budget finds, which is no states; None to leave
+            all. Without a method it says nothing of methods.
         share: `input` for layers that read one tensor and look at it alike to share all stages but the last,
             made of all their weights together; `auto` for what a budget finds; None to share nothing. Without
             a method and a rank it says nothing of these; with a rank alone the method is `svd`, or

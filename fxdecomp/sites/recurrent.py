@@ -8,6 +8,7 @@ but for the size of its input: a Linear `in -> R`, and the same layer of R input
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -114,18 +115,7 @@ def with_inputs(
         trains: Whether gradients are wanted for the new weights.
         bias_trains: Whether they are for the new biases.
     """
-    options: dict[str, Any] = {
-        "num_layers": module.num_layers,
-        "bias": bias is not None,
-        "batch_first": module.batch_first,
-        "dropout": module.dropout,
-        "bidirectional": module.bidirectional,
-        "device": "meta",
-    }
-    if isinstance(module, nn.LSTM):
-        options["proj_size"] = module.proj_size
-    kind: Any = type(module)
-    new: nn.RNNBase = kind(weight.shape[1], module.hidden_size, **options)
+    new = _empty(module, weight.shape[1], module.hidden_size, has_bias=bias is not None)
     ways = 2 if module.bidirectional else 1
     shared = dict(module.named_parameters())
     for name, empty in list(new.named_parameters()):
@@ -141,3 +131,59 @@ def with_inputs(
             parameter = nn.Parameter(weight.new_zeros(empty.shape), requires_grad=bias_trains)
         setattr(new, name, parameter)
     return new.train(module.training)
+
+
+def with_states(
+    module: nn.RNNBase,
+    kept: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    shifts: Sequence[Tensor] | None,
+) -> nn.RNNBase:
+    """A recurrent layer of one level with some of its states, in parameters of its own.
+
+    Args:
+        module: The layer.
+        kept: The states of each direction that stay.
+        weights: `[gates * kept, kept]`, what they make of each other, one a direction.
+        shifts: `[gates * kept]`, what the biases beside these gain; None for nothing.
+    """
+    has_bias = module.bias or shifts is not None
+    new = _empty(module, module.input_size, len(kept[0]), has_bias=has_bias)
+    before = dict(module.named_parameters())
+    for name, empty in list(new.named_parameters()):
+        way = int(name.endswith("_reverse"))
+        old = before.get(name)
+        value, trains = before["weight_ih_l0"].new_zeros(empty.shape), before["weight_ih_l0"].requires_grad
+        if old is not None:
+            gates = torch.split(old.detach(), module.hidden_size)
+            rows = torch.cat([gate[kept[way].to(old.device)] for gate in gates])
+            value, trains = rows, old.requires_grad
+        if name.startswith("weight_hh"):
+            value = weights[way].to(value)
+        elif name.startswith("bias_hh") and shifts is not None:
+            value = (value.double() + shifts[way].to(value.device)).to(value.dtype)
+        setattr(new, name, nn.Parameter(value, requires_grad=trains))
+    return new.train(module.training)
+
+
+def state_weights(module: nn.RNNBase) -> list[Tensor]:
+    """`W_hh` of the first level, `[gates * hidden, hidden]`, one a direction."""
+    names = ("weight_hh_l0", "weight_hh_l0_reverse")[: 2 if module.bidirectional else 1]
+    return [getattr(module, name).detach() for name in names]
+
+
+def _empty(module: nn.RNNBase, inputs: int, hidden: int, *, has_bias: bool) -> nn.RNNBase:
+    """A layer of other sizes, its parameters without values."""
+    options: dict[str, Any] = {
+        "num_layers": module.num_layers,
+        "bias": has_bias,
+        "batch_first": module.batch_first,
+        "dropout": module.dropout,
+        "bidirectional": module.bidirectional,
+        "device": "meta",
+    }
+    if isinstance(module, nn.LSTM):
+        options["proj_size"] = module.proj_size
+    kind: Any = type(module)
+    new: nn.RNNBase = kind(inputs, hidden, **options)
+    return new

@@ -298,12 +298,12 @@ def past(forward: Callable[..., Tensor], *shape: int) -> Net:
 
 
 LEFT: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
-    "rotary positions": (lambda: apart(rotated), "q", "neg (neg) reads them, through which heads"),
+    "rotary positions": (lambda: apart(rotated), "q", "neg (neg) reads them, through which they"),
     "a norm over a head": (lambda: apart(normed), "q", "layer_norm (layer_norm) reads them"),
     "a cache": (
         lambda: past(cached, 1, SIZE),
         "k",
-        "cat (cat) reads them, through which heads are not followed",
+        "cat (cat) reads them, through which they are not followed",
     ),
     "something added": (lambda: past(shifted, 1, SIZE), "q", "add (add) reads them"),
     "learned queries": (
