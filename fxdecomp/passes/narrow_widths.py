@@ -16,12 +16,13 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
 import torch
+from torch import Tensor
 from torch.fx import GraphModule
 
 from fxdecomp.calibration import Calibration
 from fxdecomp.calibration.collecting import collect
 from fxdecomp.calibration.moments import Moments
-from fxdecomp.fitting.removal import Removal, remove_channels
+from fxdecomp.fitting.removal import fitted_to, remove_channels
 from fxdecomp.graphs.records import Record
 from fxdecomp.graphs.replacing import Replacer, remove_unused
 from fxdecomp.outcomes import Applied, Narrowed
@@ -126,9 +127,7 @@ class NarrowWidths(Pass):
                 return narrow_states(gm, found.heads, place, keep, moments=fits, rows=rows)
         except ValueError as error:
             return {name: replace(before, reason=str(error))}
-        reader = place.consumer
-        removal = remove_channels(reader.weight, fits.get(reader.name) or _assumed(place), keep)
-        return _apply(gm, place, removal, rows, fitted=bool(fits))
+        return _apply(gm, place, keep, fits, rows)
 
 
 def _sites(gm: GraphModule, stages: Container[str]) -> list[Site]:
@@ -154,16 +153,27 @@ def _assumed(place: Coupling) -> Moments:
     size = torch.stack(squares).prod(0) if place.is_product else torch.stack(squares).sum(0)
     for site in place.carriers:
         size = size * site.weight.double().flatten(1).square().sum(1).cpu()
-    variances = size.repeat_interleave(taps)
+    return _varying(size.repeat_interleave(taps))
+
+
+def _alike(site: Site) -> Moments:
+    """Of a layer's inputs, of which nothing is known: they are all alike."""
+    return _varying(torch.ones(math.prod(site.weight.shape[1:]), dtype=torch.float64))
+
+
+def _varying(variances: Tensor) -> Moments:
+    """Of inputs that vary apart, about nothing."""
     return Moments(torch.diag(variances), torch.zeros_like(variances), 1)
 
 
 def _apply(
-    gm: GraphModule, place: Coupling, removal: Removal, rows: Mapping[str, Narrowed], *, fitted: bool
+    gm: GraphModule, place: Coupling, keep: int, fits: Mapping[str, Moments], rows: Mapping[str, Narrowed]
 ) -> dict[str, Narrowed]:
-    replacer, kept, keep = Replacer(gm), removal.kept, len(removal.kept)
+    replacer, reader = Replacer(gm), place.consumer
+    removal = remove_channels(reader.weight, fits.get(reader.name) or _assumed(place), keep)
+    kept = removal.kept
     found: dict[str, Narrowed] = {}
-    for site in place.producers:
+    for site in (*place.producers, *place.excitations):
         lost = 1 - float(site.weight[kept].double().square().sum() / site.weight.double().square().sum())
         own = replace(rows.get(site.name) or row_of(site), outputs=keep, weight_error=max(lost, 0.0) ** 0.5)
         found[site.name] = replace(own, reason="")
@@ -173,18 +183,18 @@ def _apply(
         found[site.name] = replace(rows.get(site.name) or row_of(site), inputs=keep)
         spec = replace(site.spec, in_channels=keep, out_channels=keep, groups=keep)
         exchange(replacer, site, spec, site.weight[kept], None if site.bias is None else site.bias[kept])
-    reader = place.consumer
-    row = rows.get(reader.name) or row_of(reader)
-    whole = torch.zeros_like(reader.weight, dtype=torch.float64)
-    whole[:, kept] = removal.weight.to(whole.device)
-    gone = float((reader.weight.double() - whole).square().sum() / reader.weight.double().square().sum())
-    error = removal.error if fitted else None
-    found[reader.name] = replace(row, inputs=keep, weight_error=gone**0.5, output_error=error)
-    bias = reader.bias
-    if fitted:
-        bias = (removal.shift if bias is None else bias.double() + removal.shift).to(reader.weight.dtype)
-    spec = replace(reader.spec, in_channels=keep)
-    exchange(replacer, reader, spec, removal.weight.to(reader.weight.dtype), bias)
+    for site in place.readers:
+        seen = fits.get(site.name)
+        removal = removal if site is reader else fitted_to(site.weight, seen or _alike(site), kept)
+        whole = torch.zeros_like(site.weight, dtype=torch.float64)
+        whole[:, kept] = removal.weight.to(whole.device)
+        gone = float((site.weight.double() - whole).square().sum() / site.weight.double().square().sum())
+        row = replace(rows.get(site.name) or row_of(site), inputs=keep, weight_error=gone**0.5)
+        found[site.name] = replace(row, output_error=None if seen is None else removal.error)
+        bias = site.bias
+        if seen is not None:
+            bias = removal.shift if bias is None else bias.double() + removal.shift
+        exchange(replacer, site, replace(site.spec, in_channels=keep), removal.weight, bias)
     for node, axis in place.axes.items():
         if not node._erased:
             narrow(gm, node, axis, keep)

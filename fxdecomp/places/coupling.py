@@ -4,6 +4,8 @@
     x -> gate -> silu --+
     x -> up -----------mul -> down              two layers give the factors of down's inputs
     x -> expand -> relu -> depthwise -> project     a depthwise layer keeps channels apart
+    y -> pool -> fc1 -> relu -> fc2 -> sigmoid --+
+    y ------------------------------------------mul -> project     a gate is made of what it multiplies
 
 Where a value goes elsewhere, the outputs stay as they are, and a sentence says why.
 """
@@ -18,6 +20,7 @@ from torch.fx import GraphModule, Node
 from fxdecomp.places.operations import (
     PRODUCTS,
     axis_after,
+    is_arrangement,
     is_elementwise,
     is_of_two,
     operation_of,
@@ -39,6 +42,8 @@ class Coupling:
         producers: The layers whose outputs it is: one, or those of both sides of a gate.
         carriers: Depthwise layers on the way.
         consumer: The layer whose inputs it is.
+        squeezes: Layers that read it to make gates of it (Hu et al. 2018, squeeze and excitation).
+        excitations: The layers whose outputs these gates are.
         axes: The values in between, with the place of the axis from the front.
         is_product: Whether what several producers give is multiplied, and not added up.
     """
@@ -47,12 +52,19 @@ class Coupling:
     carriers: tuple[Site, ...]
     consumer: Site
     axes: Mapping[Node, int]
+    squeezes: tuple[Site, ...] = ()
+    excitations: tuple[Site, ...] = ()
     is_product: bool = True
 
     @property
     def layers(self) -> tuple[Site, ...]:
         """All of them."""
-        return (*self.producers, *self.carriers, self.consumer)
+        return (*self.producers, *self.carriers, *self.squeezes, *self.excitations, self.consumer)
+
+    @property
+    def readers(self) -> tuple[Site, ...]:
+        """Those that have fewer inputs."""
+        return (self.consumer, *self.squeezes)
 
 
 class Couplings:
@@ -96,7 +108,7 @@ class _Walk:
         self._producers = producers
         self._axes: dict[Node, int] = {}
         self._carriers: list[Site] = []
-        self._consumer: Site | None = None
+        self._readers: list[Site] = []
         self._is_product = True
 
     def follow(self) -> Coupling | Site | str:
@@ -112,10 +124,31 @@ class _Walk:
                 found = self._layer(node, given) if node in self._sites else self._step(node, given)
                 if found:
                     return found
-        if self._consumer is None:
+        before = {site: self._all_before(site.calls[0].node) for site in self._producers}
+        gated = {
+            site: {each for each in self._readers if each.calls[0].node in before[site]} for site in before
+        }
+        squeezes = tuple(site for site in self._readers if any(site in each for each in gated.values()))
+        readers = [site for site in self._readers if site not in squeezes]
+        if not readers:
             return "no layer reads them"
-        parts = tuple(self._producers), tuple(self._carriers)
-        return Coupling(*parts, self._consumer, self._axes, self._is_product)
+        if len(readers) > 1:
+            return f"{readers[0].name} and {readers[1].name} both read them"
+        producers = tuple(site for site in self._producers if not gated[site])
+        excitations = tuple(site for site in self._producers if gated[site])
+        parts = producers, tuple(self._carriers), readers[0], self._axes, squeezes, excitations
+        return Coupling(*parts, self._is_product)
+
+    @staticmethod
+    def _all_before(node: Node) -> set[Node]:
+        """Everything that a value is made of."""
+        found: set[Node] = set()
+        left = [node]
+        while left:
+            more = [each for each in left.pop().all_input_nodes if each not in found]
+            found.update(more)
+            left += more
+        return found
 
     def _layer(self, node: Node, given: Sequence[Node]) -> str:
         site = self._sites[node]
@@ -134,10 +167,8 @@ class _Walk:
         elif site.spec.groups > 1 or site.spec.recurrence is not None:
             kind = "recurrent" if site.spec.recurrence else "grouped"
             obstacle = f"{site.name}, which reads them, is {kind}"
-        elif self._consumer is not None:
-            obstacle = f"{self._consumer.name} and {site.name} both read them"
         else:
-            self._consumer = site
+            self._readers.append(site)
         return obstacle
 
     def _step(self, node: Node, given: Sequence[Node]) -> Site | str:
@@ -158,15 +189,15 @@ class _Walk:
 
     def _join(self, node: Node, given: Sequence[Node], others: Sequence[Node]) -> Site | str:
         """Sums and products with numbers, with values alike for all channels, or with another layer's."""
-        shape, axis = shape_of(given[0]), self._axes[given[0]]
-        if shape is None or shape_of(node) != shape or any(shape_of(each) != shape for each in given):
+        shape, axis = shape_of(node), self._axes[given[0]]
+        if shape is None or not all(_spans(shape_of(each), shape, axis) for each in given):
             return f"{node.name} joins them with a value of another shape"
         if any(self._axes[each] != axis for each in given):
             return f"{node.name} joins them along different axes"
         for other in others:
             if spreads_over(self._shape(other), len(shape), axis):
                 continue
-            producer = self._producer_of(other) if shape_of(other) == shape else None
+            producer = self._producer_of(other) if _spans(shape_of(other), shape, axis) else None
             if producer is None or producer in self._producers:
                 return f"{node.name} joins them with {other.name}, which is no single layer's output"
             return producer
@@ -180,9 +211,19 @@ class _Walk:
         return shape_of(node) if known is None else tuple(known.value.shape)
 
     def _producer_of(self, node: Node) -> Site | None:
-        """The layer that a value is an element-wise function of."""
-        while node not in self._sites:
-            if len(node.all_input_nodes) != 1 or not is_elementwise(operation_of(self._gm, node)):
+        """The layer whose outputs a value has for its channels, as far as they can be followed back."""
+        while node not in self._sites or self._sites[node].spec.is_depthwise:
+            name = operation_of(self._gm, node)
+            given = [each for each in node.all_input_nodes if each not in self._constants]
+            apart = is_elementwise(name) or is_of_two(name) or is_arrangement(name)
+            if node not in self._sites and (len(given) != 1 or not apart):
                 return None
-            node = node.all_input_nodes[0]
+            node = self._sites[node].calls[0].source if node in self._sites else given[0]
         return self._sites[node]
+
+
+def _spans(shape: tuple[int, ...] | None, joined: tuple[int, ...], axis: int) -> bool:
+    """Whether a value has all channels of what it is joined to, at all positions or alike at them."""
+    if shape is None or len(shape) != len(joined) or shape[axis] != joined[axis]:
+        return False
+    return all(size in (1, whole) for size, whole in zip(shape, joined, strict=True))

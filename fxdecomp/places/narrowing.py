@@ -35,4 +35,4 @@ def fitted_layers(place: Coupling | Heads | States) -> tuple[Site, ...]:
     """The layers whose inputs have to be known where a place is to be fitted."""
     if isinstance(place, States):
         return place.seen, place.reader
-    return place.layers if isinstance(place, Heads) else (place.consumer,)
+    return place.layers if isinstance(place, Heads) else place.readers

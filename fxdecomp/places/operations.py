@@ -49,7 +49,7 @@ _POOLS = frozenset(
 )
 _RESIZED = frozenset(("interpolate", "upsample", "upsample_nearest2d", "upsample_bilinear2d"))
 _PADDED = frozenset(("pad", "constant_pad_nd"))
-_FLAT = frozenset(("flatten", "squeeze"))
+_FLAT = frozenset(("flatten", "squeeze", "unsqueeze"))
 _SHAPED = frozenset(("reshape", "view", "_unsafe_view"))
 _TURNED = frozenset(("transpose", "swapaxes", "permute"))
 _ARRANGED = frozenset(

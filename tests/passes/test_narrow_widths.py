@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 import fxdecomp
 from fxdecomp import Latency, MACs, Params, Policy, Reason, Rule
+from fxdecomp.calibration import Calibration
 from fxdecomp.cli.policies import parse_rule
 from fxdecomp.export import to_onnx
 from fxdecomp.graphs.records import Record, record_of
@@ -234,30 +235,64 @@ def test_widths_are_multiples_and_whole_ones_stay() -> None:
     stride=st.sampled_from([1, 2]),
     act=st.sampled_from([F.relu, torch.tanh, F.silu]),
     deep=st.booleans(),
+    gate=st.sampled_from([None, F.sigmoid, F.hardsigmoid]),
     pooled=st.booleans(),
     keep=st.integers(1, 7),
 )
 def test_drawn_blocks_lose_nothing_with_channels_that_nothing_depends_on(
-    kernel: int, stride: int, act: object, deep: bool, pooled: bool, keep: int
+    kernel: int, stride: int, act: object, deep: bool, gate: object, pooled: bool, keep: int
 ) -> None:
     class Block(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.a = nn.Conv2d(3, 8, kernel, stride, padding=1)
             self.deep = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+            self.squeeze, self.excite = nn.Conv2d(8, 2, 1), nn.Conv2d(2, 8, 1)
             self.b = nn.Conv2d(8, 4, kernel, padding=kernel // 2)
 
         def forward(self, x: Tensor) -> Tensor:
             y = act(self.a(x))  # type: ignore[operator]
             y = act(self.deep(y)) if deep else y  # type: ignore[operator]
+            if gate:
+                inner = act(self.squeeze(y.mean((2, 3), keepdim=True)))  # type: ignore[operator]
+                y = y * gate(self.excite(inner))  # type: ignore[operator]
             return self.b(F.max_pool2d(y, 2) if pooled else y)
 
     model, x = drawn(Block()).double(), image(4, 3, 9, 9).double()
     with torch.no_grad():
         model.b.weight[:, keep:] = 0
+        model.squeeze.weight[:, keep:] = 0
     gm = fxdecomp.trace(model, x)
     for data in (None, [x[:2], x[2:]]):
         small = fxdecomp.transform(gm, Policy(rules=[Rule("a", width=keep)]), calibration=data)
         assert fxdecomp.report(small).applied[0].rank == (keep,)
         with torch.no_grad():
             assert float((small(x) - gm(x)).abs().max()) < 1e-11
+
+
+class Mobile(nn.Module):
+    """An inverted residual with a gate (Howard et al. 2019, MobileNetV3); takes `[n, 6, 8, 8]`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.expand, self.project = nn.Conv2d(6, 24, 1), nn.Conv2d(24, 6, 1)
+        self.deep = nn.Conv2d(24, 24, 3, padding=1, groups=24)
+        self.squeeze, self.excite = nn.Conv2d(24, 8, 1), nn.Conv2d(8, 24, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.hardswish(self.deep(F.hardswish(self.expand(x))))
+        inner = F.relu(self.squeeze(F.adaptive_avg_pool2d(y, 1)))
+        return x + self.project(y * F.hardsigmoid(self.excite(inner)))
+
+
+def test_what_squeezes_makes_up_for_the_channels_that_go_from_a_gate() -> None:
+    gm = fxdecomp.trace(drawn(Mobile()), image(4, 6, 8, 8))
+    data = [image(16, 6, 8, 8, seed=seed) + image(16, 6, 1, 1, seed=-seed) for seed in range(1, 11)]
+    policy = Policy(rules=[Rule("expand", width=0.5)])
+    told = fxdecomp.report(fxdecomp.transform(gm, policy, calibration=Calibration(data, refit=False)))
+    rows = {o.site: o for o in told.applied}
+    assert {name: row.rank for name, row in rows.items()} == {
+        **dict.fromkeys(("expand", "squeeze", "excite", "project"), (12,)),
+        "deep": (12,),
+    }
+    assert rows["squeeze"].output_error < 0.1

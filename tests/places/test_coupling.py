@@ -38,6 +38,19 @@ def convs(forward: Callable[..., Tensor], **more: nn.Module) -> Net:
     return Net(forward, a=nn.Conv2d(4, 16, 3, padding=1), b=nn.Conv2d(16, 4, 3, padding=1), **more)
 
 
+def gate(layer: Callable[..., nn.Module], *kernel: int) -> dict[str, nn.Module]:
+    return {"squeeze": layer(16, 4, *kernel), "excite": layer(4, 16, *kernel)}
+
+
+def gated(m: nn.Module, means: Tensor) -> Tensor:
+    return F.relu6(m.excite(F.relu(m.squeeze(means))) + 3) / 6  # a hard sigmoid as mobile networks write it
+
+
+def excited(m: nn.Module, x: Tensor) -> Tensor:
+    y = F.silu(m.a(x))
+    return m.b(gated(m, F.adaptive_avg_pool2d(y, 1)) * y)
+
+
 FOLLOWED: dict[str, tuple[Callable[[], Net], Tensor]] = {
     "mlp": (lambda: mlp(lambda m, x: x + m.b(F.gelu(m.a(x)))), TOKENS),
     "gelu as files write it": (
@@ -102,6 +115,15 @@ FOLLOWED: dict[str, tuple[Callable[[], Net], Tensor]] = {
         ),
         MAPS,
     ),
+    "squeezed and excited": (lambda: convs(excited, **gate(nn.Conv2d, 1)), MAPS),
+    "excited by Linears": (
+        lambda: convs(
+            lambda m, x: m.b((y := m.deep(m.a(x))) * gated(m, y.mean((2, 3))).view(-1, 16, 1, 1)),
+            deep=nn.Conv2d(16, 16, 3, padding=1, groups=16),
+            **gate(nn.Linear),
+        ),
+        MAPS,
+    ),
     "turned": (
         lambda: Net(
             lambda m, x: m.b(F.gelu(m.a(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)),
@@ -121,12 +143,19 @@ def without_half(make: Callable[[], Net]) -> Net:
     """A network half of whose inner channels nothing depends on."""
     model = drawn(make())
     with torch.no_grad():
-        weight = model.b.weight
-        weight[(slice(None), slice(1, None, 2)) if weight.shape[1] == 16 else slice(1, None, 2)] = 0
+        for name in ("b", "squeeze") if hasattr(model, "squeeze") else ("b",):
+            weight = model.get_submodule(name).weight
+            weight[(slice(None), slice(1, None, 2)) if weight.shape[1] == 16 else slice(1, None, 2)] = 0
     return model
 
 
-WRITTEN = ("gelu as files write it", "gated", "inverted residual", "head behind a view")
+WRITTEN = (
+    "gelu as files write it",
+    "gated",
+    "inverted residual",
+    "head behind a view",
+    "squeezed and excited",
+)
 FORMS = [(form, name) for form in ("symbolic", "exported") for name in FOLLOWED]
 FORMS += [("imported", name) for name in WRITTEN]  # each file takes seconds to write
 
@@ -144,7 +173,9 @@ def test_channels_that_nothing_depends_on_go_and_nothing_changes(
     small = fxdecomp.transform(gm, HALF)
     told = fxdecomp.report(small)
     rows = {o.site: o for o in told.applied}
-    assert rows["a"].rank == rows["b"].rank == (8,)
+    assert {
+        rows[each].rank for each in ("a", "b", *(("squeeze", "excite") if "squeeze" in rows else ()))
+    } == {(8,)}
     with torch.no_grad():
         assert float((small(x) - gm(x)).abs().max()) < (1e-12 if exact else 1e-5)
     assert told.params_after == sum(p.numel() for p in small.parameters())
@@ -157,7 +188,7 @@ def shuffled(m: nn.Module, x: Tensor) -> Tensor:
     return m.b(y.view(2, 4, 4, 8, 8).transpose(1, 2).reshape(2, 16, 8, 8))
 
 
-def excited(m: nn.Module, x: Tensor) -> Tensor:
+def excited_by_one(m: nn.Module, x: Tensor) -> Tensor:
     y = m.a(x)
     return m.b(y * torch.sigmoid(m.c(y.mean((2, 3), keepdim=True))))
 
@@ -247,10 +278,19 @@ LEFT: dict[str, tuple[Callable[[], Net], Tensor, str]] = {
         MAPS,
         "a has groups",
     ),
-    "squeezed and excited": (
-        lambda: convs(excited, c=nn.Conv2d(16, 16, 1)),
+    "excited by one layer": (
+        lambda: convs(excited_by_one, c=nn.Conv2d(16, 16, 1)),
         MAPS,
-        "which is no single layer's output",
+        "c reads outputs that it is joined with",
+    ),
+    "a gate beside another reader": (
+        lambda: convs(
+            lambda m, x: m.b(gated(m, (y := m.a(x)).mean((2, 3), keepdim=True)) * y) + m.c(y),
+            c=nn.Conv2d(16, 4, 3, padding=1),
+            **gate(nn.Conv2d, 1),
+        ),
+        MAPS,
+        "both read them",
     ),
     "recurrent reader": (
         lambda: Net(lambda m, x: m.b(m.a(x))[0], a=nn.Linear(6, 16), b=nn.LSTM(16, 8)),
