@@ -84,13 +84,15 @@ def digit_images(scale: int = 1) -> tuple[Tensor, Tensor]:
     return large, torch.tensor(data.target)[order]
 
 
-def trained(build: Callable[[], nn.Module], scale: int = 1, rounds: int = 40) -> nn.Module:
+def trained(
+    build: Callable[[], nn.Module], scale: int = 1, rounds: int = 40, rate: float = 4e-3
+) -> nn.Module:
     """A network of seed 0, trained on the digits for some rounds with small shifts."""
     torch.manual_seed(0)
     images, labels = (part[:TRAINED] for part in digit_images(scale))
     network = build()
-    optimiser = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, total_steps=rounds * (TRAINED // 64 + 1))
+    optimiser = torch.optim.AdamW(network.parameters(), rate, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=rounds * (TRAINED // 64 + 1))
     for _ in range(rounds):
         for part in torch.split(torch.randperm(TRAINED), 64):
             shift = [int(value) * scale for value in torch.randint(-1, 2, (2,))]

@@ -1,11 +1,12 @@
 """Layers that read one tensor with one first stage against a chain for each, at equal multiply-accumulates.
 
-    python -m benchmarks.joint [--rounds 30] [--shares] [--budgets]
+    python -m benchmarks.joint [--rounds 30] [--shares] [--budgets] [--outputs]
 
 In a transformer Q, K and V (and, where its MLPs are gated, gate and up), in a network of Inception blocks the
 1x1 branches. With --shares only these layers, each network's at one share of their multiply-accumulates; with
 --budgets what budgets make of the whole network when layers may not share, when the budget decides, and when
-they must. Fitted to 256 unlabelled digits, untrained after; accuracy and cross-entropy on the 500 digits that
+they must. With --outputs layers that are added instead, with one last stage for all (`benchmarks.added`).
+Fitted to 256 unlabelled digits, untrained after; accuracy and cross-entropy on the 500 digits that
 nothing saw, and the error of the outputs there.
 """
 
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 import fxdecomp
+from benchmarks import added
 from benchmarks.digit_networks import TRAINED, Transformer, digit_images, trained
 from fxdecomp import Policy, Rule
 from fxdecomp.sites import survey
@@ -130,11 +132,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--shares", action="store_true")
     parser.add_argument("--budgets", action="store_true")
+    parser.add_argument("--outputs", action="store_true")
     parser.add_argument("--only", choices=[*NETWORKS], nargs="*", default=[*NETWORKS])
     options = parser.parse_args()
     torch.set_num_threads(1)
     images, labels = digit_images()
     data = list(torch.split(images[:256], 32))
+    if options.outputs:
+        for line in added.lines(options.rounds, lambda small, gm: _told(small, gm, images, labels)):
+            print(line, flush=True)
+        return
     for name in options.only:
         build, patterns = NETWORKS[name]
         gm = fxdecomp.trace(trained(build, 1, options.rounds), images[:1])

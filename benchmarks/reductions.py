@@ -1,23 +1,26 @@
 """Budgets that may reduce several layers at once against budgets of single chains, at equal measured time.
 
-    python -m benchmarks.reductions --out DIR                           # all networks
-    python -m benchmarks.reductions transformer unet --out DIR --recover
+    python -m benchmarks.reductions fit --out DIR                 # hours; goes on where it was stopped
+    python -m benchmarks.reductions fit --out DIR --recover       # each distilled besides
+    python -m benchmarks.reductions times --out DIR               # minutes, on an idle machine
 
 Each network is given a ladder of budgets of multiply-accumulates twice, once with chains of single layers
 alone and once with all that `auto` may be allowed to do: widths, shared inputs, and chains in recurrent
-layers. All networks that come of it are timed in turn with the dense one, on one thread of ONNX Runtime and
-batches in which the layers take most of the time. Printed are each rung, and for the shares .5 and .35 of the
-dense network's time what lies between the rungs on both sides: the error of the outputs on inputs that
-nothing was fitted to. With --recover all of it again after distillation on the calibration inputs. `vit`
-needs the `transformers` package.
+layers. `fit` writes an ONNX file of each, and how far its outputs are from the dense network's on inputs that
+nothing was fitted to. `times` times all files of a network in turn, on one thread of ONNX Runtime and batches
+in which the layers take most of the time. Printed are each rung, and for the shares .5 and .35 of the dense
+network's time what lies between the rungs on both sides. With --recover each rung is distilled on the
+calibration inputs. `vit` needs the `transformers` package.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,159 +28,138 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 import fxdecomp
-from benchmarks.digit_networks import TRAINED, Transformer, digit_images, trained
+from benchmarks.reduced_networks import CASES, Case
 from fxdecomp import MACs, Policy, PolicyError, Rule
-from fxdecomp.demo.judging import judge
-from fxdecomp.demo.lines import Split, render_lines
-from fxdecomp.demo.recogniser import load_recogniser
 from fxdecomp.export import benchmark, to_onnx
+from fxdecomp.files import read_json, write_json
+from fxdecomp.plans import Plan
 
-LADDER = (0.7, 0.5, 0.4, 0.3, 0.22, 0.16)
+LADDER = (0.5, 0.38, 0.28, 0.2, 0.14)
 SHARES = (0.5, 0.35)
-_ROUNDS = 15
+DENSE = "dense"
+KINDS = ("single chains", "all reductions")
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
-    """A trained network and what is done with it.
+class Rung:
+    """One network, as `fit` leaves it beside its ONNX file.
 
     Attributes:
-        network: The network.
-        example: Inputs for its export and times.
-        batches: Unlabelled inputs that it is fitted to.
-        unseen: Inputs that nothing is fitted to.
+        network: The name of the case.
+        kind: What it may be reduced by, `dense` for the original.
+        share: Its budget.
+        recovered: Whether it was distilled.
+        error: `||y - y'|| / ||y - mean y||` on inputs that nothing was fitted to.
         score: What people would ask of it.
+        macs: Its multiply-accumulates as a share of the dense network's.
+        plan: Method and rank of every layer.
+        notes: What the transformation said.
+        refusal: Why there is no such network; empty where there is one.
     """
 
-    network: nn.Module
-    example: Tensor
-    batches: list[Tensor]
-    unseen: Tensor
-    score: Callable[[GraphModule], str]
+    network: str
+    kind: str
+    share: float = 1.0
+    recovered: bool = False
+    error: float = 0.0
+    score: str = ""
+    macs: float = 1.0
+    plan: Mapping[str, Any] | None = None
+    notes: Sequence[str] = ()
+    refusal: str = ""
+
+    @property
+    def label(self) -> str:
+        """Its name among those of its network."""
+        return f"{self.kind}{f' {self.share}' if self.kind != DENSE else ''}{self.after}"
+
+    @property
+    def after(self) -> str:
+        """What was done to it besides."""
+        return ", recovered" if self.recovered else ""
+
+    def path(self, out: Path, suffix: str) -> Path:
+        """One of its files."""
+        return out / f"{self.network}.{self.label.replace(',', '').replace(' ', '-')}{suffix}"
 
 
-class UNet(nn.Module):
-    """Two levels down and up again, for images of one channel."""
+class Fitting:
+    """Makes the rungs of one network that are not there yet."""
 
-    def __init__(self, width: int = 24) -> None:
-        super().__init__()
-        self.down1, self.down2 = self._block(1, width), self._block(width, 2 * width)
-        self.bottom = self._block(2 * width, 4 * width)
-        self.up2 = nn.ConvTranspose2d(4 * width, 2 * width, 2, 2)
-        self.join2 = self._block(4 * width, 2 * width)
-        self.up1 = nn.ConvTranspose2d(2 * width, width, 2, 2)
-        self.join1, self.head = self._block(2 * width, width), nn.Conv2d(width, 1, 1)
+    def __init__(self, name: str, out: Path) -> None:
+        self._name, self._out = name, out
 
-    @staticmethod
-    def _block(before: int, after: int) -> nn.Sequential:
-        first = (nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU())
-        second = (nn.Conv2d(after, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU())
-        return nn.Sequential(*first, *second)
+    def rungs(self, ladder: Sequence[float], *, recover: bool) -> None:
+        """Make those of some budgets, and the network itself."""
+        if not Rung(self._name, DENSE).path(self._out, ".json").exists():
+            self._write(Rung(self._name, DENSE, score=self._case.score(self._gm)), self._gm)
+        for share in ladder:
+            for kind in KINDS:
+                self._rung(kind, share, recover=recover)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Images `[N, 1, H, W]` to images, H and W multiples of 4."""
-        one = self.down1(x)
-        two = self.down2(nn.functional.max_pool2d(one, 2))
-        three = self.bottom(nn.functional.max_pool2d(two, 2))
-        two = self.join2(torch.cat((self.up2(three), two), 1))
-        result: Tensor = self.head(self.join1(torch.cat((self.up1(two), one), 1)))
-        return result
+    def _rung(self, kind: str, share: float, *, recover: bool) -> None:
+        wanted = Rung(self._name, kind, share, recover)
+        if wanted.path(self._out, ".json").exists():
+            return
+        if not recover:
+            policy = Policy(budget=MACs(share), rules=policies(self._gm)[kind])
+            try:
+                small = fxdecomp.transform(self._gm, policy, calibration=self._study)
+            except PolicyError as error:
+                self._write(Rung(self._name, kind, share, refusal=str(error)), None)
+                return
+        else:
+            before = read(Rung(self._name, kind, share).path(self._out, ".json"))
+            if before.refusal:
+                return
+            assert before.plan is not None  # what was not refused has one
+            policy = Policy.from_plan(Plan.from_dict(before.plan))
+            small = fxdecomp.transform(self._gm, policy, calibration=self._study)
+            again = error_of(small, self._gm, self._case.unseen)
+            if not np.isclose(again, before.error, rtol=1e-3):
+                raise SystemExit(f"{wanted}: replayed with error {again}, was {before.error}")
+            small = fxdecomp.recover(small, self._gm, self._case.batches)
+        report = fxdecomp.report(small)
+        found = Rung(
+            *(self._name, kind, share, recover),
+            error_of(small, self._gm, self._case.unseen),
+            self._case.score(small),
+            report.macs_after / report.macs_before,
+            report.plan.to_dict(),
+            report.record.notes,
+        )
+        self._write(found, small)
 
+    def _write(self, rung: Rung, gm: GraphModule | None) -> None:
+        if gm is not None:
+            to_onnx(gm, self._case.example, rung.path(self._out, ".onnx"))
+        write_json(rung.path(self._out, ".json"), asdict(rung))
+        told = rung.refusal or f"error {rung.error:.2%}, {rung.score}, MACs {rung.macs:.3f}"
+        print(f"{rung.network}, {rung.label}: {told}", flush=True)
 
-def noisy(images: Tensor, seed: int) -> Tensor:
-    """Images under noise as strong as they are."""
-    return images + torch.randn(images.shape, generator=torch.Generator().manual_seed(seed))
+    @cached_property
+    def _case(self) -> Case:
+        return CASES[self._name]()
 
+    @cached_property
+    def _gm(self) -> GraphModule:
+        return fxdecomp.trace(self._case.network, self._case.example)
 
-def unet() -> Case:
-    """Takes the noise from digits of 32 x 32; scored in decibels."""
-    images = digit_images(4)[0]
-    torch.manual_seed(0)
-    network, known, unseen = UNet(), images[:TRAINED], images[TRAINED:]
-    optimiser = torch.optim.AdamW(network.parameters(), lr=2e-3)
-    for step in range(400):
-        part = known[torch.randint(TRAINED, (32,))]
-        loss = nn.functional.mse_loss(network(noisy(part, step)), part)
-        optimiser.zero_grad()
-        torch.autograd.backward(loss)
-        optimiser.step()
-    given = noisy(unseen, 10_000)
-
-    @torch.no_grad()
-    def score(gm: GraphModule) -> str:
-        error = nn.functional.mse_loss(gm(given), unseen)
-        return f"{float(10 * torch.log10(4 / error)):.2f} dB"
-
-    batches = list(torch.split(noisy(known[:256], 20_000), 32))
-    return Case(network.eval(), given[:8], batches, given, score)
-
-
-def digits(network: nn.Module, images: Tensor) -> Case:
-    """A classifier of digits; scored by its accuracy on 500 that nothing saw."""
-    labels = digit_images()[1]
-
-    @torch.no_grad()
-    def score(gm: GraphModule) -> str:
-        right = (gm(images[TRAINED:]).argmax(1) == labels[TRAINED:]).float().mean()
-        return f"{float(right):.1%}"
-
-    return Case(network, images[:64], list(torch.split(images[:256], 32)), images[TRAINED:], score)
-
-
-def transformer() -> Case:
-    """The transformer of the other benchmarks, on 8 x 8."""
-    return digits(trained(Transformer), digit_images()[0])
+    @cached_property
+    def _study(self) -> fxdecomp.Study:
+        return fxdecomp.study(self._gm, self._case.batches)
 
 
-class Logits(nn.Module):
-    """An image classifier of `transformers` that returns its logits alone."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Images to logits."""
-        result: Tensor = self.inner(x, return_dict=False)[0]
-        return result
-
-
-def vit() -> Case:
-    """A vision transformer of the `transformers` package, four blocks over 16 patches and a class token."""
-    from transformers import ViTConfig, ViTForImageClassification
-
-    sizes = {"hidden_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 384}
-    config = ViTConfig(**sizes, image_size=16, patch_size=4, num_channels=1, num_labels=10)
-    network = trained(lambda: Logits(ViTForImageClassification(config)), 2, 40)
-    return digits(network, digit_images(2)[0])
-
-
-def recogniser() -> Case:
-    """EasyOCR's English line recogniser; scored by the lines that it reads exactly, of 500."""
-    lines = render_lines(500, Split.JUDGE)
-    known = render_lines(64, Split.CALIBRATION).images
-    batches = list(torch.split(known, 8))
-    unseen = lines.images[:64]
-    return Case(
-        load_recogniser().eval(), known[:1], batches, unseen, lambda gm: f"{judge(gm, lines).exact:.1%}"
-    )
-
-
-CASES: dict[str, Callable[[], Case]] = {
-    "transformer": transformer,
-    "vit": vit,
-    "unet": unet,
-    "recogniser": recogniser,
-}
+def read(path: Path) -> Rung:
+    """What `fit` wrote about a network."""
+    return Rung(**read_json(path))
 
 
 def policies(gm: GraphModule) -> dict[str, tuple[Rule, ...]]:
     """Rules under which layers are reduced one by one, and those that open all that there is."""
     recurrent = [name for name, module in gm.named_modules() if isinstance(module, nn.RNNBase)]
-    return {
-        "single chains": tuple(Rule(name, method=None) for name in recurrent),
-        "all reductions": (Rule("*", width="auto", share="auto"),),
-    }
+    single = tuple(Rule(name, method=None) for name in recurrent)
+    return dict(zip(KINDS, (single, (Rule("*", width="auto", share="auto"),)), strict=True))
 
 
 @torch.no_grad()
@@ -188,7 +170,9 @@ def error_of(small: GraphModule, gm: GraphModule, unseen: Tensor) -> float:
 
 
 def at_share(rungs: Sequence[tuple[float, float]], share: float) -> float | None:
-    """The error at a share of the dense network's time, between the best rungs around it; None below all.
+    """The error at a share of the dense network's time; None below all rungs.
+
+    Between the best rungs around it the logarithm of the error is linear.
 
     Args:
         rungs: Share of the time and error of each network.
@@ -201,61 +185,56 @@ def at_share(rungs: Sequence[tuple[float, float]], share: float) -> float | None
     if not best or share < best[0][0]:
         return None
     times, errors = zip(*best, strict=True)
-    return float(np.interp(share, times, errors))
+    return float(np.exp(np.interp(share, times, np.log(errors))))
 
 
-def measured(name: str, out: Path, *, recover: bool) -> None:
+def timed(name: str, out: Path, rounds: int) -> None:
     """Print the rungs of one network, and what lies at equal time."""
-    case = CASES[name]()
-    gm = fxdecomp.trace(case.network, case.example)
-    print(f"| {name}, dense | | | | {case.score(gm)} |", flush=True)
-    study = fxdecomp.study(gm, case.batches)
-    made: dict[tuple[str, float, str], GraphModule] = {}
-    for kind, rules in policies(gm).items():
-        for share in LADDER:
-            try:
-                small = fxdecomp.transform(gm, Policy(budget=MACs(share), rules=rules), calibration=study)
-            except PolicyError as error:
-                print(f"| {name}, {kind} | {share} | refused: {error} | | |", flush=True)
-                continue
-            made[kind, share, ""] = small
-            if recover:
-                made[kind, share, ", recovered"] = fxdecomp.recover(small, gm, case.batches)
-    paths = {"dense": out / f"{name}.dense.onnx"}
-    to_onnx(gm, case.example, paths["dense"])
-    for (kind, share, after), small in made.items():
-        label = f"{kind} {share}{after}"
-        paths[label] = out / f"{name}.{label.replace(' ', '-').replace(',', '')}.onnx"
-        to_onnx(small, case.example, paths[label])
-    times = benchmark(paths, threads=1, rounds=_ROUNDS, profile=False)
-    rungs: dict[tuple[str, str], list[tuple[float, float]]] = {}
-    for (kind, share, after), small in made.items():
-        ratio = times.ratio("dense", f"{kind} {share}{after}")
-        lost = error_of(small, gm, case.unseen)
-        rungs.setdefault((kind, after), []).append((1 / ratio.value, lost))
-        row = f"| {name}, {kind}{after} | {share} | {ratio} | {lost:.1%} | {case.score(small)} |"
+    rungs = [rung for path in sorted(out.glob(f"{name}.*.json")) if not (rung := read(path)).refusal]
+    rungs.sort(key=lambda rung: (rung.kind != DENSE, rung.recovered, -rung.share, rung.kind != KINDS[0]))
+    paths = {rung.label: rung.path(out, ".onnx") for rung in rungs}
+    times = benchmark(paths, threads=1, rounds=rounds, profile=False)
+    shares: dict[str, list[tuple[float, float]]] = {}
+    for rung in rungs:
+        ratio = times.ratio(DENSE, rung.label)
+        shares.setdefault(f"{rung.kind}{rung.after}", []).append((1 / ratio.value, rung.error))
+        taken = f"{times.median_s[DENSE] * 1e3:.2f} ms" if rung.kind == DENSE else str(ratio)
+        row = f"| {name}, {rung.label} | {rung.macs:.2f} | {taken} | {rung.error:.1%} | {rung.score} |"
         print(row, flush=True)
+    del shares[DENSE]
     for share in SHARES:
-        for (kind, after), known in rungs.items():
+        for kind, known in shares.items():
             found = at_share(known, share)
             told = "not reached" if found is None else f"{found:.1%}"
-            print(f"| {name}, {kind}{after} | at {share} of the time | | {told} | |", flush=True)
+            print(f"| {name}, {kind} | | at {share} of the time | {told} | |", flush=True)
 
 
 def main() -> None:
-    """Print a Markdown table."""
+    """Fit, or print a Markdown table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("step", choices=("fit", "times"))
     parser.add_argument("networks", nargs="*", help=f"some of {', '.join(CASES)}")
-    parser.add_argument("--out", type=Path, required=True, help="where the ONNX files go")
-    parser.add_argument("--recover", action="store_true")
+    parser.add_argument("--out", type=Path, required=True, help="where the files go, or are")
+    parser.add_argument("--ladder", type=float, nargs="+", default=LADDER, help="budgets that are fitted")
+    parser.add_argument("--recover", action="store_true", help="then distil them")
+    parser.add_argument("--rounds", type=int, default=30, help="of timing")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    print("| network | budget | speedup | error of the outputs | score |\n|---|---|---|---|---|", flush=True)
-    for name in options.networks or CASES:
-        measured(name, options.out, recover=options.recover)
+    names = options.networks or [*CASES]
+    if options.step == "times":
+        head = "| network, budget | MACs | speedup | error of the outputs | score |"
+        print(f"{head}\n|---|---|---|---|---|", flush=True)
+        for name in names:
+            if Rung(name, DENSE).path(options.out, ".json").exists():
+                timed(name, options.out, options.rounds)
+        return
+    fittings = [Fitting(name, options.out) for name in names]
+    for recover in (False, True) if options.recover else (False,):
+        for fitting in fittings:
+            fitting.rungs(options.ladder, recover=recover)
 
 
 if __name__ == "__main__":
