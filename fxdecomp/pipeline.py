@@ -14,6 +14,7 @@ from torch.fx import GraphModule
 from fxdecomp.allocation.joint_work import JointWork
 from fxdecomp.allocation.joints import joints_of, worth_sharing
 from fxdecomp.allocation.site_work import SiteWork, Workers
+from fxdecomp.allocation.timed import missed
 from fxdecomp.allocation.widths import found_widths
 from fxdecomp.calibration import Batch, Calibration
 from fxdecomp.calibration.competing import JOINTS, REFITTED, WIDTHS, better, is_doubtful
@@ -29,6 +30,12 @@ from fxdecomp.policy import Policy
 from fxdecomp.progress import Progress, silent
 from fxdecomp.quality import LEAST_AGREEMENT
 from fxdecomp.studies import Study
+
+_Network = tuple[GraphModule, GraphModule]
+"""What decomposing gave, and the same refitted and judged."""
+
+_Option = tuple[Policy, tuple[str, str, str]]
+"""A policy, and how a note tells its network from the others."""
 
 _log = logging.getLogger(__name__)
 _LITTLE = 0.05
@@ -105,19 +112,22 @@ def transform(
     with unchanged_buffers(gm):
         others = _alternatives(policy, work, workers)
     policy = policy.with_widths({}).with_shares(())
-    start = _prepared(policy, work, workers)
-    chains = DecomposeLayers(policy, start, workers)(start.gm)
-    if known is not calibration and not others:
-        start.forget_layers()
-    result = finished(chains, data)
-    for other, words in others:
-        start = _prepared(other, work, workers)
-        reduced = DecomposeLayers(other, start, workers)(start.gm)
-        winner = better(finished(reduced, data), result, words)
-        chains, result = (chains if winner is result else reduced), winner
-    if problem:
-        record = record_of(result) or Record()
-        attach_record(result, replace(record, notes=(*record.notes, problem)))
+    best: _Network | None = None
+    refusals: list[BudgetError] = []
+    for option, words in ((policy, WIDTHS), *others):
+        start = _prepared(option, work, workers)
+        try:
+            chains = DecomposeLayers(option, start, workers)(start.gm)
+        except BudgetError as error:
+            refusals.append(error)
+            continue
+        if known is not calibration and not others:
+            start.forget_layers()
+        best = _preferred((chains, finished(chains, data)), best, words, policy)
+    if best is None:
+        raise refusals[0]
+    chains, result = best
+    _note(result, problem)
     is_timed = policy.budget is not None and policy.budget.is_timed
     if data is not None and not is_timed and is_doubtful(result, data, known.judged):
         if data.refit:
@@ -130,9 +140,7 @@ def transform(
     return result
 
 
-def _alternatives(
-    policy: Policy, work: SiteWork, workers: Workers
-) -> list[tuple[Policy, tuple[str, str, str]]]:
+def _alternatives(policy: Policy, work: SiteWork, workers: Workers) -> list[_Option]:
     """What else a budget finds where widths or shared inputs are open to it, and how it is called."""
     open_ = found_widths(policy, work.gm, work, workers) if policy.has_open_widths else ()
     found = [(policy.with_shares(()).with_widths(widths), WIDTHS) for widths in open_]
@@ -141,11 +149,28 @@ def _alternatives(
     return found
 
 
+def _preferred(new: _Network, best: _Network | None, words: tuple[str, str, str], policy: Policy) -> _Network:
+    """Of two networks the one that misses a budget of time less, or else the one that loses less."""
+    if best is None:
+        return new
+    late, before = (missed((record_of(gm) or Record()).latency, policy.budget) for gm, _ in (new, best))
+    if late != before:
+        return new if late < before else best
+    return new if better(new[1], best[1], words) is new[1] else best
+
+
+def _note(gm: GraphModule, note: str) -> None:
+    """Add a sentence to a graph's record, if there is one."""
+    if note:
+        record = record_of(gm) or Record()
+        attach_record(gm, replace(record, notes=(*record.notes, note)))
+
+
 def _prepared(policy: Policy, work: SiteWork, workers: Workers) -> SiteWork:
     """The work at the layers that are decomposed: of fewer channels, and joint, where the policy says so."""
     if policy.has_widths:
         narrower = NarrowWidths(policy, work.calibration, workers.progress)(work.gm)
-        work = SiteWork(narrower, work.calibration, work.prior)
+        work = SiteWork(narrower, work.calibration, work.prior, work.gm)
     if policy.has_shares:
         with unchanged_buffers(work.gm):
             joints, notes = joints_of(policy, work, workers)

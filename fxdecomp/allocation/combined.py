@@ -38,11 +38,14 @@ class Place:
         """The place as it is, and the frontier of its layers' own chains and its options.
 
         Args:
-            menus: The candidates of layers, of which those that have none stay as they are.
+            menus: The candidates of layers, of which those that have none stay as they are; where they are
+                timed, all layers have some.
             sensitivity: Damage per unit of error at a layer.
             cost: What the frontier is about.
         """
-        dense = Candidate(None, (), 0.0, *sums(self.layers))
+        whole = [menus[site.name][0].time_s for site in self.layers if site.name in menus]
+        time_s = sum(filter(None, whole)) if cost.is_timed else None
+        dense = Candidate(None, (), 0.0, *sums(self.layers), time_s)
         combined = together(self.layers, menus, sensitivity, cost)
         best = frontier([*combined, *self.options], cost)
         return (dense, *(each for each in best if each.method is not None))
@@ -75,6 +78,7 @@ def together(
                 a.error + weight * b.error,
                 a.macs + b.macs,
                 a.params + b.params,
+                None if b.time_s is None else (a.time_s or 0.0) + b.time_s,
             )
             for a in combined
             for b in own
@@ -83,31 +87,59 @@ def together(
     return combined
 
 
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What a network costs.
+
+    Attributes:
+        fixed: All but the layers that have menus, and those in places.
+        dense: All of it.
+    """
+
+    fixed: float
+    dense: float
+
+
+def counted(
+    cost: type[Budget], found: Survey, places: Sequence[Place], menus: Mapping[str, Sequence[Candidate]]
+) -> Totals:
+    """The totals of what can be counted.
+
+    Args:
+        cost: What is counted.
+        found: Everything in the network.
+        places: The places.
+        menus: The candidates of single layers.
+    """
+    everything: list[Counted] = [*found.sites, *found.skipped, *found.others]
+    dense = sum(map(cost.cost_of, everything))
+    open_ = menus.keys() | {site.name for place in places for site in place.layers}
+    fixed = dense - sum(cost.cost_of(site) for site in found.sites if site.name in open_)
+    return Totals(fixed, dense)
+
+
 def choose(
     budget: Budget,
-    found: Survey,
     places: Sequence[Place],
     menus: Mapping[str, Sequence[Candidate]],
     sensitivity: Mapping[str, float],
+    totals: Totals,
 ) -> dict[str, Candidate]:
     """What serves a budget at each place, by its name; nothing where the budget cannot be met.
 
     Args:
-        budget: Of what is counted.
-        found: Everything in the network.
+        budget: What may be spent.
         places: The places.
         menus: The candidates of single layers.
         sensitivity: Damage at the network's output per unit of error at them.
+        totals: What the network costs.
     """
     cost = type(budget)
     inside = {site.name for place in places for site in place.layers}
     joined = {place.name: place.menu(menus, sensitivity, cost) for place in places}
     joined |= {name: tuple(menu) for name, menu in menus.items() if name not in inside}
-    weights = dict(sensitivity) | {place.name: 1.0 for place in places}
-    everything: list[Counted] = [*found.sites, *found.skipped, *found.others]
-    dense = sum(map(cost.cost_of, everything))
-    counted = set(joined) | inside
-    fixed = dense - sum(cost.cost_of(site) for site in found.sites if site.name in counted)
+    weights = dict.fromkeys(joined, 0.0) | dict(sensitivity) | {place.name: 1.0 for place in places}
+    fixed, dense = totals.fixed, totals.dense
     try:
         chosen = allocate(joined, budget, fixed=fixed, dense=dense, sensitivity=weights).chosen
     except BudgetError:

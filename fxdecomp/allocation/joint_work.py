@@ -31,7 +31,7 @@ class JointWork(SiteWork):
     @staticmethod
     def after(gm: GraphModule, parent: SiteWork) -> JointWork:
         """Begin with what is known of the graph before."""
-        return JointWork(gm, parent.calibration, parent.prior, parent=parent)
+        return JointWork(gm, parent.calibration, parent.prior, parent.whole or parent.gm, parent=parent)
 
     @property
     def joints(self) -> dict[str, tuple[str, ...]]:

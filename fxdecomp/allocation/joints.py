@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 
 from fxdecomp.allocation.candidates import Candidate, candidates, question_of, task_of
-from fxdecomp.allocation.combined import Place, choose, is_open, together
+from fxdecomp.allocation.combined import Place, choose, counted, is_open, together
 from fxdecomp.allocation.planning import rank_step
 from fxdecomp.allocation.site_work import MOMENTS, SiteWork, Workers
 from fxdecomp.calibration.moments import Moments
@@ -32,7 +32,7 @@ from fxdecomp.sites import Site, survey
 _SHARED = "shared"
 """The method of a candidate whose rank says which layers share: their places in the group."""
 
-_TIMED = "the times are of networks in which layers that share their input are one, the dense one too"
+_TIMED = "the times are of networks in which layers that share their input are one, but for the dense one"
 
 _FEW = 4
 """Layers on one tensor of which any two or more are tried together."""
@@ -114,7 +114,8 @@ def worth_sharing(policy: Policy, work: SiteWork, workers: Workers) -> tuple[str
             others = [site for index, site in enumerate(group) if index not in sharing]
             options += together(others, menus, sensitivity, cost, joint)
         places.append(Place(group[0].name, group, tuple(options)))
-    chosen = choose(policy.budget, found, places, menus, sensitivity)
+    totals = counted(cost, found, places, menus)
+    chosen = choose(policy.budget, places, menus, sensitivity, totals)
     picks = ((place, chosen[place.name]) for place in places if place.name in chosen)
     return tuple(
         place.layers[index].name for place, pick in picks if pick.method == _SHARED for index in pick.rank

@@ -159,7 +159,8 @@ def _timed_choice(
         for name, result in situation.settled.items()
         if isinstance(result, Solution)
     }
-    with LatencyPlanner(situation.gm, situation.sites, budget, given) as planner:
+    whole = situation.work.whole
+    with LatencyPlanner(situation.gm, situation.sites, budget, given, whole) as planner:
         step = policy.multiple_of or planner.times.good_multiple()
         questions = {name: question_of(task, step, Latency) for name, task in open_.items()}
         untimed = situation.menus(questions)

@@ -80,12 +80,14 @@ class SiteWork:
         gm: The graph; nobody changes it.
         calibration: Inputs, None for the weights alone.
         prior: Made-up inputs, towards which what few inputs show is shrunk; None for the identity.
+        whole: The graph before widths were cut and inputs joined; None where that is this one.
         runs: Forward passes over all calibration batches so far.
     """
 
     gm: GraphModule
     calibration: Calibration | None
     prior: Calibration | None = None
+    whole: GraphModule | None = None
     runs: int = 0
     _sites: dict[str, Site] = field(default_factory=dict, repr=False)
     _problems: dict[str, tuple[Problem, ...]] = field(default_factory=dict, repr=False)

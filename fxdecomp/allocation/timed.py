@@ -5,9 +5,11 @@
 `fixed` is what the profile of the dense network gives for everything else: activations, pooling, recurrent
 layers, and the layers that are left alone. `settled` are the chains that the policy itself gives. Both the
 budget and the prediction are shares of the dense network's time, in which settled layers count with their
-dense time. The choice is assembled with drawn weights, exported,
-and timed against the dense network in turn. Where the measured share misses the target, the limit moves by
-the miss and the choice is made again; a network that is not faster beyond the noise is dropped.
+dense time. Where channels were removed or inputs joined before, the dense network is the one before that: its
+time is predicted from that of the one that is decomposed, by what both take, measured in turn. The choice is
+assembled with drawn weights, exported, and timed against the dense network in turn. Where the measured share
+misses the target, the limit moves by the miss and the choice is made again; a network that is not faster
+beyond the noise is dropped.
 
 Other work on the machine makes times that cannot be compared. The dense network is timed before and after its
 layers, and rounds against it must agree; where they do not it is timed again, and `Measurement` tells what
@@ -16,6 +18,7 @@ remains.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,12 +34,12 @@ from fxdecomp.errors import BenchmarkError, BudgetError
 from fxdecomp.export import BenchmarkReport, Ratio, benchmark
 from fxdecomp.export.kernels import profile_model
 from fxdecomp.export.parity import to_numpy
-from fxdecomp.graphs.timed_plans import TimedAttempt
+from fxdecomp.graphs.timed_plans import TimedAttempt, TimedPlan
 from fxdecomp.latency.cache import LatencyCache, cache_folder
 from fxdecomp.latency.chain_times import ChainTimes
 from fxdecomp.latency.mock_networks import Picks, recorded_inputs, write_mock
 from fxdecomp.latency.quickest_options import place_of
-from fxdecomp.policy.budgets import Latency
+from fxdecomp.policy.budgets import Budget, Latency
 from fxdecomp.sites import Site
 
 ABOVE, BELOW = 0.02, 0.03
@@ -47,6 +50,7 @@ _UNSURE = 0.2
 """How wide the interval of a speedup may be, as a share of it."""
 
 _TIMING_S = 20.0
+_ROUNDS = 12
 _PROFILE_S = 2.0
 
 
@@ -88,7 +92,14 @@ class Attempt:
 class LatencyPlanner:
     """Predicts, assembles and times. Use it as a context: the dense network's file lives in its folder."""
 
-    def __init__(self, gm: GraphModule, sites: Sequence[Site], budget: Latency, given: Picks) -> None:
+    def __init__(
+        self,
+        gm: GraphModule,
+        sites: Sequence[Site],
+        budget: Latency,
+        given: Picks,
+        whole: GraphModule | None = None,
+    ) -> None:
         """Export, time and profile the dense network.
 
         Args:
@@ -96,8 +107,11 @@ class LatencyPlanner:
             sites: Its layers.
             budget: Provider, threads and target.
             given: Layers whose chain is settled; they are chains in every attempt.
+            whole: The dense network, where the graph has fewer channels than it, or joint layers.
         """
         self._gm, self._sites, self._budget, self._given = gm, sites, budget, given
+        self._whole = whole
+        self._speedup = 1.0
         self._scratch = tempfile.TemporaryDirectory()
         self._folder = Path(self._scratch.name)
         self._drift = 1.0
@@ -107,8 +121,13 @@ class LatencyPlanner:
         try:
             cache = LatencyCache(cache_folder())
             self._times = ChainTimes(place_of(self._budget, cache), cache)
-            write_mock(self._gm, {}, self._folder / "dense.onnx")
+            self._start = self._folder / "dense.onnx"
+            write_mock(self._whole or self._gm, {}, self._start)
             self._dense_s = self._median_s()
+            if self._whole is not None:
+                self._start = self._folder / "start.onnx"
+                write_mock(self._gm, {}, self._start)
+                self._speedup = self._benchmark(_ROUNDS, start=self._start).ratio("dense", "start").value
         except BaseException:
             self._scratch.cleanup()
             raise
@@ -150,12 +169,13 @@ class LatencyPlanner:
         """
         if not self._times.place.description.times_nodes:
             layers_s = self._settled_s(dense=True) + sum(open_.values())
-            self._layers_share = layers_s / self._dense_s
-            return max(0.0, self._dense_s - layers_s)
+            start_s = self._dense_s / self._speedup
+            self._layers_share = layers_s / start_s
+            return max(0.0, start_s - layers_s)
         names = [str(node.target) for node in self._gm.graph.nodes if node.op == "placeholder"]
         inputs = recorded_inputs(self._gm)
         profile = profile_model(
-            self._folder / "dense.onnx",
+            self._start,
             dict(zip(names, map(to_numpy, inputs), strict=False)),
             provider=self._budget.provider,
             provider_options=self._times.place.options,
@@ -171,7 +191,7 @@ class LatencyPlanner:
         fixed_s: float,
         sensitivity: Mapping[str, float] | None = None,
     ) -> list[Attempt]:
-        """Choose, assemble and time until the target is met; empty where there is no chain at all.
+        """Choose, assemble and time until the target is met; empty where nothing is changed at all.
 
         Args:
             menus: The timed candidates of each layer, the dense one first.
@@ -181,7 +201,8 @@ class LatencyPlanner:
         Raises:
             BudgetError: The budget cannot be met.
         """
-        dense = fixed_s + self._settled_s(dense=True) + sum(menu[0].time_s or 0.0 for menu in menus.values())
+        start = fixed_s + self._settled_s(dense=True) + sum(menu[0].time_s or 0.0 for menu in menus.values())
+        dense = self._speedup * start
         target = self.target
         limit = target * dense
         found: list[Attempt] = []
@@ -202,7 +223,7 @@ class LatencyPlanner:
             if any(choice.chosen == earlier.allocation.chosen for earlier in found):
                 break
             picks = {name: (c.method, c.rank) for name, c in choice.chosen.items() if c.method is not None}
-            if not picks and not self._given:
+            if not picks and not self._given and self._whole is None:
                 break
             found.append(self._timed(choice, choice.cost / dense, picks))
             share = found[-1].share
@@ -246,6 +267,22 @@ class LatencyPlanner:
     def _benchmark(self, rounds: int, **others: Path) -> BenchmarkReport:
         paths = {"dense": self._folder / "dense.onnx", **others}
         return benchmark(paths, **self._times.place.settings, rounds=rounds, profile=False)
+
+
+def missed(timed: TimedPlan | None, budget: Budget | None) -> float:
+    """By how much a network takes a larger share of the time than it may; infinite where it is not faster.
+
+    Args:
+        timed: What was measured of it, None without a budget of time.
+        budget: That budget.
+    """
+    if timed is None or budget is None:
+        return 0.0
+    if timed.taken is None:
+        return math.inf
+    taken = timed.attempts[timed.taken]
+    target = budget.limit(taken.dense_s) / taken.dense_s
+    return max(0.0, taken.measured_share - target * (1 + ABOVE))
 
 
 def best_attempt(attempts: Sequence[Attempt], target: float) -> Attempt | None:

@@ -13,10 +13,12 @@ from collections.abc import Mapping, Sequence
 from torch.fx import GraphModule
 
 from fxdecomp.allocation.candidates import Candidate, question_of, task_of
-from fxdecomp.allocation.combined import Place, choose, is_open, sums
+from fxdecomp.allocation.combined import Place, Totals, choose, counted, is_open, sums
 from fxdecomp.allocation.heads import LEAST, NARROWED, head_places
 from fxdecomp.allocation.planning import rank_step
 from fxdecomp.allocation.site_work import SiteWork, Workers
+from fxdecomp.allocation.timed import LatencyPlanner
+from fxdecomp.allocation.timed_widths import priced
 from fxdecomp.calibration.collecting import collect
 from fxdecomp.calibration.moments import Moments
 from fxdecomp.fitting.removal import removal_errors
@@ -24,7 +26,7 @@ from fxdecomp.graphs.records import record_of
 from fxdecomp.places.coupling import Coupling
 from fxdecomp.places.heads import Heads
 from fxdecomp.places.narrowing import Narrowings, fitted_layers
-from fxdecomp.policy import Policy
+from fxdecomp.policy import Latency, Policy
 from fxdecomp.policy.rules import AUTO
 from fxdecomp.sites import Survey, survey
 
@@ -41,7 +43,7 @@ def found_widths(
     several answers: for either alone, and for both.
 
     Args:
-        policy: With a budget of what is counted, and open widths.
+        policy: With a budget, and open widths.
         gm: The network, its BatchNorms folded.
         work: Knows the layers' candidates and sensitivities.
         workers: Do what has still to be done.
@@ -66,9 +68,20 @@ def found_widths(
     moments = _moments(gm, apart, work)
     inner = _places(couplings, moments, step, sensitivity)
     mixed = head_places(gm, heads, moments, work, workers.progress)
+    timed: Totals | None = None
+    if isinstance(policy.budget, Latency):
+        layers = {each.producers[0].name: each for each in apart}
+        narrowing = {place: layers[place.name] for place in inner + mixed}
+        with LatencyPlanner(gm, found.sites, policy.budget, {}) as planner:
+            known = priced(planner, questions, menus, narrowing, workers.progress)
+        menus, timed = known.menus, known.totals
+        inner, mixed = ([known.places[each.name] for each in places] for places in (inner, mixed))
     answers: list[dict[str, int]] = []
     for places in (inner, mixed, inner + mixed):
-        chosen = choose(policy.budget, found, places, menus, sensitivity) if places else {}
+        if not places:
+            continue
+        totals = timed or counted(cost, found, places, menus)
+        chosen = choose(policy.budget, places, menus, sensitivity, totals)
         answer = {name: pick.rank[0] for name, pick in chosen.items() if pick.method == NARROWED}
         if answer and answer not in answers:
             answers.append(answer)

@@ -285,8 +285,6 @@ def _check_budget(policy: Policy) -> None:
     if (policy.has_open_widths or policy.has_open_shares) and policy.budget is None:
         key = "width" if policy.has_open_widths else "share"
         raise PolicyError(f"{key} 'auto' needs a budget, such as budget=MACs(0.5)")
-    if isinstance(policy.budget, Latency) and policy.has_widths:
-        raise PolicyError("a budget of Latency takes no widths; use MACs or Params beside them")
     if isinstance(policy.budget, Latency) and policy.has_open_shares:
         raise PolicyError("a budget of Latency finds no shares; name the layers with share='input'")
     step = policy.multiple_of

@@ -82,7 +82,7 @@ def test_times_are_told_to_be_of_joined_layers() -> None:
     joints, notes = joints_of(policy, SiteWork(gm, None), ALONE)
     assert [joint.names for joint in joints] == [("a", "b", "c")]
     assert notes == (
-        "the times are of networks in which layers that share their input are one, the dense one too",
+        "the times are of networks in which layers that share their input are one, but for the dense one",
     )
 
 

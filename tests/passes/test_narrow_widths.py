@@ -12,7 +12,7 @@ from torch.fx import GraphModule
 from torch.nn import functional as F
 
 import fxdecomp
-from fxdecomp import Latency, MACs, Params, Policy, Reason, Rule
+from fxdecomp import MACs, Params, Policy, Reason, Rule
 from fxdecomp.calibration import Calibration
 from fxdecomp.cli.policies import parse_rule
 from fxdecomp.export import to_onnx
@@ -189,7 +189,6 @@ def test_the_file_has_the_same_nodes_with_fewer_channels(tmp_path: Path) -> None
         (lambda: Rule("a", width=1.5), "wanted a share of the outputs"),
         (lambda: Rule("a", width=True), "wanted a share of the outputs"),
         (lambda: Rule("a", width="half"), "wanted a share of the outputs"),
-        (lambda: Policy(rules=[Rule("a", width=0.5)], budget=Latency(0.5)), "Latency takes no widths"),
         (
             lambda: Policy(rules=[Rule("a", width=0.5), Rule("*", width=0.4)]).width_of("a"),
             "different widths",
