@@ -21,6 +21,7 @@ from fxdecomp.calibration.batches import Calibration, inputs_of
 from fxdecomp.graphs.copies import copy_sharing_tensors
 from fxdecomp.graphs.inputs import float_leaves
 from fxdecomp.graphs.untouched import copied
+from fxdecomp.progress import Progress, silent
 from fxdecomp.sites import Site
 
 INPUTS = 32
@@ -49,7 +50,12 @@ class _Watched(fx.Interpreter):
 
 
 def output_gradients(
-    gm: GraphModule, sites: Sequence[Site], calibration: Calibration, *, room_bytes: int
+    gm: GraphModule,
+    sites: Sequence[Site],
+    calibration: Calibration,
+    *,
+    room_bytes: int,
+    progress: Progress = silent,
 ) -> dict[str, Float[Tensor, "t t"]]:
     """The second moments of the gradients at some layers' outputs, in float64.
 
@@ -58,6 +64,7 @@ def output_gradients(
         sites: The layers; those with groups, a recurrence or several calls are left out.
         calibration: Inputs, of which the first batches serve, and the seed of the projections.
         room_bytes: Memory for the values of one run, all of which gradients need.
+        progress: Told of every batch.
 
     Returns:
         A matrix for each layer by name, none for layers whose output does not reach the network's; empty
@@ -72,9 +79,9 @@ def output_gradients(
     before = accumulate(map(inputs_of, calibration.batches), initial=0)
     values = [each for each, seen in zip(calibration.values(runner), before, strict=False) if seen < INPUTS]
     sums: dict[str, Tensor] = {}
-    try:
-        with torch.inference_mode(False), torch.enable_grad():
-            for batch in values:
+    for index, batch in enumerate(values):
+        try:
+            with torch.inference_mode(False), torch.enable_grad():
                 watched = _Watched(runner, frozenset(layers), room_bytes)
                 outputs = [y for y in float_leaves(watched.run(*copied(batch))) if y.requires_grad]
                 if not outputs:
@@ -87,6 +94,7 @@ def output_gradients(
                         ndim = layers[name].spec.ndim
                         rows = (slope.movedim(-1 - ndim, -1) if ndim else slope).flatten(0, -2).double()
                         sums[name] = sums.get(name, torch.zeros(())) + rows.T @ rows
-    except Exception:  # noqa: BLE001 - a network's own code runs here, and what gives no gradient says so as it likes
-        return {}
+        except Exception:  # noqa: BLE001 - a network's own code runs here, and what gives no gradient says so as it likes
+            return {}
+        progress("gradients", index + 1, len(values))
     return {layers[n].name: S for n, S in sums.items() if bool(S.isfinite().all()) and bool(S.trace() > 0)}

@@ -21,6 +21,7 @@ from fxdecomp.calibration import Calibration
 from fxdecomp.calibration.output_gradients import output_gradients
 from fxdecomp.chains import Chain
 from fxdecomp.fitting.refitting import JointMoments, refit
+from fxdecomp.progress import Progress, silent
 from fxdecomp.sites import Site
 
 _FLOOR = 0.03
@@ -55,16 +56,19 @@ class OutputSide:
         return chain if new is given else behind(self.inverse, new)
 
 
-def output_sides(gm: GraphModule, layers: Sequence[Site], calibration: Calibration) -> dict[str, OutputSide]:
+def output_sides(
+    gm: GraphModule, layers: Sequence[Site], calibration: Calibration, progress: Progress = silent
+) -> dict[str, OutputSide]:
     """How the outputs of some layers are weighed, by name; of the others no gradient tells.
 
     Args:
         gm: The original graph, in which the layers were surveyed.
         layers: The layers.
         calibration: Its inputs, of which the first few serve.
+        progress: Told of every batch.
     """
     room = calibration.budget_bytes // 2  # as much as the values that are fitted to may take
-    found = output_gradients(gm, layers, calibration, room_bytes=room)
+    found = output_gradients(gm, layers, calibration, room_bytes=room, progress=progress)
     return {name: OutputSide.of(S) for name, S in found.items()}
 
 

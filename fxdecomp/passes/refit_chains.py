@@ -127,7 +127,8 @@ class RefitChains(Pass):
         original = copy_sharing_tensors(self.original).eval()
         graphs = runner, original
         room = self.calibration.budget_bytes // 2  # the rest is for sums
-        sides = output_sides(original, [target.layer for target in targets], self.calibration)
+        layers = [target.layer for target in targets]
+        sides = output_sides(original, layers, self.calibration, self.progress)
         lockstep = Lockstep(graphs, [self.calibration.values(each) for each in graphs], room)
         outcomes: dict[str, Outcome] = {outcome.site: outcome for outcome in record.outcomes}
         changed = 0
