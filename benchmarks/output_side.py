@@ -100,8 +100,7 @@ def weighed_factorise(sides: Sides) -> Callable[[Task], Solution | Refusal]:
 
 def refitted(refitting: RefitChains, chains: GraphModule, sides: Sides) -> GraphModule:
     """What the package's refit makes of chains, with these weights in the place of its own."""
-    with patch("fxdecomp.passes.refit_chains.output_sides", lambda *_: sides):
-        return refitting(chains)
+    return replace(refitting, sides=lambda *_: sides)(chains)
 
 
 @torch.no_grad()

@@ -100,8 +100,8 @@ def transform(
         """Refitted to data, if there are any, its joint layers parted, and compared with the original."""
         joints = (record_of(chains) or Record()).joints
         if data is not None and data.refit:
-            whole = JoinInputs(joints)(known.folded) if joints else known.folded
-            chains = RefitChains(whole, data, progress)(chains)
+            whole = SiteWork(JoinInputs(joints)(known.folded), data) if joints else work
+            chains = RefitChains(whole.gm, data, progress, whole.output_sides)(chains)
         if joints:
             chains = PartOutputs(known.folded)(chains)
         with torch.inference_mode(False):

@@ -44,6 +44,7 @@ def count(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         monkeypatch.setattr(module, name, call)
 
     counted(site_work, "measure_sensitivity")
+    counted(site_work, "output_gradients")
     counted(problem, "whitened_svd")
     counted(studies, "made_up")
     runs = site_work.collect
@@ -113,6 +114,7 @@ def test_a_search_studies_the_network_once(gm: GraphModule, count: Counter[str])
     assert len(found.trials) > 2
     assert count["collect"] == 1
     assert count["measure_sensitivity"] == 1
+    assert count["output_gradients"] == 1
 
 
 def test_a_study_of_weights_alone_and_of_few_inputs(gm: GraphModule) -> None:
@@ -148,7 +150,7 @@ def test_a_study_out_of_a_file_runs_over_no_data_and_gives_the_same(
     count.clear()
     loaded = fxdecomp.study(gm, batches, saved=tmp_path / "net.study")
     assert_same(fresh, fxdecomp.transform(gm, other, calibration=loaded))
-    assert not count["collect"] + count["measure_sensitivity"] + count["made_up"]
+    assert not count["collect"] + count["measure_sensitivity"] + count["made_up"] + count["output_gradients"]
 
 
 def test_a_study_is_refused_for_another_network_or_calibration(gm: GraphModule, tmp_path: Path) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Set
 from concurrent.futures import Executor
 from dataclasses import astuple, dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 import torch
+from torch import Tensor
 from torch.fx import GraphModule
 
 from fxdecomp.allocation.candidates import Candidate, Question, candidates, key_of, plain_key
@@ -15,8 +16,10 @@ from fxdecomp.allocation.sensitivity import EXAMPLES, LEAST_EXAMPLES, measure_se
 from fxdecomp.calibration import Calibration
 from fxdecomp.calibration.collecting import collect
 from fxdecomp.calibration.moments import Moments
+from fxdecomp.calibration.output_gradients import output_gradients
 from fxdecomp.decompositions import Problem, problems_of
 from fxdecomp.decompositions.factorising import Task
+from fxdecomp.fitting.output_side import OutputSide
 from fxdecomp.progress import Progress, silent
 from fxdecomp.sites import Site, survey
 
@@ -26,6 +29,9 @@ Result = TypeVar("Result")
 MOMENTS = "moments"
 """The work that gives layers' moments, which are no more kept than the layers that they belong to."""
 _MENUS = "candidates"
+_FEW_OUTPUTS = 1024
+"""Outputs of a layer up to which the moments of their gradients are taken beside those that are wanted."""
+
 _KEPT = 0.8
 """Share of the calibration's room for what is kept of the layers; the rest is for what is being made."""
 _ROOM_BYTES = 2 << 30
@@ -93,6 +99,7 @@ class SiteWork:
     _problems: dict[str, tuple[Problem, ...]] = field(default_factory=dict, repr=False)
     _answers: dict[tuple[str, Hashable], Any] = field(default_factory=dict, repr=False)
     _sensitivity: dict[tuple[str, int], float] = field(default_factory=dict, repr=False)
+    _gradients: dict[str, Tensor | None] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         self._sites = {site.name: site for site in survey(self.gm).sites}
@@ -133,12 +140,29 @@ class SiteWork:
         measured = {name: value for name, value in known.items() if value is not None}
         return measured if len(measured) == len(known) and measured else None
 
+    def output_sides(self, names: Set[str], progress: Progress) -> dict[str, OutputSide]:
+        """How the outputs of some layers are weighed, by name; of the others no gradient tells.
+
+        Gradients cost as much at all layers as at one: those of few outputs are kept for the next policy.
+        """
+        if self.calibration is None:
+            return {}
+        if names - self._gradients.keys():
+            new = [site for name, site in self._sites.items() if name not in self._gradients]
+            new = [site for site in new if site.name in names or site.spec.out_channels <= _FEW_OUTPUTS]
+            room = self.calibration.budget_bytes // 2  # as much as the values that are fitted to may take
+            found = output_gradients(self.gm, new, self.calibration, room_bytes=room, progress=progress)
+            self._gradients |= {site.name: found.get(site.name) for site in new}
+        known = {name: self._gradients[name] for name in names}
+        return {name: OutputSide.of(S) for name, S in known.items() if S is not None}
+
     def state(self) -> dict[str, Any]:
-        """Moments, bases, sensitivities and candidates as tensors and plain data; chains are made again."""
+        """All that is known but the chains, as tensors and plain data."""
         menus = [(key, found) for (work, key), found in self._answers.items() if work == _MENUS]
         return {
             "layers": {name: [each.state() for each in known] for name, known in self._problems.items()},
             "sensitivity": [(*key, value) for key, value in self._sensitivity.items()],
+            "gradients": dict(self._gradients),
             "menus": [(plain_key(key), [astuple(each) for each in found]) for key, found in menus],
         }
 
@@ -149,6 +173,7 @@ class SiteWork:
             given = zip(problems_of(site.weight, site.spec), known, strict=True)
             self._problems[name] = tuple(problem.with_state(each) for problem, each in given)
         self._sensitivity |= {(name, count): value for name, count, value in state["sensitivity"]}
+        self._gradients |= state["gradients"]
         for key, found in state["menus"]:
             self._answers[_MENUS, key_of(key)] = tuple(Candidate(*each) for each in found)
 

@@ -9,20 +9,14 @@ says what an error does alone and while it is small (`benchmarks/output_side.py`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.fx import GraphModule
 
-from fxdecomp.calibration import Calibration
-from fxdecomp.calibration.output_gradients import output_gradients
 from fxdecomp.chains import Chain
 from fxdecomp.fitting.refitting import JointMoments, refit
-from fxdecomp.progress import Progress, silent
-from fxdecomp.sites import Site
 
 _FLOOR = 0.03
 """Least weight of a direction, as a share of the mean eigenvalue of S: few inputs do not show all of them."""
@@ -54,22 +48,6 @@ class OutputSide:
         given = behind(self.root, chain)
         new = refit(fit.weighed(self.root), held.weighed(self.root), given, times(self.root, layer))
         return chain if new is given else behind(self.inverse, new)
-
-
-def output_sides(
-    gm: GraphModule, layers: Sequence[Site], calibration: Calibration, progress: Progress = silent
-) -> dict[str, OutputSide]:
-    """How the outputs of some layers are weighed, by name; of the others no gradient tells.
-
-    Args:
-        gm: The original graph, in which the layers were surveyed.
-        layers: The layers.
-        calibration: Its inputs, of which the first few serve.
-        progress: Told of every batch.
-    """
-    room = calibration.budget_bytes // 2  # as much as the values that are fitted to may take
-    found = output_gradients(gm, layers, calibration, room_bytes=room, progress=progress)
-    return {name: OutputSide.of(S) for name, S in found.items()}
 
 
 def behind(matrix: Tensor, chain: Chain) -> Chain:

@@ -13,7 +13,7 @@ samples stays.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, final
 
@@ -28,7 +28,7 @@ from fxdecomp.chains import Chain, Form
 from fxdecomp.decompositions import method_named
 from fxdecomp.decompositions.factorising import relative_error
 from fxdecomp.fitting.observed import Observed
-from fxdecomp.fitting.output_side import output_sides
+from fxdecomp.fitting.output_side import OutputSide
 from fxdecomp.fitting.rectifying import rectify
 from fxdecomp.fitting.refitting import JointMoments, refit
 from fxdecomp.graphs.copies import copy_sharing_tensors, stored_layout
@@ -109,12 +109,14 @@ class RefitChains(Pass):
         original: The graph before `DecomposeLayers`.
         calibration: The batches; every fourth is held out, or the last quarter of each where there are few.
         progress: Told of every finished chain.
+        sides: Gives how the outputs of some layers are weighed, by name; None for all alike.
     """
 
     name: ClassVar[str] = "refit_chains"
     original: GraphModule
     calibration: Calibration
     progress: Progress = silent
+    sides: Callable[[Set[str], Progress], Mapping[str, OutputSide]] | None = None
 
     @torch.no_grad()
     def call(self, gm: GraphModule, record: Record) -> Record:
@@ -127,8 +129,8 @@ class RefitChains(Pass):
         original = copy_sharing_tensors(self.original).eval()
         graphs = runner, original
         room = self.calibration.budget_bytes // 2  # the rest is for sums
-        layers = [target.layer for target in targets]
-        sides = output_sides(original, layers, self.calibration, self.progress)
+        names = {target.layer.name for target in targets}
+        sides = {} if self.sides is None else self.sides(names, self.progress)
         lockstep = Lockstep(graphs, [self.calibration.values(each) for each in graphs], room)
         outcomes: dict[str, Outcome] = {outcome.site: outcome for outcome in record.outcomes}
         changed = 0
