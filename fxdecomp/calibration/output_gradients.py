@@ -56,8 +56,8 @@ def output_gradients(
     *,
     room_bytes: int,
     progress: Progress = silent,
-) -> dict[str, Float[Tensor, "t t"]]:
-    """The second moments of the gradients at some layers' outputs, in float64.
+) -> dict[str, Float[Tensor, "n t"]]:
+    """The gradients at some layers' outputs, in float64, as far as their second moments tell.
 
     Args:
         gm: The graph that the sites were surveyed in; it is not changed, and run in eval mode.
@@ -67,7 +67,8 @@ def output_gradients(
         progress: Told of every batch.
 
     Returns:
-        A matrix for each layer by name, none for layers whose output does not reach the network's; empty
+        A matrix for each layer by name: the second moment `[t, t]`, or where there are fewer than t of them
+        the gradients `[n, t]` themselves. None for layers whose output does not reach the network's; empty
         where there is no room, or no gradient of the graph.
 
     Cost: for each batch a run forward and one backward.
@@ -93,8 +94,16 @@ def output_gradients(
                     if slope is not None:
                         ndim = layers[name].spec.ndim
                         rows = (slope.movedim(-1 - ndim, -1) if ndim else slope).flatten(0, -2).double()
-                        sums[name] = sums.get(name, torch.zeros(())) + rows.T @ rows
+                        sums[name] = _with(sums.get(name), rows)
         except Exception:  # noqa: BLE001 - a network's own code runs here, and what gives no gradient says so as it likes
             return {}
         progress("gradients", index + 1, len(values))
-    return {layers[n].name: S for n, S in sums.items() if bool(S.isfinite().all()) and bool(S.trace() > 0)}
+    return {layers[n].name: S for n, S in sums.items() if bool(S.isfinite().all()) and bool(S.any())}
+
+
+def _with(known: Tensor | None, rows: Float[Tensor, "n t"]) -> Float[Tensor, "m t"]:
+    """Rows added to those before, or to their second moment once they are as many as they are long."""
+    if known is None or len(known) < rows.shape[1]:
+        rows = rows if known is None else torch.cat((known, rows))
+        return rows if len(rows) < rows.shape[1] else rows.T @ rows
+    return known + rows.T @ rows

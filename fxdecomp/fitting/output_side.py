@@ -35,11 +35,26 @@ class OutputSide:
     inverse: Float[Tensor, "t t"]
 
     @staticmethod
-    def of(S: Float[Tensor, "t t"], power: float = 0.5) -> OutputSide:
-        """The weights of the gradients' second moment, which must not vanish: those of a power of it."""
-        values, vectors = torch.linalg.eigh(S)
-        scales = (values / values.mean()).clamp_min(_FLOOR) ** (power / 2)
-        return OutputSide((vectors * scales) @ vectors.T, (vectors / scales) @ vectors.T)
+    def of(gradients: Float[Tensor, "n t"], power: float = 0.5) -> OutputSide:
+        """The weights of a power of the gradients' second moment, which must not vanish.
+
+        Args:
+            gradients: The moment, or fewer gradients than they are long; see `output_gradients`.
+            power: The power.
+        """
+        count, size = gradients.shape
+        if count == size:
+            values, vectors = torch.linalg.eigh(gradients)
+        else:
+            _, roots, across = torch.linalg.svd(gradients, full_matrices=False)
+            values, vectors = roots.square(), across.T
+        rest = _FLOOR ** (power / 2)  # of directions that no gradient has
+        scales = (values * (size / values.sum())).clamp_min(_FLOOR) ** (power / 2)
+        root = (vectors * (scales - rest)) @ vectors.T
+        inverse = (vectors * (1 / scales - 1 / rest)) @ vectors.T
+        root.diagonal().add_(rest)
+        inverse.diagonal().add_(1 / rest)
+        return OutputSide(root, inverse)
 
     def refit(
         self, fit: JointMoments, held: JointMoments, chain: Chain, layer: Float[Tensor, "out in *kernel"]

@@ -57,12 +57,14 @@ class Net(nn.Module):
         return y.argmax(1) if self.chosen else y
 
 
-def gradients(chosen: bool, room_bytes: int = 1 << 20) -> tuple[Net, dict[str, torch.Tensor]]:
+def gradients(
+    chosen: bool, room_bytes: int = 1 << 20, inputs: tuple[int, ...] = (8,)
+) -> tuple[Net, dict[str, torch.Tensor]]:
     torch.manual_seed(0)
     net = Net(chosen).eval()
     gm = fxdecomp.trace(net, torch.randn(2, 6))
     with torch.no_grad():
-        data = Calibration([torch.randn(8, 6)])
+        data = Calibration([torch.randn(count, 6) for count in inputs])
         return net, output_gradients(gm, survey(gm).sites, data, room_bytes=room_bytes)
 
 
@@ -70,6 +72,16 @@ def test_the_moment_of_the_gradients_of_a_linear_network_is_known():
     net, found = gradients(chosen=False)
     wanted = net.two.weight.double().T @ net.two.weight.double()
     assert torch.allclose(found["one"] / found["one"].trace(), wanted / wanted.trace(), atol=1e-6)
+
+
+def test_fewer_gradients_than_outputs_weigh_as_their_moment_does():
+    few, more = (gradients(chosen=False, inputs=each)[1]["one"] for each in ((1, 3), (1, 3, 4)))
+    assert (few.shape, more.shape) == ((4, 5), (5, 5))
+    for count in (1, 4):
+        rows = normal(count, 5, seed=7)
+        found, wanted = OutputSide.of(rows), OutputSide.of(rows.T @ rows)
+        assert torch.allclose(found.root, wanted.root, atol=1e-12)
+        assert torch.allclose(found.inverse @ wanted.root, torch.eye(5).double(), atol=1e-12)
 
 
 def test_where_there_is_no_gradient_or_no_room_nothing_is_weighed():
