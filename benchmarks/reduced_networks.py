@@ -14,6 +14,10 @@ from fxdecomp.demo.judging import judge
 from fxdecomp.demo.lines import Split, render_lines
 from fxdecomp.demo.recogniser import load_recogniser
 
+DIGITS = 64
+BATCH = {"transformer": DIGITS, "vit": DIGITS, "unet": 8, "recogniser": 1}
+"""Inputs at a time, so many that the layers take most of the time."""
+
 
 @dataclass(frozen=True, slots=True)
 class Case:
@@ -87,7 +91,7 @@ def unet() -> Case:
         return f"{float(10 * torch.log10(4 / error)):.2f} dB"
 
     batches = list(torch.split(noisy(known[:256], 20_000), 32))
-    return Case(network.eval(), given[:8], batches, given, score)
+    return Case(network.eval(), given[: BATCH["unet"]], batches, given, score)
 
 
 def digits(network: nn.Module, images: Tensor) -> Case:
@@ -99,7 +103,7 @@ def digits(network: nn.Module, images: Tensor) -> Case:
         right = (gm(images[TRAINED:]).argmax(1) == labels[TRAINED:]).float().mean()
         return f"{float(right):.1%}"
 
-    return Case(network, images[:64], list(torch.split(images[:256], 32)), images[TRAINED:], score)
+    return Case(network, images[:DIGITS], list(torch.split(images[:256], 32)), images[TRAINED:], score)
 
 
 def transformer() -> Case:
@@ -137,7 +141,11 @@ def recogniser() -> Case:
     batches = list(torch.split(known, 8))
     unseen = lines.images[:64]
     return Case(
-        load_recogniser().eval(), known[:1], batches, unseen, lambda gm: f"{judge(gm, lines).exact:.1%}"
+        load_recogniser().eval(),
+        known[: BATCH["recogniser"]],
+        batches,
+        unseen,
+        lambda gm: f"{judge(gm, lines).exact:.1%}",
     )
 
 

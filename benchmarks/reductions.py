@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 import fxdecomp
-from benchmarks.reduced_networks import CASES, Case
+from benchmarks.reduced_networks import BATCH, CASES, Case
 from fxdecomp import MACs, Policy, PolicyError, Rule
 from fxdecomp.export import benchmark, to_onnx
 from fxdecomp.files import read_json, write_json
@@ -193,7 +193,7 @@ def timed(name: str, out: Path, rounds: int) -> None:
     rungs = [rung for path in sorted(out.glob(f"{name}.*.json")) if not (rung := read(path)).refusal]
     rungs.sort(key=lambda rung: (rung.kind != DENSE, rung.recovered, -rung.share, rung.kind != KINDS[0]))
     paths = {rung.label: rung.path(out, ".onnx") for rung in rungs}
-    times = benchmark(paths, threads=1, rounds=rounds, profile=False)
+    times = benchmark(paths, threads=1, batch_sizes=BATCH[name], rounds=rounds, profile=False)
     shares: dict[str, list[tuple[float, float]]] = {}
     for rung in rungs:
         ratio = times.ratio(DENSE, rung.label)

@@ -124,6 +124,8 @@ def choose(
     menus: Mapping[str, Sequence[Candidate]],
     sensitivity: Mapping[str, float],
     totals: Totals,
+    *,
+    slack: float = 1.0,
 ) -> dict[str, Candidate]:
     """What serves a budget at each place, by its name; nothing where the budget cannot be met.
 
@@ -133,6 +135,7 @@ def choose(
         menus: The candidates of single layers.
         sensitivity: Damage at the network's output per unit of error at them.
         totals: What the network costs.
+        slack: How many times as much it may cost.
     """
     cost = type(budget)
     inside = {site.name for place in places for site in place.layers}
@@ -141,7 +144,8 @@ def choose(
     weights = dict.fromkeys(joined, 0.0) | dict(sensitivity) | {place.name: 1.0 for place in places}
     fixed, dense = totals.fixed, totals.dense
     try:
-        chosen = allocate(joined, budget, fixed=fixed, dense=dense, sensitivity=weights).chosen
+        limit = slack * budget.limit(dense)
+        chosen = allocate(joined, budget, fixed=fixed, dense=dense, limit=limit, sensitivity=weights).chosen
     except BudgetError:
         return {}
     return {place.name: chosen[place.name] for place in places}

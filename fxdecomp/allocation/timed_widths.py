@@ -12,6 +12,7 @@ from fxdecomp.allocation.timed import LatencyPlanner
 from fxdecomp.layers import LayerSpec
 from fxdecomp.places.coupling import Coupling
 from fxdecomp.places.heads import Heads
+from fxdecomp.places.narrowing import narrower
 from fxdecomp.progress import Progress
 
 
@@ -65,15 +66,6 @@ def priced(
 
 def _narrowed(place: Coupling | Heads, width: int) -> Iterator[LayerSpec]:
     """The geometry of a place's layers at each of their calls, where its first layer has a width."""
-    share = width / place.producers[0].spec.out_channels
-    carriers = place.carriers if isinstance(place, Coupling) else ()
-    readers = place.readers if isinstance(place, Coupling) else (place.reader,)
     for site in place.layers:
         for spec in site.specs:
-            fewer_in, fewer_out = round(share * spec.in_channels), round(share * spec.out_channels)
-            if site in carriers:
-                yield replace(spec, in_channels=fewer_in, out_channels=fewer_out, groups=fewer_in)
-            elif site in readers:
-                yield replace(spec, in_channels=fewer_in)
-            else:
-                yield replace(spec, out_channels=fewer_out)
+            yield narrower(place, site, spec, width)

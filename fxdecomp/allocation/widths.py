@@ -1,8 +1,9 @@
 """From a budget to the widths that a policy leaves open: fewer inner channels against chains of these layers.
 
 A place, the layers that share an axis, has one menu: the frontier of all combinations of its layers' chains,
-and the layers with fewer channels between them. Of places that have a layer in common the one that takes most
-is considered. What the solver narrows stays so; then the budget is spent anew, on all layers.
+and of these with each number of channels between them. A chain of a layer that has fewer is taken to lose
+what that of the whole layer loses at the same ranks. Of places that have a layer in common the one that takes
+most is considered. What the solver narrows stays so; then the budget is spent anew, on all layers.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch.fx import GraphModule
 
 from fxdecomp.allocation.candidates import Candidate, question_of, task_of
 from fxdecomp.allocation.combined import Place, Totals, choose, counted, is_open, sums
+from fxdecomp.allocation.counted_widths import with_chains
 from fxdecomp.allocation.heads import LEAST, NARROWED, head_places
 from fxdecomp.allocation.planning import rank_step
 from fxdecomp.allocation.site_work import SiteWork, Workers
@@ -33,14 +35,18 @@ from fxdecomp.sites import Survey, survey
 _MOST_WIDTHS = 16
 """Widths of one place that are considered."""
 
+_SLACK = 1.5
+"""Chains of narrower layers lose less than those of whole ones, so that wider ones are tried as well."""
+
 
 def found_widths(
     policy: Policy, gm: GraphModule, work: SiteWork, workers: Workers
 ) -> tuple[dict[str, int], ...]:
     """The widths that serve a budget, by layer; none where too few real inputs tell what an error does.
 
-    Nor are there any in a network that was transformed before. Where heads and others are open there may be
-    several answers: for either alone, and for both.
+    Nor are there any in a network that was transformed before. There may be several answers: where heads and
+    others are open, for either alone and for both; and for a budget of `_SLACK` times as much, which leaves
+    more to the chains of the narrower layers.
 
     Args:
         policy: With a budget, and open widths.
@@ -68,20 +74,25 @@ def found_widths(
     moments = _moments(gm, apart, work)
     inner = _places(couplings, moments, step, sensitivity)
     mixed = head_places(gm, heads, moments, work, workers.progress)
+    layers = {each.producers[0].name: each for each in apart}
     timed: Totals | None = None
     if isinstance(policy.budget, Latency):
-        layers = {each.producers[0].name: each for each in apart}
         narrowing = {place: layers[place.name] for place in inner + mixed}
         with LatencyPlanner(gm, found.sites, policy.budget, {}) as planner:
             known = priced(planner, questions, menus, narrowing, workers.progress)
         menus, timed = known.menus, known.totals
         inner, mixed = ([known.places[each.name] for each in places] for places in (inner, mixed))
+    else:
+        inner, mixed = (
+            [with_chains(each, layers[each.name], menus, sensitivity, cost) for each in places]
+            for places in (inner, mixed)
+        )
     answers: list[dict[str, int]] = []
-    for places in (inner, mixed, inner + mixed):
+    for places, slack in ((inner, 1.0), (mixed, 1.0), (inner + mixed, 1.0), (inner + mixed, _SLACK)):
         if not places:
             continue
         totals = timed or counted(cost, found, places, menus)
-        chosen = choose(policy.budget, places, menus, sensitivity, totals)
+        chosen = choose(policy.budget, places, menus, sensitivity, totals, slack=slack)
         answer = {name: pick.rank[0] for name, pick in chosen.items() if pick.method == NARROWED}
         if answer and answer not in answers:
             answers.append(answer)

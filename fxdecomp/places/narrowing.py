@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch.fx import GraphModule
 
+from fxdecomp.layers import LayerSpec
 from fxdecomp.places.coupling import Coupling, Couplings
 from fxdecomp.places.heads import HeadPlaces, Heads
 from fxdecomp.places.states import StatePlaces, States
@@ -36,3 +38,21 @@ def fitted_layers(place: Coupling | Heads | States) -> tuple[Site, ...]:
     if isinstance(place, States):
         return place.seen, place.reader
     return place.layers if isinstance(place, Heads) else place.readers
+
+
+def narrower(place: Coupling | Heads, site: Site, spec: LayerSpec, width: int) -> LayerSpec:
+    """The geometry of a layer of a place at one of its calls, where the place's first layer has a width.
+
+    Args:
+        place: The place.
+        site: One of its layers.
+        spec: Its geometry as it is.
+        width: Outputs of the first producer.
+    """
+    share = width / place.producers[0].spec.out_channels
+    fewer_in, fewer_out = round(share * spec.in_channels), round(share * spec.out_channels)
+    if isinstance(place, Coupling) and site in place.carriers:
+        return replace(spec, in_channels=fewer_in, out_channels=fewer_out, groups=fewer_in)
+    if site in (place.readers if isinstance(place, Coupling) else (place.reader,)):
+        return replace(spec, in_channels=fewer_in)
+    return replace(spec, out_channels=fewer_out)

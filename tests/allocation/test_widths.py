@@ -89,7 +89,36 @@ def test_places_with_a_layer_in_common_exclude_each_other() -> None:
     work = SiteWork(folded, Calibration(data))
     only = Policy(budget=Params(0.5), rules=[Rule("b", width="auto")], multiple_of=4)
     assert all(found.keys() <= {"b"} for found in found_widths(only, folded, work, ALONE))
-    assert [found.keys() for found in found_widths(OPEN, folded, work, ALONE)] == [{"a"}]
+    assert {*map(tuple, found_widths(OPEN, folded, work, ALONE))} == {("a",)}
+
+
+def test_narrower_layers_are_chains_as_well_where_that_is_what_there_is_room_for() -> None:
+    model = drawn(Mlp())
+    with torch.no_grad():
+        model.a.weight.copy_(image(64, 4, seed=2) @ image(4, 16, seed=3) / 8)
+        model.b.weight[:, 20:] = 0
+        model.b.weight[:, :20] = image(16, 4, seed=4) @ image(4, 20, seed=5) / 8
+    data = [image(8, 16, seed=seed) for seed in range(40)]
+    gm = fxdecomp.trace(model, data[0])
+    tight = Policy(budget=MACs(0.25), rules=OPEN.rules, multiple_of=2)
+    told = fxdecomp.report(fxdecomp.transform(gm, tight, calibration=data))
+    choices = {choice.site: (choice.width, choice.method, choice.rank) for choice in told.plan.choices}
+    assert choices["a"] == (20, "svd", (4,))
+    assert choices["b"] == (None, "svd", (4,))
+    assert told.quality is not None
+    assert told.quality.relative_error < 1e-3
+
+
+def test_more_channels_than_the_budget_has_room_for_are_an_answer_too() -> None:
+    gm, data = traced()
+    folded = FoldBatchNorm()(gm)
+    first, second = found_widths(
+        Policy(budget=MACs(0.4), rules=OPEN.rules, multiple_of=4),
+        folded,
+        SiteWork(folded, Calibration(data)),
+        ALONE,
+    )
+    assert first["a"] < second["a"]
 
 
 def test_errors_on_the_way_down_are_those_of_the_networks_there() -> None:
