@@ -27,7 +27,7 @@ from fxdecomp.demo.recogniser import load_recogniser
 from fxdecomp.demo.running import CALIBRATION_LINES
 from fxdecomp.export import benchmark, to_onnx
 
-RUNGS = ("0.25:1", "0.25:0.75", "0.25:0.625", "0.2:0.625", "0.2:0.5")
+RUNGS = ("0.25:1", "0.25:0.75", "0.25:0.625", "0.225:0.625", "0.2:0.625", "0.2:0.5")
 _BATCH = 8
 _TABLE = "rungs.json"
 
