@@ -30,7 +30,9 @@ from fxdecomp.layers import LayerSpec, StageSpec
 
 _SHARES = (0.25, 0.5, 1.0, 1.5)
 """Of the channels: the ranks that a budget considers."""
-_SHORT_RUN = 15
+_SHORT_RUN, _LEAST_RUN = 15, 8
+_SWEPT = 18_000_000_000
+"""Terms times weights that a short run goes over: 15 sweeps of 512 terms over a 3x3 kernel of 512."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,13 +104,17 @@ class CanonicalPolyadic(Decomposition):
     def estimates(self, problems: Sequence[Problem], grid: RankGrid) -> dict[Rank, float]:
         """A short run of the iteration at a few ranks; with calibration the last stage is fitted anew."""
         spec = problems[0].spec
-        quick = replace(self, iterations=_SHORT_RUN)
         (channels,), (limit,) = self.rank_channels(spec), self.rank_limits(spec)
         aligned = (min(grid.aligned(round(share * channels), limit), limit) for share in _SHARES)
         return {
-            (rank,): problems[0].once(f"{self.name} {rank}", partial(quick._reached, problems, (rank,)))
+            (rank,): problems[0].once(f"{self.name} {rank}", partial(self._soon, problems, (rank,)))
             for rank in dict.fromkeys(aligned)  # those of finer grids are often the same
         }
+
+    def _soon(self, problems: Sequence[Problem], rank: Rank) -> float:
+        """The error after a few sweeps, of which a large kernel at a high rank gets fewer."""
+        sweeps = int(_SWEPT / (rank[0] * problems[0].weight.numel()))
+        return replace(self, iterations=max(_LEAST_RUN, min(sweeps, _SHORT_RUN)))._reached(problems, rank)
 
     def _reached(self, problems: Sequence[Problem], rank: Rank) -> float:
         """The error that the iteration ends with."""

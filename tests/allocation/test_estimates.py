@@ -6,6 +6,7 @@ import torch
 from fxdecomp.allocation.candidates import Question, candidates
 from fxdecomp.calibration.moments import Moments
 from fxdecomp.decompositions import RankGrid, decompose, method_named, problems_of
+from fxdecomp.decompositions.cp import CanonicalPolyadic
 from fxdecomp.layers import LayerSpec
 
 CONV = LayerSpec(24, 32, (3, 3), padding=((1, 1), (1, 1)), input_size=(8, 8))
@@ -156,3 +157,31 @@ def test_a_layer_at_two_sizes_counts_both() -> None:
     one = candidates(Question("conv", (CONV,), weight, 0, "channel_svd", 4))
     two = candidates(Question("conv", (CONV, other), weight, 0, "channel_svd", 4))
     assert [(each.macs * 5, each.params) for each in one] == [(each.macs, each.params) for each in two]
+
+
+@pytest.mark.parametrize(
+    ("channels", "method", "found"),
+    [(248, "auto", {"cp", "cp3"}), (264, "auto", {"cp3"}), (264, "cp", {"cp"})],
+)
+def test_large_kernels_are_iterated_too(
+    monkeypatch: pytest.MonkeyPatch, channels: int, method: str, found: set[str]
+) -> None:
+    monkeypatch.setattr(CanonicalPolyadic, "_reached", lambda *_: 0.0)
+    spec = LayerSpec(channels, channels, (3, 3), input_size=(9, 9))
+    menu = candidates(Question("x", (spec,), torch.randn(spec.weight_shape), 0, method, 64))
+    considered = {each.method for each in menu if each.method is not None}
+    assert considered & {"cp", "cp3"} <= found
+    assert considered & found
+
+
+@pytest.mark.parametrize(("rank", "sweeps"), [(128, 15), (768, 9), (4096, 8)])
+def test_large_kernels_at_high_ranks_are_swept_less(
+    monkeypatch: pytest.MonkeyPatch, rank: int, sweeps: int
+) -> None:
+    taken: list[int] = []
+    monkeypatch.setattr(CanonicalPolyadic, "_reached", lambda self, *_: taken.append(self.iterations) or 0.0)
+    spec = LayerSpec(512, 512, (3, 3), input_size=(9, 9))
+    method = method_named("cp3")
+    assert isinstance(method, CanonicalPolyadic)
+    method._soon(problems_of(torch.zeros(spec.weight_shape), spec), (rank,))
+    assert taken == [sweeps]
