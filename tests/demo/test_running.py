@@ -35,12 +35,15 @@ def result(tmp_path_factory, told) -> DemoResult:
 
 
 @pytest.mark.slow
-def test_the_inner_convolutions_are_replaced_at_the_promised_saving(result):
-    applied = result.layers.applied
+def test_the_inner_convolutions_and_the_lstms_are_replaced_at_the_promised_saving(result):
+    applied = [one for one in result.layers.applied if one.method == "tucker2"]
     assert [one.site for one in applied] == [f"features.conv{index}" for index in range(2, 8)]
     factor = sum(one.macs_before for one in applied) / sum(one.macs_after for one in applied)
     assert 3.7 < factor < 3.9, factor
-    assert len(result.layers.skipped) == 6  # the LSTMs too
+    others = {one.site: one for one in result.layers.applied if one not in applied}
+    assert others.keys() == {f"context{index}.{part}" for index in (1, 2) for part in ("lstm", "linear")}
+    assert all(one.macs_after < 0.63 * one.macs_before for one in others.values())
+    assert len(result.layers.skipped) == 2
     assert result.layers.params_after == result.params["small"]
     assert result.layers.params_before == result.params["dense"]
 
@@ -113,11 +116,12 @@ def test_the_readme_and_the_page_tell_the_same(result):
     gm = trace(load_recogniser(), render_lines(1, Split.JUDGE).images)
     whole = report(transform(gm, Policy.from_plan(result.layers.plan)))
     assert row("MACs")[::2] == [f"{whole.macs_before / 1e9:.2f} G", f"{whole.macs_after / 1e6:.0f} M"]
-    inner = whole.applied
+    inner = [one for one in whole.applied if one.method == "tucker2"]
     factor = sum(one.macs_before for one in inner) / sum(one.macs_after for one in inner)
     assert f"take {factor:.2f} times fewer" in readme.replace("\n", " ")
-    (lstms,) = re.findall(r"the LSTMs' (\d+) M among them", readme)
-    left = sum(one.macs_before for one in whole.outcomes if "LSTM" in one.layer)
-    assert lstms == f"{left / 1e6:.0f}"
+    (lstms,) = re.findall(r"the LSTMs' (\d+) M and (\d+) M among them", readme)
+    found = [one for one in whole.outcomes if "LSTM" in one.layer]
+    counts = (sum(getattr(one, count) for one in found) for count in ("macs_before", "macs_after"))
+    assert lstms == tuple(f"{count / 1e6:.0f}" for count in counts)
     counted = [short(count) for count in (result.macs["dense"], result.macs["small"])]
     assert f"MACs {counted[0]} → {counted[1]}" in page
