@@ -35,7 +35,7 @@ from fxdecomp import Policy, Ratio, Rule
 from fxdecomp.decompositions import problems_of
 from fxdecomp.decompositions.base import measured_error
 from fxdecomp.decompositions.factorising import Solution, Task, factorise, relative_error
-from fxdecomp.fitting.output_side import OutputSide, behind, times
+from fxdecomp.fitting.output_side import OutputSide, behind
 from fxdecomp.passes import DecomposeLayers, RefitChains
 from fxdecomp.reasons import Refusal
 from fxdecomp.sites import survey
@@ -84,14 +84,14 @@ def weighed_factorise(sides: Sides) -> Callable[[Task], Solution | Refusal]:
     def weighed(task: Task) -> Solution | Refusal:
         if task.site not in sides or task.problems is None:  # p = 0, or groups
             return factorise(task)
-        M, inverse = sides[task.site].root, sides[task.site].inverse
+        root = sides[task.site].root
         known = tuple(problem.moments for problem in task.problems if problem.moments is not None)
-        weight, bias = times(M, task.weight), None if task.bias is None else times(M, task.bias)
+        weight, bias = root(task.weight), None if task.bias is None else root(task.bias)
         problems = problems_of(weight, task.specs[0], known)
         found = factorise(replace(task, weight=weight, bias=bias, problems=problems))
         if isinstance(found, Refusal):
             return found
-        chain = behind(inverse, found.chain)
+        chain = behind(root.inverse, found.chain)
         kernel = chain.composed_weight()
         return Solution(chain, relative_error(task.weight, kernel), measured_error(task.problems, (kernel,)))
 

@@ -102,13 +102,17 @@ class CanonicalPolyadic(Decomposition):
         return (B.T.reshape(*B.T.shape, *ones), *depthwise, A.reshape(*A.shape, *ones))
 
     def estimates(self, problems: Sequence[Problem], grid: RankGrid) -> dict[Rank, float]:
-        """A short run of the iteration at a few ranks; with calibration the last stage is fitted anew."""
+        """A short run of the iteration at a few ranks; with calibration the last stage is fitted anew.
+
+        Of a very large kernel ranks above the least are left out where even the shortest run takes long.
+        """
         spec = problems[0].spec
         (channels,), (limit,) = self.rank_channels(spec), self.rank_limits(spec)
         aligned = (min(grid.aligned(round(share * channels), limit), limit) for share in _SHARES)
         return {
             (rank,): problems[0].once(f"{self.name} {rank}", partial(self._soon, problems, (rank,)))
-            for rank in dict.fromkeys(aligned)  # those of finer grids are often the same
+            for index, rank in enumerate(dict.fromkeys(aligned))  # those of finer grids are often the same
+            if not index or _LEAST_RUN * rank * problems[0].weight.numel() <= _SWEPT
         }
 
     def _soon(self, problems: Sequence[Problem], rank: Rank) -> float:

@@ -91,14 +91,14 @@ class JointMoments:
             return JointMoments(Moments.of_root(half, mean, known.count), len(wide))
         return JointMoments(Moments(torch.cat((wide @ half[:d], half[d:])), mean, known.count), len(wide))
 
-    def weighed(self, root: Float[Tensor, "t t"]) -> JointMoments:
-        """The moments with `M y` in the place of y, M symmetric."""
+    def weighed(self, root: Callable[[Tensor], Tensor]) -> JointMoments:
+        """The moments with `M y` in the place of y; `root` multiplies columns by M, which is symmetric."""
         known, d = self.moments, self.inputs
         seen = known.covariance.double().clone()
-        seen[:, d:] = seen[:, d:] @ root
+        seen[:, d:] = root(seen[:, d:].T).T
         if not known.is_root:
-            seen[d:] = root @ seen[d:]
-        mean = torch.cat((known.mean[:d], root @ known.mean[d:]))
+            seen[d:] = root(seen[d:])
+        mean = torch.cat((known.mean[:d], root(known.mean[d:])))
         return JointMoments(Moments(seen, mean, known.count), d)
 
     def error(self, H: Float[Tensor, "t d"], bias: Float[Tensor, " t"]) -> float:

@@ -185,3 +185,18 @@ def test_large_kernels_at_high_ranks_are_swept_less(
     assert isinstance(method, CanonicalPolyadic)
     method._soon(problems_of(torch.zeros(spec.weight_shape), spec), (rank,))
     assert taken == [sweeps]
+
+
+def test_very_large_kernels_are_iterated_at_the_ranks_that_end_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CanonicalPolyadic, "_reached", lambda *_: 0.0)
+    wide, wider = (LayerSpec(n, 1024, (3, 3), input_size=(9, 9)) for n in (256, 2048))
+    found = {
+        spec.in_channels: [
+            rank
+            for (rank,) in method_named("cp3").estimates(
+                problems_of(torch.empty(spec.weight_shape), spec), RankGrid(16)
+            )
+        ]
+        for spec in (wide, wider)
+    }
+    assert found == {256: [256, 512], 2048: [512]}

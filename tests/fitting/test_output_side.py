@@ -77,11 +77,12 @@ def test_the_moment_of_the_gradients_of_a_linear_network_is_known():
 def test_fewer_gradients_than_outputs_weigh_as_their_moment_does():
     few, more = (gradients(chosen=False, inputs=each)[1]["one"] for each in ((1, 3), (1, 3, 4)))
     assert (few.shape, more.shape) == ((4, 5), (5, 5))
+    identity = torch.eye(5).double()
     for count in (1, 4):
         rows = normal(count, 5, seed=7)
         found, wanted = OutputSide.of(rows), OutputSide.of(rows.T @ rows)
-        assert torch.allclose(found.root, wanted.root, atol=1e-12)
-        assert torch.allclose(found.inverse @ wanted.root, torch.eye(5).double(), atol=1e-12)
+        assert torch.allclose(found.root(identity), wanted.root(identity), atol=1e-12)
+        assert torch.allclose(found.root.inverse(wanted.root(identity)), identity, atol=1e-12)
 
 
 def test_where_there_is_no_gradient_or_no_room_nothing_is_weighed():
