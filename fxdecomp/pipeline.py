@@ -160,7 +160,7 @@ def _preferred(new: _Network, best: _Network | None, words: tuple[str, str, str]
 
 
 def _note(gm: GraphModule, note: str) -> None:
-    """Add a sentence to a graph's record, if there is one."""
+    """Add a sentence, where there is one, to a graph's record."""
     if note:
         record = record_of(gm) or Record()
         attach_record(gm, replace(record, notes=(*record.notes, note)))

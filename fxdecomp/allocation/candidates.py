@@ -27,10 +27,6 @@ from fxdecomp.policy.budgets import BUDGETS, Budget, MACs
 from fxdecomp.policy.rules import AUTO
 from fxdecomp.sites import Site
 
-_LARGE = 600_000
-"""Weights above which `auto` considers `cp3` alone of the two CPs: next to so many channels its larger
-depthwise stage costs nothing, and its error at a rank is the smaller one."""
-
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
@@ -155,8 +151,9 @@ def candidates(question: Question) -> tuple[Candidate, ...]:
     grid = RankGrid.coarse(question.multiple_of) if is_timed else RankGrid(question.multiple_of)
     found: list[list[Candidate]] = []
     for method in methods_of(question.method, spec):
-        is_twin = method.name == "cp" and question.method == AUTO and question.weight.numel() > _LARGE
-        if is_twin or refusal_of(method, question.specs) is not None:
+        most = method.most_weights if question.method == AUTO else None
+        is_too_large = most is not None and question.weight.numel() > most
+        if is_too_large or refusal_of(method, question.specs) is not None:
             continue
         gain = method.alternation_gain if is_fitted else 1.0
         of_method = []

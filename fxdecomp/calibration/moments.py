@@ -51,6 +51,15 @@ class Moments:
         """The moments whose covariance is `root^T root`, which is multiplied out unless that is larger."""
         return Moments(root if root.shape[0] < root.shape[1] else root.T @ root, mean, count)
 
+    @staticmethod
+    def apart(variances: Float[Tensor, " d"]) -> Moments:
+        """Of numbers that are assumed to vary apart, about zero."""
+        return Moments(torch.diag(variances), torch.zeros_like(variances), 1)
+
+    def of(self, numbers: Int[Tensor, " m"]) -> Moments:
+        """Of some of the numbers of a patch, or of all in another order."""
+        return Moments(self.dense()[numbers][:, numbers], self.mean[numbers], self.count)
+
     def __add__(self, other: Moments) -> Moments:
         """The moments of both sets of patches together."""
         count = self.count + other.count

@@ -30,7 +30,7 @@ class Decomposition(ABC):
 
     Attributes:
         name: What a policy calls it.
-        is_iterative: Whether its error at a rank takes an iteration of its own.
+        most_weights: Weights of a layer up to which `auto` considers it; None for any number.
         is_optimal: Whether `factors` of a problem with moments have the least output error of their rank.
         rise: By what share the error at a higher rank may exceed that at a lower one: nothing where the
             factors are the best of their rank.
@@ -39,7 +39,7 @@ class Decomposition(ABC):
     """
 
     name: ClassVar[str]
-    is_iterative: ClassVar[bool] = False
+    most_weights: ClassVar[int | None] = None
     is_optimal: ClassVar[bool] = False
     rise: ClassVar[float] = 0.0
     alternation_gain: ClassVar[float] = 1.0

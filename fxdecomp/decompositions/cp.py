@@ -44,7 +44,6 @@ class CanonicalPolyadic(Decomposition):
         iterations: The most that are taken on the compressed kernel, and again on the kernel itself.
     """
 
-    is_iterative: ClassVar[bool] = True
     alternation_gain: ClassVar[float] = 1.5
     tolerance: float = 5e-5
     iterations: int = 100
@@ -136,9 +135,14 @@ class CanonicalPolyadic(Decomposition):
 @final
 @dataclass(frozen=True, slots=True)
 class CP(CanonicalPolyadic):
-    """CP with one depthwise stage a spatial axis, rank `(R,)`."""
+    """CP with one depthwise stage a spatial axis, rank `(R,)`.
+
+    `auto` leaves large layers to `cp3`: next to so many channels its larger depthwise stage costs nothing,
+    and its error at a rank is the smaller one.
+    """
 
     name: ClassVar[str] = "cp"
+    most_weights: ClassVar[int | None] = 600_000
 
     def steps(self, spec: LayerSpec) -> tuple[SpatialStep, ...]:
         """One an axis."""

@@ -41,7 +41,7 @@ class Scaling:
         """The inverse matrix."""
         return Scaling(self.vectors, 1 / self.scales, 1 / self.rest)
 
-    def __call__(self, x: Float[Tensor, t * m]) -> Float[Tensor, t * m]:
+    def __call__(self, x: Float[Tensor, "t ..."]) -> Float[Tensor, "t ..."]:
         """Its product with x, in the type of x. Cost: `2 t n m`."""
         wide = x.reshape(len(x), -1).double()
         seen = (self.scales - self.rest)[:, None] * (self.vectors.T @ wide)

@@ -58,11 +58,12 @@ def fewer_states(
     Cost: for each direction `h^3`, and `h^2 + (gates h + out) h` for each state that goes.
     """
     hidden, states = recurrent[0].shape[1], reader.shape[1]
-    seen, read = moments or (_alike(states), _alike(states))
-    kept, removals = [], []
+    alike = Moments.apart(torch.ones(states, dtype=torch.float64))
+    seen, read = moments or (alike, alike)
+    kept, removals, numbers = [], [], torch.arange(states)
     for way, W in enumerate(recurrent):
         span = slice(way * hidden, (way + 1) * hidden)
-        own, behind = _part(seen, span), _part(read, span)
+        own, behind = seen.of(numbers[span]), read.of(numbers[span])
         stacked = torch.cat([_of_size_one(W, own), _of_size_one(reader[:, span], behind)])
         kept.append(best_channels(stacked, own, keep))
         removals.append(fitted_to(W[_rows(kept[-1], W)], own, kept[-1]))
@@ -75,15 +76,6 @@ def _rows(kept: Int[Tensor, " kept"], W: Float[Tensor, "products hidden"]) -> In
     products, hidden = W.shape
     gates = products // hidden
     return (kept + hidden * torch.arange(gates)[:, None]).flatten()
-
-
-def _alike(count: int) -> Moments:
-    return Moments(torch.eye(count, dtype=torch.float64), torch.zeros(count, dtype=torch.float64), 1)
-
-
-def _part(moments: Moments, span: slice) -> Moments:
-    """The moments of some of the numbers in a row."""
-    return Moments(moments.dense()[span, span], moments.mean[span], moments.count)
 
 
 def _of_size_one(weight: Float[Tensor, "out in"], moments: Moments) -> Float[Tensor, "out in"]:

@@ -57,7 +57,7 @@ def narrow_states(
     known = [moments.get(each.name) for each in (place.seen, reader)]
     both = None
     if known[0] is not None and known[1] is not None:
-        both = known[0], _ordered(known[1], order)
+        both = known[0], known[1].of(order)
     replacer, weights = Replacer(gm), state_weights(module)
     flat = reader.weight.flatten(1)[:, order.to(reader.weight.device)]
     fewer = fewer_states(weights, flat, both, kept)
@@ -88,11 +88,6 @@ def narrow_states(
     shaped = weight.reshape(*weight.shape, *reader.weight.shape[2:])
     exchange(replacer, reader, replace(reader.spec, in_channels=len(ranks)), shaped, bias)
     return told
-
-
-def _ordered(moments: Moments, order: Tensor) -> Moments:
-    """The moments of the same numbers in another order."""
-    return Moments(moments.dense()[order][:, order], moments.mean[order], moments.count)
 
 
 def _power(tensors: Iterable[Tensor]) -> float:

@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
 import torch
-from torch import Tensor
 from torch.fx import GraphModule
 
 from fxdecomp.calibration import Calibration
@@ -153,17 +152,12 @@ def _assumed(place: Coupling) -> Moments:
     size = torch.stack(squares).prod(0) if place.is_product else torch.stack(squares).sum(0)
     for site in place.carriers:
         size = size * site.weight.double().flatten(1).square().sum(1).cpu()
-    return _varying(size.repeat_interleave(taps))
+    return Moments.apart(size.repeat_interleave(taps))
 
 
 def _alike(site: Site) -> Moments:
     """Of a layer's inputs, of which nothing is known: they are all alike."""
-    return _varying(torch.ones(math.prod(site.weight.shape[1:]), dtype=torch.float64))
-
-
-def _varying(variances: Tensor) -> Moments:
-    """Of inputs that vary apart, about nothing."""
-    return Moments(torch.diag(variances), torch.zeros_like(variances), 1)
+    return Moments.apart(torch.ones(math.prod(site.weight.shape[1:]), dtype=torch.float64))
 
 
 def _apply(
