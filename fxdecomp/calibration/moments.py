@@ -10,12 +10,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fxdecomp.linalg.factoring import gram, symmetric_product
+from fxdecomp.linalg.factoring import add_below, gram, mirror, symmetric_product
 
-_WAITING = 4
-"""Rows are multiplied out a share `1 / _WAITING` of the dimensions at a time, however small the batches."""
-
-_WIDE = 4096
+WIDE = 4096
 """Dimensions above which a covariance is kept in float32 once added up, and never copied whole."""
 
 _ROWS = 512
@@ -49,7 +46,8 @@ class Moments:
     @staticmethod
     def of_root(root: Float[Tensor, "n d"], mean: Float[Tensor, " d"], count: int) -> Moments:
         """The moments whose covariance is `root^T root`, which is multiplied out unless that is larger."""
-        return Moments(root if root.shape[0] < root.shape[1] else root.T @ root, mean, count)
+        few = root.shape[0] < root.shape[1]
+        return Moments(root if few else symmetric_product(root.T).double(), mean, count)
 
     @staticmethod
     def apart(variances: Float[Tensor, " d"]) -> Moments:
@@ -70,7 +68,18 @@ class Moments:
             roots = (self.covariance * left**0.5, other.covariance * right**0.5, gap[None])
             ridge = left * self.ridge + right * other.ridge
             return replace(Moments.of_root(torch.cat(roots), mean, count), ridge=ridge)
-        return Moments(left * self.dense() + right * other.dense() + torch.outer(gap, gap), mean, count)
+        (most, share), (least, rest) = sorted(
+            ((self, left), (other, right)), key=lambda each: each[0].is_root
+        )
+        whole = most.dense() * share
+        if least.is_root:
+            add_below(whole, least.covariance.T * rest**0.5)
+            mirror(whole)
+            whole.diagonal().add_(least.ridge * rest)
+        else:
+            whole.add_(least.dense(), alpha=rest)
+        gap = gap.to(whole.dtype)
+        return Moments(whole.addr_(gap, gap), mean, count)
 
     @property
     def trace(self) -> float:
@@ -83,7 +92,7 @@ class Moments:
         if self.is_root:
             return self
         known = self.dense()
-        return Moments(known if len(known) <= _WIDE else known.float(), self.mean, self.count)
+        return Moments(known if len(known) <= WIDE else known.float(), self.mean, self.count)
 
     def scaled(self, factor: float) -> Moments:
         """The moments with `factor` times the covariance."""
@@ -121,7 +130,7 @@ class Moments:
         """The covariance itself. Cost: `n d^2` where only a root is kept."""
         if not self.ridge and not self.is_root:
             return self.covariance
-        known = self.covariance.T @ self.covariance if self.is_root else self.covariance.clone()
+        known = symmetric_product(self.covariance.T) if self.is_root else self.covariance.clone()
         known.diagonal().add_(self.ridge)
         return known
 
@@ -137,7 +146,7 @@ class Moments:
 
     def _projected(self, wide: Float[Tensor, "rows d"]) -> Float[Tensor, "rows n"]:
         """`A Sigma^T`, or `A root^T`; of a large covariance no second copy is made."""
-        parts = torch.split(self.covariance, _WIDE)
+        parts = torch.split(self.covariance, WIDE)
         return torch.cat([wide @ part.double().T for part in parts], dim=1)
 
     def output_variance(self, matrix: Float[Tensor, "rows d"]) -> float:
@@ -188,7 +197,7 @@ class MomentsSum:
             sizes = torch.unique_consecutive(owners, return_counts=True)[1].tolist()
             self._clusters += self._seen_from_the_mean(torch.split(centred, sizes))
         d = rows.shape[1]
-        if self._count >= d and (self._square is None or sum(map(len, self._rows)) >= d / _WAITING):
+        if sum(map(len, self._rows)) >= d:  # a product for many, however small the batches
             self._fold()
 
     def _seen_from_the_mean(self, inputs: Sequence[Tensor]) -> list[tuple[int, float]]:
@@ -207,7 +216,7 @@ class MomentsSum:
         d = self._rows[0].shape[1]
         if self._square is None:
             self._square = self._rows[0].new_zeros(d, d, dtype=torch.float64)
-        self._square += symmetric_product(torch.cat(self._rows).T)
+        add_below(self._square, torch.cat(self._rows).T)
         self._rows.clear()
 
     def moments(self) -> Moments:
@@ -221,10 +230,11 @@ class MomentsSum:
         offset = self._sum / self._count
         mean = self._shift.double() + offset
         if self._square is None:
-            centred = torch.cat(self._rows).double() - offset
-            return Moments(centred / self._count**0.5, mean, self._count)
+            rows = torch.cat(self._rows)
+            return Moments((rows - offset.to(rows.dtype)) / self._count**0.5, mean, self._count)
         if self._rows:
             self._fold()
+        mirror(self._square)
         covariance = (self._square / self._count).addr_(offset, offset, alpha=-1)
         return Moments(covariance, mean, self._count)
 

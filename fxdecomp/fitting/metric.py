@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
@@ -23,35 +23,54 @@ class Metric:
     Attributes:
         weight: `[out, in, *kernel]`.
         covariance: Sigma over `scale` with a little on the diagonal, `[d, d]`, in the type of the weight.
-        lower: L with `L L^T` that covariance, in the same type.
         scale: The mean diagonal of Sigma.
         total: `tr W Sigma W^T` over `scale`.
     """
 
     weight: Float[Tensor, "out in *kernel"]
     covariance: Float[Tensor, "d d"]
-    lower: Float[Tensor, "d d"]
     scale: float
     total: float
+    _lower: list[Tensor] = field(default_factory=list, repr=False)
 
     @staticmethod
-    def of(weight: Float[Tensor, "out in *kernel"], moments: Moments) -> Metric:
-        """The metric of a layer's moments."""
+    def of(
+        weight: Float[Tensor, "out in *kernel"],
+        moments: Moments,
+        floor: float = _FLOOR,
+        power: float | None = None,
+    ) -> Metric:
+        """The metric of a layer's moments.
+
+        Args:
+            weight: The layer's.
+            moments: Of its input patches.
+            floor: Weight of the directions that the samples do not show, as a share of their mean variance.
+            power: `tr W Sigma W^T`, None to find it.
+        """
         size = moments.covariance.shape[1]
         scale = max(moments.trace / size, torch.finfo(torch.float64).tiny)
-        covariance = moments.dense().to(weight.device, torch.float64) / scale
-        covariance.diagonal().add_(_FLOOR)
-        lower = cholesky(covariance).to(weight.dtype)
-        return Metric(weight, covariance.to(weight.dtype), lower, scale, _squares(weight, lower))
+        known = moments.dense().to(weight.device)
+        covariance = torch.div(known, scale, out=torch.empty_like(known, dtype=weight.dtype))
+        covariance.diagonal().add_(floor)
+        whole = moments.output_variance(weight.flatten(1)) if power is None else power
+        squares = float(torch.linalg.vector_norm(weight, dtype=torch.float64)) ** 2
+        return Metric(weight, covariance, scale, whole / scale + floor * squares)
+
+    @property
+    def lower(self) -> Float[Tensor, "d d"]:
+        """L with `L L^T` the covariance, in the type of the weight; made when it is first asked for."""
+        if not self._lower:
+            self._lower.append(cholesky(self.covariance, dtype=torch.float64).to(self.weight.dtype))
+        return self._lower[0]
 
     def error(self, composed: Tensor) -> float:
-        """`tr (W - W') Sigma (W - W')^T` over `tr W Sigma W^T`."""
-        return _squares(self.weight - composed, self.lower) / self.total if self.total > 0 else 0.0
+        """`tr (W - W') Sigma (W - W')^T` over `tr W Sigma W^T`.
 
-
-def _squares(kernel: Tensor, lower: Tensor) -> float:
-    """`tr K Sigma K^T = ||K L||^2`: a sum of squares, so that float32 products keep their digits."""
-    return float((kernel.flatten(1) @ lower).square().sum(dtype=torch.float64))
+        A sum of squares, `||(W - W') L||^2`, so that products in float32 keep their digits.
+        """
+        missed = (self.weight - composed).flatten(1) @ self.lower
+        return float(missed.square().sum(dtype=torch.float64)) / self.total if self.total > 0 else 0.0
 
 
 def marginal_covariance(

@@ -35,8 +35,8 @@ class Observed:
             self._rows[held].append(rows)
 
     def moments(self) -> tuple[JointMoments, JointMoments]:
-        """Of the rows to fit to, and of those that are held out."""
-        fit, held = (JointMoments(self._sums[key].moments(), self._inputs) for key in (False, True))
+        """Of the rows to fit to, and of those that are held out; once, as the sums are given away."""
+        fit, held = (JointMoments.of(self._sums.pop(key).moments(), self._inputs) for key in (False, True))
         return fit, held
 
     def samples(self) -> tuple[Samples, Samples]:

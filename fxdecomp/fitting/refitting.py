@@ -40,74 +40,106 @@ GAIN = 1e-3
 
 @dataclass(frozen=True, slots=True, eq=False)
 class JointMoments:
-    """The moments of input patches z `[d]` with the wanted outputs y `[t]` behind them; they can be added.
+    """The moments of input patches z `[d]` with the wanted outputs y `[t]` behind them.
 
     Attributes:
-        moments: Of the rows `(z, y)`.
-        inputs: d.
+        inputs: Of z.
+        outputs: `Cov y`; where the moments of z are a root, the rows of y that belong to its rows.
+        across: `Cov(y, z)`; None beside a root.
+        mean: `E y`.
     """
 
-    moments: Moments
-    inputs: int
+    inputs: Moments
+    outputs: Float[Tensor, "n t"]
+    across: Float[Tensor, "t d"] | None
+    mean: Float[Tensor, " t"]
 
-    def __add__(self, other: JointMoments) -> JointMoments:
-        return JointMoments(self.moments + other.moments, self.inputs)
+    @staticmethod
+    def of(moments: Moments, d: int) -> JointMoments:
+        """From the moments of rows `(z, y)`, which are not copied."""
+        known, mean_in, mean_out = moments.covariance, moments.mean[:d], moments.mean[d:]
+        if moments.is_root:
+            return JointMoments._of_rows(known[:, :d], known[:, d:], mean_in, mean_out, moments.count)
+        inputs = Moments(known[:d, :d], mean_in, moments.count)
+        return JointMoments(inputs, known[d:, d:], known[d:, :d], mean_out)
+
+    @staticmethod
+    def _of_rows(
+        z: Float[Tensor, "n d"],
+        y: Float[Tensor, "n t"],
+        mean_in: Float[Tensor, " d"],
+        mean_out: Float[Tensor, " t"],
+        count: int,
+    ) -> JointMoments:
+        """From a root of the moments of both."""
+        inputs = Moments.of_root(z, mean_in, count)
+        if inputs.is_root:
+            return JointMoments(inputs, y, None, mean_out)
+        return JointMoments(inputs, (y.T @ y).double(), (y.T @ z).double(), mean_out)
+
+    def joined(self, other: JointMoments) -> JointMoments:
+        """The moments of both sets of rows."""
+        count = self.inputs.count + other.inputs.count
+        left, right = self.inputs.count / count, other.inputs.count / count
+        gap = (self.mean - other.mean) * (left * right) ** 0.5
+        gap_in = (self.inputs.mean - other.inputs.mean) * (left * right) ** 0.5
+        mean = left * self.mean + right * other.mean
+        if self.across is None and other.across is None:
+            mean_in = left * self.inputs.mean + right * other.inputs.mean
+            roots = [self.inputs.covariance * left**0.5, other.inputs.covariance * right**0.5, gap_in[None]]
+            rows = [self.outputs * left**0.5, other.outputs * right**0.5, gap[None]]
+            return JointMoments._of_rows(torch.cat(roots), torch.cat(rows), mean_in, mean, count)
+        outputs = left * self.of_outputs + right * other.of_outputs
+        across = left * self.of_both + right * other.of_both
+        inputs = self.inputs + other.inputs
+        return JointMoments(inputs, outputs.addr(gap, gap), across.addr(gap, gap_in), mean)
 
     @property
-    def of_inputs(self) -> Float[Tensor, "d d"]:
-        """`Cov z`."""
-        known, d = self.moments, self.inputs
-        part = known.covariance[:, :d]
-        return part.T @ part if known.is_root else part[:d]
-
-    def metric(self, target: Float[Tensor, "out in *kernel"]) -> Metric:
-        """The error of a chain that stands for `target`, on z and a little on everything else."""
-        covariance = self.of_inputs.clone()
-        covariance.diagonal().add_(_FLOOR * covariance.diagonal().mean())
-        return Metric.of(target, Moments(covariance, self.moments.mean[: self.inputs], self.moments.count))
+    def of_outputs(self) -> Float[Tensor, "t t"]:
+        """`Cov y`."""
+        return (self.outputs.T @ self.outputs).double() if self.across is None else self.outputs
 
     @property
-    def across(self) -> Float[Tensor, "t d"]:
+    def of_both(self) -> Float[Tensor, "t d"]:
         """`Cov(y, z)`."""
-        known, d = self.moments, self.inputs
-        part = known.covariance[:, :d]
-        return known.covariance[:, d:].T @ part if known.is_root else part[d:]
+        rows = self.inputs.covariance
+        return (self.outputs.T @ rows).double() if self.across is None else self.across
 
     @property
     def variance(self) -> float:
         """`E ||y - mean y||^2`."""
-        outputs = self.moments.covariance[:, self.inputs :]
-        if self.moments.is_root:
-            return float(outputs.square().sum())
-        return float(outputs[self.inputs :].diagonal().sum())
+        if self.across is None:
+            return float(self.outputs.square().sum(dtype=torch.float64))
+        return float(self.outputs.diagonal().sum())
+
+    def metric(self, target: Float[Tensor, "out in *kernel"]) -> Metric:
+        """The error of a chain that stands for `target`, on z and a little on everything else."""
+        return Metric.of(target, self.inputs, _FLOOR)
 
     def through(self, basis: Float[Tensor, "m d"]) -> JointMoments:
         """The moments with `B z` in the place of z."""
-        known, d = self.moments, self.inputs
-        wide = basis.double()
-        half = torch.cat((known.covariance[:, :d] @ wide.T, known.covariance[:, d:]), dim=1)
-        mean = torch.cat((wide @ known.mean[:d], known.mean[d:]))
-        if known.is_root:
-            return JointMoments(Moments.of_root(half, mean, known.count), len(wide))
-        return JointMoments(Moments(torch.cat((wide @ half[:d], half[d:])), mean, known.count), len(wide))
+        wide, known = basis.to(self.inputs.covariance.dtype), self.inputs
+        mean, half = basis.double() @ known.mean, known.covariance @ wide.T
+        if self.across is None:
+            return JointMoments._of_rows(half, self.outputs, mean, self.mean, known.count)
+        inputs = Moments(wide @ half, mean, known.count)
+        return JointMoments(inputs, self.outputs, self.across @ wide.T, self.mean)
 
     def weighed(self, root: Callable[[Tensor], Tensor]) -> JointMoments:
         """The moments with `M y` in the place of y; `root` multiplies columns by M, which is symmetric."""
-        known, d = self.moments, self.inputs
-        seen = known.covariance.double().clone()
-        seen[:, d:] = root(seen[:, d:].T).T
-        if not known.is_root:
-            seen[d:] = root(seen[d:])
-        mean = torch.cat((known.mean[:d], root(known.mean[d:])))
-        return JointMoments(Moments(seen, mean, known.count), d)
+        outputs, mean = root(self.outputs.T).T, root(self.mean)
+        if self.across is None:
+            return JointMoments(self.inputs, outputs, None, mean)
+        return JointMoments(self.inputs, root(outputs), root(self.across), mean)
 
     def error(self, H: Float[Tensor, "t d"], bias: Float[Tensor, " t"]) -> float:
         """`E ||y - H z - b||^2`."""
         offset = float((bias - self.bias_for(H)).square().sum())
-        if self.moments.is_root:
-            root = self.moments.covariance
-            return offset + float((root[:, self.inputs :] - root[:, : self.inputs] @ H.T).square().sum())
-        explained = 2 * float((H * self.across).sum()) - float(((H @ self.of_inputs) * H).sum())
+        known = self.inputs.covariance
+        if self.across is None:
+            missed = self.outputs - known @ H.T.to(known.dtype)
+            return offset + float(missed.square().sum(dtype=torch.float64))
+        explained = 2 * float((H * self.across).sum()) - float(((H @ known) * H).sum())
         return offset + max(self.variance - explained, 0.0)
 
     def error_of(self, chain: Chain) -> float:
@@ -117,18 +149,16 @@ class JointMoments:
 
     def bias_for(self, H: Float[Tensor, "t d"]) -> Float[Tensor, " t"]:
         """The bias that keeps the mean of y."""
-        return self.moments.mean[self.inputs :] - H @ self.moments.mean[: self.inputs]
+        return self.mean - H @ self.inputs.mean
 
     def regressed(
         self, start: Float[Tensor, "t d"], ridges: Sequence[float]
     ) -> Iterator[Float[Tensor, "t d"]]:
         """The layer that fits best, shrunk towards `start` by each of some strengths."""
-        C = self.of_inputs
-        missing = (self.across - start @ C).T
+        C = self.inputs.dense().double()
+        missing = (self.of_both - start @ C).T
         for ridge in ridges:
-            shifted = C.clone()
-            shifted.diagonal().add_(ridge * C.diagonal().mean())
-            yield start + torch.cholesky_solve(missing, cholesky(shifted)).T
+            yield start + torch.cholesky_solve(missing, cholesky(C, ridge)).T
 
 
 def refit(
@@ -142,7 +172,7 @@ def refit(
         chain: The chain of one group as it is, its bias in float64.
         layer: `[out, in, *kernel]`, the weight of the layer that it stands for.
     """
-    if fit.moments.count >= fit.inputs:
+    if not fit.inputs.is_root:
         return _fitted(fit, held, chain, layer)
     last = len(chain.weights) - 1
     basis = basis_of(chain.form.stages, chain.weights, last).flatten(1)
@@ -167,7 +197,7 @@ def _fitted(fit: JointMoments, held: JointMoments, chain: Chain, layer: Tensor) 
     kept, changed = judged(matrix_of(chain)), judged(matrix_of(new))
     if not min(kept, changed) < held.error_of(chain) * (1 - GAIN):
         return chain
-    both = fit + held
+    both = fit.joined(held)
     best = refined(both, next(both.regressed(start, (ridge,))), new) if changed < kept else chain
     return replace(best, bias=both.bias_for(matrix_of(best)))
 
@@ -183,6 +213,23 @@ def _best_ridge(
             break
         best, least = (ridge, H), found
     return best
+
+
+def error_over(parts: Sequence[JointMoments], chain: Chain) -> float:
+    """The error of a chain over sets of rows together."""
+    counts = [part.inputs.count for part in parts]
+    errors = (part.error_of(chain) for part in parts)
+    return math.fsum(count * error for count, error in zip(counts, errors, strict=True)) / sum(counts)
+
+
+def variance_over(parts: Sequence[JointMoments]) -> float:
+    """The variance of the wanted output over sets of rows together."""
+    counts = torch.tensor([part.inputs.count for part in parts], dtype=torch.float64)
+    means = torch.stack([part.mean for part in parts]).double()
+    shares = (counts / counts.sum()).to(means.device)
+    apart = (means - shares @ means).square().sum(1)
+    within = torch.tensor([part.variance for part in parts], dtype=torch.float64, device=means.device)
+    return float(shares @ (within + apart))
 
 
 def matrix_of(chain: Chain) -> Float[Tensor, "out d"]:

@@ -53,7 +53,7 @@ def tail_equations(
     stages, weights = chain.form.stages, chain.weights
     seen = seen_by(metric.covariance, stages, weights, index)
     C, K = seen_by(seen.T, stages, weights, index), metric.weight.flatten(1) @ seen.T
-    return cholesky(C.double()), K.double()
+    return cholesky(C, dtype=torch.float64), K.double()
 
 
 def seen_by(

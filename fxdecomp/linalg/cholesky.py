@@ -14,8 +14,15 @@ RIDGE = 1e-10
 """The least that is added to the diagonal, as a share of its mean."""
 
 
-def cholesky(matrix: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]:
-    """The lower factor in float64; the ridge grows until there is one, as singular matrices are normal.
+def cholesky(
+    matrix: Float[Tensor, "*batch n n"], shift: float = 0.0, dtype: torch.dtype | None = None
+) -> Float[Tensor, "*batch n n"]:
+    """The lower factor; the ridge grows until there is one, as singular matrices are normal.
+
+    Args:
+        matrix: Symmetric; it is not changed, and copied once.
+        shift: What is added to the diagonal in any case, as a share of its mean.
+        dtype: Of the factor; None for that of the matrix.
 
     Raises:
         CalibrationError: The matrix is not finite.
@@ -24,11 +31,12 @@ def cholesky(matrix: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]
     mean = torch.where(mean > 0, mean, torch.ones_like(mean))
     ridge = RIDGE
     while bool(mean.isfinite().all()) and ridge < math.inf:
-        ridged = matrix.clone()
-        ridged.diagonal(dim1=-2, dim2=-1).add_(ridge * mean)
-        lower, failed = torch.linalg.cholesky_ex(ridged)
+        copied = matrix.to(dtype or matrix.dtype, copy=True, memory_format=torch.contiguous_format)
+        lower = copied.mT  # column by column, as LAPACK wants it
+        lower.diagonal(dim1=-2, dim2=-1).add_((shift + ridge) * mean)
+        failed = torch.empty(0, dtype=torch.int32, device=matrix.device)
+        torch.linalg.cholesky_ex(lower, out=(lower, failed))
         if not bool(failed.any()):
-            found: Tensor = lower
-            return found
+            return lower
         ridge *= 100
     raise CalibrationError("products of weights and inputs overflow; scale the network's weights or inputs")

@@ -10,6 +10,7 @@ true SVD otherwise. A tall matrix is first reduced to its triangular factor.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
 
 import torch
@@ -77,13 +78,29 @@ def symmetric_product(matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, "r
     rows = matrix.shape[0]
     if rows < _BLOCKED:
         return torch.mm(matrix, matrix.T)
-    count = min(_MOST_BLOCKS, max(4, rows // _BLOCKED))
     total = matrix.new_empty(rows, rows)
-    for low, high in pairwise(rows * index // count for index in range(count + 1)):
-        part = matrix[low:high] @ matrix[:high].T
-        total[low:high, :high] = part
-        total[:low, low:high] = part[:, :low].T
+    for low, high in _blocks(rows):
+        total[low:high, :high] = matrix[low:high] @ matrix[:high].T
+    mirror(total)
     return total
+
+
+def add_below(total: Float[Tensor, "rows rows"], matrix: Float[Tensor, "rows columns"]) -> None:
+    """Add `A A^T` to a matrix that may be of a wider type: below the diagonal, for `mirror` to finish."""
+    for low, high in _blocks(len(total)):
+        total[low:high, :high] += matrix[low:high] @ matrix[:high].T
+
+
+def mirror(total: Float[Tensor, "rows rows"]) -> None:
+    """Make a matrix symmetric that is known below the diagonal."""
+    for low, high in _blocks(len(total)):
+        total[:low, low:high] = total[low:high, :low].T
+
+
+def _blocks(rows: int) -> Iterator[tuple[int, int]]:
+    """Where blocks of rows begin and end; what is left of the end of one is below the diagonal, or in it."""
+    count = 1 if rows < _BLOCKED else min(_MOST_BLOCKS, max(4, rows // _BLOCKED))
+    return pairwise(rows * index // count for index in range(count + 1))
 
 
 def balanced(

@@ -20,7 +20,7 @@ def normal(*shape: int, seed: int) -> torch.Tensor:
 def joint(z: torch.Tensor, y: torch.Tensor) -> JointMoments:
     total = MomentsSum()
     total.add(torch.cat((z, y), dim=1))
-    return JointMoments(total.moments(), z.shape[1])
+    return JointMoments.of(total.moments(), z.shape[1])
 
 
 def case(count: int) -> tuple[JointMoments, JointMoments, Chain, torch.Tensor]:

@@ -4,7 +4,7 @@ import torch
 from fxdecomp.calibration.moments import Moments, MomentsSum
 from fxdecomp.chains import Chain
 from fxdecomp.decompositions import method_named
-from fxdecomp.fitting.refitting import JointMoments, matrix_of, refit
+from fxdecomp.fitting.refitting import JointMoments, error_over, matrix_of, refit, variance_over
 from fxdecomp.layers import LayerSpec
 
 
@@ -19,7 +19,7 @@ def moments(rows: torch.Tensor) -> Moments:
 
 
 def joint(z: torch.Tensor, y: torch.Tensor) -> JointMoments:
-    return JointMoments(moments(torch.cat((z, y), dim=1)), z.shape[1])
+    return JointMoments.of(moments(torch.cat((z, y), dim=1)), z.shape[1])
 
 
 def linear_chain(layer: torch.Tensor, rank: int, weights: tuple[torch.Tensor, ...]) -> Chain:
@@ -45,12 +45,28 @@ def test_error_and_variance_are_those_of_the_samples(count):
     assert joint(z, y).variance == pytest.approx(float(y.var(0, correction=0).sum()), rel=1e-10)
 
 
+@pytest.mark.parametrize(("first", "second"), [(4, 3), (4, 300), (300, 4), (300, 200), (7, 8)])
+def test_two_sets_of_samples_count_as_one(first, second):
+    z, y = normal(first + second, 6, seed=0) + 2, normal(first + second, 4, seed=1) - 1
+    parts = joint(z[:first], y[:first]), joint(z[first:], y[first:])
+    both, wanted = parts[0].joined(parts[1]), joint(z, y)
+    assert both.inputs.count == first + second
+    assert torch.allclose(both.inputs.dense(), wanted.inputs.dense(), atol=1e-11)
+    assert torch.allclose(both.of_both, wanted.of_both, atol=1e-11)
+    assert torch.allclose(both.of_outputs, wanted.of_outputs, atol=1e-11)
+    assert torch.allclose(both.mean, wanted.mean, atol=1e-12)
+    chain = linear_chain(normal(4, 6, seed=2), 2, (normal(2, 6, seed=3), normal(4, 2, seed=4)))
+    missed = y - z @ matrix_of(chain).T
+    assert error_over(parts, chain) == pytest.approx(float(missed.square().sum(1).mean()), rel=1e-10)
+    assert variance_over(parts) == pytest.approx(float(y.var(0, correction=0).sum()), rel=1e-10)
+
+
 @pytest.mark.parametrize("count", [7, 200])
 def test_moments_behind_a_stage_are_those_of_its_outputs(count):
     z, y, basis = normal(count, 6, seed=0) + 2, normal(count, 4, seed=1), normal(3, 6, seed=2)
     seen, wanted = joint(z, y).through(basis), joint(z @ basis.T, y)
-    assert torch.allclose(seen.moments.dense(), wanted.moments.dense(), atol=1e-11)
-    assert torch.allclose(seen.moments.mean, wanted.moments.mean, atol=1e-12)
+    assert torch.allclose(seen.inputs.dense(), wanted.inputs.dense(), atol=1e-11)
+    assert torch.allclose(seen.inputs.mean, wanted.inputs.mean, atol=1e-12)
 
 
 def test_a_linear_truth_is_found():

@@ -12,7 +12,14 @@ from torch import Tensor
 from fxdecomp.decompositions import Problem, problem
 from fxdecomp.layers import LayerSpec
 from fxdecomp.linalg import range_finder
-from fxdecomp.linalg.factoring import gram, left_svd, singular_values, symmetric_product
+from fxdecomp.linalg.factoring import (
+    add_below,
+    gram,
+    left_svd,
+    mirror,
+    singular_values,
+    symmetric_product,
+)
 from fxdecomp.linalg.range_finder import leading_left
 from tests.decompositions.layers_in_torch import relative_error
 
@@ -63,6 +70,20 @@ def test_the_gram_matrix_is_the_plain_product(block: int, monkeypatch: pytest.Mo
     wanted = matrix.double() @ matrix.double().T
     assert relative_error(gram(matrix), wanted) < 1e-14
     assert relative_error(symmetric_product(matrix.double()), wanted) < 1e-14
+
+
+@pytest.mark.parametrize("block", [64, 8, 1], ids="blocks of {}".format)
+def test_products_that_are_added_below_the_diagonal_are_mirrored_once(
+    block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fxdecomp.linalg.factoring._BLOCKED", block)  # 1, 4 and 8 blocks
+    parts = torch.randn(23, 90, generator=generator()).double().split(40, dim=1)
+    total = torch.zeros(23, 23, dtype=torch.float64)
+    for part in parts:
+        add_below(total, part)
+    mirror(total)
+    whole = torch.cat(parts, dim=1)
+    assert relative_error(total, whole @ whole.T) < 1e-14
 
 
 LARGE_SHAPES = [(300, 400), (300, 1200), (900, 300)]
