@@ -167,7 +167,8 @@ class Chain:
             `[out_channels, in_channels // groups, *kernel]`, where `groups` are the form's; in float32 where
             the stages are in half precision, whose products may overflow where no stage does.
         """
-        return torch.cat([composed(part.form.stages, part.weights) for part in self.by_group()])
+        parts = [composed(part.form.stages, part.weights) for part in self.by_group()]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def composed(stages: Sequence[StageSpec], weights: Sequence[Tensor]) -> Tensor:

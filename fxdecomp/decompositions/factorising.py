@@ -148,11 +148,12 @@ def weight_refusal(weight: Tensor, spec: LayerSpec) -> Refusal | None:
         return Refusal(Reason.DEPTHWISE)
     if weight.numel() == 0:
         return Refusal(Reason.UNSUPPORTED_TENSOR, "it has no elements")
-    if not bool(torch.isfinite(weight).all()):
+    largest = max(map(abs, map(float, weight.aminmax())))  # NaN where one is
+    if not math.isfinite(largest):
         return Refusal(Reason.NOT_FINITE)
-    if float(weight.abs().max()) > _HUGE:
+    if largest > _HUGE:
         return Refusal(Reason.NOT_FINITE, f"or numbers above {_HUGE:g}, whose products overflow")
-    if not bool(weight.any()):
+    if not largest:
         return Refusal(Reason.ZERO_WEIGHT)
     return None
 

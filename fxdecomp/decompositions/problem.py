@@ -5,14 +5,16 @@ Every spectrum is computed once for a site and shared by all rank rules, methods
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fxdecomp.calibration.moments import Moments
+from fxdecomp.calibration.moments import WIDE, Moments
 from fxdecomp.decompositions.whitening import whitened_svd
 from fxdecomp.fitting.metric import Metric
 from fxdecomp.layers import LayerSpec
@@ -20,6 +22,9 @@ from fxdecomp.linalg.factoring import balanced, left_svd, singular_values
 from fxdecomp.linalg.range_finder import LARGE, leading_left
 
 Made = TypeVar("Made")
+
+_ROWS = 512
+"""Outputs of a layer that are compared at one time."""
 
 _BASES = 4
 """The bases of a weight's unfoldings take about so many times its room."""
@@ -56,8 +61,18 @@ class Problem:
         if self.moments is None:
             return _BASES * self.weight.numel() * self.weight.element_size()
         known = self.moments.covariance
-        metric = 0 if self.spec.is_pointwise else 2 * known.shape[1] ** 2 * self.weight.element_size()
+        has_none = self.spec.is_pointwise or self._is_wide
+        metric = 0 if has_none else 2 * known.shape[1] ** 2 * self.weight.element_size()
         return known.numel() * known.element_size() + metric
+
+    @property
+    def _is_wide(self) -> bool:
+        return self.moments is not None and self.moments.covariance.shape[1] > WIDE
+
+    def rest(self) -> None:
+        """Forget a metric that takes more room than time: it is made again when it is asked for."""
+        if self._is_wide:
+            self._made.pop("metric", None)
 
     def state(self) -> dict[str, Any]:
         """What is known besides weight and geometry, as tensors and plain data; the metric is made again."""
@@ -94,10 +109,10 @@ class Problem:
 
     @property
     def metric(self) -> Metric:
-        """That of the moments, which there must be; made once for all methods and ranks. Cost: `d^3`."""
+        """That of the moments, which there must be; made once for all methods and ranks."""
         moments = self.moments
         assert moments is not None
-        return self.once("metric", lambda: Metric.of(self.weight, moments))
+        return self.once("metric", lambda: Metric.of(self.weight, moments, power=self.power))
 
     def unfold(self, *modes: int) -> Float[Tensor, "rows columns"]:
         """The matrix whose rows are indexed by `modes` (0: outputs, 1: inputs, 2 and up: the kernel's axes).
@@ -148,7 +163,8 @@ class Problem:
 
     def lost(self, composed: Float[Tensor, "out in *kernel"]) -> float:
         """The squared error of an approximation; with moments `tr (W - W') Sigma (W - W')^T`."""
-        return self._square(self.weight - composed.to(self.weight.dtype))
+        parts = zip(torch.split(self.weight, _ROWS), torch.split(composed, _ROWS), strict=True)
+        return math.fsum(self._square(wanted - got.to(wanted.dtype)) for wanted, got in parts)
 
     @property
     def power(self) -> float:

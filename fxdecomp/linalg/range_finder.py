@@ -20,12 +20,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fxdecomp.linalg.factoring import symmetric_product
+from fxdecomp.linalg.factoring import add_below, mirror
 
 LARGE = 1024
 """The least size of a matrix that is worth it; a full decomposition of smaller ones takes half a second."""
 MOST = 0.45
 """The largest share of the smaller size that a rank may be."""
+
+_COLUMNS = 4096
+"""Columns of a matrix that are multiplied out at one time, so that it is not copied whole."""
 
 _OVERSAMPLING = 32
 _ROUNDS, _DEGREE = 2, 3
@@ -51,17 +54,21 @@ def leading_left(matrix: Float[Tensor, "rows columns"], rank: int) -> Float[Tens
     if rows > columns:
         right = leading_left(matrix.T, rank)
         return None if right is None else torch.linalg.qr(matrix @ right)[0]
-    unit = matrix / matrix.abs().max().clamp_min(torch.finfo(matrix.dtype).tiny)
+    least, most = map(float, matrix.aminmax())
+    inverse = 1 / max(-least, most, torch.finfo(matrix.dtype).tiny)
     width = rank + _OVERSAMPLING
     if width > _NARROW * rows:
-        square = symmetric_product(unit)
+        square = matrix.new_zeros(rows, rows)
+        for part in torch.split(matrix, _COLUMNS, dim=1):
+            add_below(square, part * inverse)
+        mirror(square)
 
         def apply(block: Tensor) -> Tensor:
             return square @ block
     else:
 
         def apply(block: Tensor) -> Tensor:
-            return unit @ (unit.T @ block)
+            return matrix @ (matrix.T @ block * inverse) * inverse
 
     drawn = torch.randn(
         rows, width, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu"

@@ -30,10 +30,11 @@ from fxdecomp.decompositions.factorising import relative_error
 from fxdecomp.fitting.observed import Observed
 from fxdecomp.fitting.output_side import OutputSide
 from fxdecomp.fitting.rectifying import rectify
-from fxdecomp.fitting.refitting import JointMoments, refit
+from fxdecomp.fitting.refitting import JointMoments, error_over, refit, variance_over
 from fxdecomp.graphs.copies import copy_sharing_tensors, stored_layout
 from fxdecomp.graphs.records import Record
 from fxdecomp.layers import LayerSpec, StageSpec
+from fxdecomp.linalg.memory import give_back_memory
 from fxdecomp.outcomes import WIDTH, Applied, Outcome
 from fxdecomp.passes.base import Pass
 from fxdecomp.progress import Progress, silent
@@ -128,7 +129,7 @@ class RefitChains(Pass):
         runner = copy_sharing_tensors(gm).eval()
         original = copy_sharing_tensors(self.original).eval()
         graphs = runner, original
-        room = self.calibration.budget_bytes // 2  # the rest is for sums
+        room = self.calibration.budget_bytes // 4  # the rest is for sums, and what a fit makes of them
         names = {target.layer.name for target in targets}
         sides = {} if self.sides is None else self.sides(names, self.progress)
         lockstep = Lockstep(graphs, [self.calibration.values(each) for each in graphs], room)
@@ -137,10 +138,11 @@ class RefitChains(Pass):
         efforts = [each.layer.spec.effort for each in targets]
         for number, target in enumerate(targets):
             observed = self._observed(lockstep, target, number)
+            give_back_memory()
             sums = [each.moments() for each in observed]
             before = target.chain.by_group()
             after = list(before)
-            can_judge = min(fit.moments.count for fit, _ in sums) >= _LEAST_ROWS
+            can_judge = min(fit.inputs.count for fit, _ in sums) >= _LEAST_ROWS
             if can_judge:
                 parts = zip(sums, before, target.layers, strict=True)
                 side = sides.get(target.layer.name)
@@ -153,6 +155,7 @@ class RefitChains(Pass):
                 for each in (gm, runner):
                     _store(each, target, after)
             outcomes[target.outcome.site] = _measured(target, after, sums)
+            del observed, sums
             self.progress("refit", sum(efforts[: number + 1]), sum(efforts), target.outcome.site)
         weighed = f", weighed by its gradients at {len(sides)} of them" if sides else ""
         notes = [
@@ -245,9 +248,8 @@ def _measured(
     target: _Target, chains: Sequence[Chain], sums: Sequence[tuple[JointMoments, JointMoments]]
 ) -> Applied:
     """The outcome with the errors of the chain as it is now, over all samples."""
-    known = [fit + held for fit, held in sums]
-    lost = sum(each.error_of(chain) for each, chain in zip(known, chains, strict=True))
-    power = sum(each.variance for each in known)
+    lost = sum(error_over(parts, chain) for parts, chain in zip(sums, chains, strict=True))
+    power = sum(map(variance_over, sums))
     composed = torch.cat([chain.composed_weight() for chain in chains])
     error = target.outcome.relative_error  # that of weights of one size
     return replace(
