@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing as mp
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,11 @@ from tensorly.decomposition import partial_tucker
 from torch import Tensor, nn
 
 from benchmarks.solver_sides import Save, ours, relative_error, spec_of, timed
+from fxdecomp.allocation.candidates import Question, candidates
+from fxdecomp.allocation.site_work import Workers
+from fxdecomp.calibration.moments import Moments, MomentsSum
 from fxdecomp.decompositions import Decomposition, decompose, method_named, problems_of
+from fxdecomp.layers import LayerSpec
 from fxdecomp.ranks import VBMF, Fixed, RankRule, Ratio
 
 THIRD = Ratio(1 / 3)
@@ -145,3 +151,34 @@ def bench_executors(save: Save) -> None:
 
 def _mapped(pool: Executor, work: list[Tensor]) -> float:
     return timed(lambda: list(pool.map(factorise_alone, work)))[0]
+
+
+def bench_side_by_side(save: Save) -> None:
+    """The candidates of a budget at eight layers that are fitted to inputs: one by one, and side by side."""
+    for channels in (16, 32, 64, 128, 256):
+        spec = LayerSpec(channels, channels, kernel=(3, 3), padding=((1, 1),) * 2, input_size=(14, 14))
+        sums = MomentsSum()
+        sums.add(torch.randn(2 * 9 * channels, 9 * channels).cumsum(1) / channels)
+        moments = (sums.moments(),)
+
+        def questions(spec: LayerSpec = spec, moments: tuple[Moments, ...] = moments) -> dict[str, Question]:
+            found = {}
+            for index in range(8):
+                weight = torch.randn(spec.weight_shape)
+                found[f"{index}"] = Question(
+                    f"{index}", (spec,), weight, 0, "auto", 1, problems=problems_of(weight, spec, moments)
+                )
+            return found
+
+        row: dict[str, Any] = {
+            "bench": "side by side",
+            "channels": channels,
+            "threads": torch.get_num_threads(),
+        }
+        times: dict[str, list[float]] = {"one_by_one_s": [], "side_by_side_s": []}
+        for _ in range(3):
+            for (_, taken), room_bytes in zip(times.items(), (0.0, math.inf), strict=True):
+                asked = questions()
+                work = partial(Workers().answers, candidates, asked, room_bytes)
+                taken.append(timed(lambda work=work: dict(work()))[0])  # type: ignore[misc]
+        save(row | {name: min(taken) for name, taken in times.items()})

@@ -3,7 +3,8 @@
     python -m benchmarks.solvers cp --case random-512-128  # CP; or structured-384-96, recogniser-256-64, ...
     python -m benchmarks.solvers vgg16      # Tucker-2 at a third of the channels, SVD of the Linear layers
     python -m benchmarks.solvers memory     # peak memory, each case in a process of its own
-    python -m benchmarks.solvers executors  # layers side by side, on threads and processes
+    python -m benchmarks.solvers executors  # the weights of layers side by side, on threads and processes
+    python -m benchmarks.solvers budgets    # candidates fitted to inputs, layers one by one and side by side
 
 TensorLy's `einsum` setting takes part where `opt_einsum` is installed (its plugin needs it); it is off for
 fxdecomp's side, whose users need not have it. Rows are appended to --out as they are done.
@@ -30,11 +31,19 @@ from tensorly import plugins, tenalg
 from tensorly.decomposition import parafac, randomised_parafac
 from torch import Tensor
 
-from benchmarks.solver_layers import bench_executors, bench_memory, bench_vgg16
+from benchmarks.solver_layers import bench_executors, bench_memory, bench_side_by_side, bench_vgg16
 from benchmarks.solver_sides import Save, ours, relative_error, timed
 from fxdecomp.decompositions import method_named
 from fxdecomp.demo.recogniser import load_recogniser
 from fxdecomp.export.machine import machine
+
+OTHERS = {
+    "vgg16": bench_vgg16,
+    "memory": bench_memory,
+    "executors": bench_executors,
+    "budgets": bench_side_by_side,
+}
+"""What is measured besides CP."""
 
 warnings.filterwarnings("ignore", message="Trying to compute SVD with n_eigenvecs")
 warnings.filterwarnings("ignore", message=".*unclosed.*")
@@ -195,7 +204,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("bench", choices=("cp", "vgg16", "memory", "executors"))
+    parser.add_argument("bench", choices=("cp", *OTHERS))
     parser.add_argument("--case", choices=(*CASES, *STRUCTURED), default=CASES[0])
     parser.add_argument("--limit-s", type=float, default=60.0, help="most seconds of one TensorLy setting")
     parser.add_argument(
@@ -217,7 +226,7 @@ def main() -> None:
     if given.bench == "cp":
         bench_cp(given.case, given.limit_s, given.extrapolate, save)
     else:
-        {"vgg16": bench_vgg16, "memory": bench_memory, "executors": bench_executors}[given.bench](save)
+        OTHERS[given.bench](save)
 
 
 if __name__ == "__main__":

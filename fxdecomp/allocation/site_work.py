@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Set
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import astuple, dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
@@ -14,12 +16,14 @@ from torch.fx import GraphModule
 from fxdecomp.allocation.candidates import Candidate, Question, candidates, key_of, plain_key
 from fxdecomp.allocation.sensitivity import EXAMPLES, LEAST_EXAMPLES, measure_sensitivity, some_of
 from fxdecomp.calibration import Calibration
+from fxdecomp.calibration.batches import COPIES
 from fxdecomp.calibration.collecting import collect
 from fxdecomp.calibration.moments import Moments
 from fxdecomp.calibration.output_gradients import output_gradients
 from fxdecomp.decompositions import Problem, problems_of
 from fxdecomp.decompositions.factorising import Task
 from fxdecomp.fitting.output_side import OutputSide
+from fxdecomp.linalg.memory import give_back_graphs, give_back_memory
 from fxdecomp.progress import Progress, silent
 from fxdecomp.sites import Site, survey
 
@@ -38,9 +42,13 @@ _ROOM_BYTES = 2 << 30
 """Memory for what is kept of the weights' spectra where no calibration says how much there is."""
 
 
+_LEAST_WEIGHTS = 1 << 15
+"""Weights of a layer from which on it gains something from being worked on beside another."""
+
+
 @dataclass(frozen=True, slots=True)
 class WithThreads(Generic[Item, Result]):
-    """A function as this process would run it: sums come out alike, bit for bit, on as many threads only."""
+    """A function on a number of torch's threads: sums come out alike, bit for bit, on as many only."""
 
     function: Callable[[Item], Result]
     threads: int
@@ -67,11 +75,52 @@ class Workers:
     executor: Executor | None = None
     progress: Progress = silent
 
-    def answers(self, function: Callable[[Item], Result], items: Collection[Item]) -> Iterator[Result]:
-        """What a function says of each item, in order."""
-        if self.executor is None:
-            return map(function, items)
-        return self.executor.map(WithThreads(function, torch.get_num_threads()), items)
+    def answers(
+        self, function: Callable[[Item], Result], items: Mapping[str, Item], room_bytes: float
+    ) -> Iterator[tuple[str, Result]]:
+        """What a function says of each item, by name.
+
+        Layers whose products do not fill torch's threads are worked on side by side, on a thread each; those
+        of small products are not, as Python lets one thread go on at a time.
+
+        Args:
+            function: What is to be done.
+            items: The layers' tasks or questions.
+            room_bytes: Memory for what is made on the way at all layers at one time.
+        """
+        threads = torch.get_num_threads()
+        middling = {
+            name: item
+            for name, item in items.items()
+            if item.weight.numel() >= _LEAST_WEIGHTS and threads * _made_bytes(item) <= room_bytes
+        }
+        if len(middling) < 2 or threads == 1:
+            middling = {}
+        middling = dict(
+            sorted(middling.items(), key=lambda each: -each[1].weight.numel())
+        )  # the longest first
+        others = {name: item for name, item in items.items() if name not in middling}
+        if self.executor is not None:
+            taken = [
+                zip(some, self.executor.map(WithThreads(function, count), some.values()), strict=True)
+                for some, count in ((middling, 1), (others, threads))
+            ]
+            return itertools.chain.from_iterable(taken)
+        one_by_one = zip(others, map(function, others.values()), strict=True)
+        return itertools.chain(_side_by_side(function, middling, threads) if middling else (), one_by_one)
+
+
+def _side_by_side(
+    function: Callable[[Item], Result], items: Mapping[str, Item], threads: int
+) -> Iterator[tuple[str, Result]]:
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        yield from zip(items, pool.map(function, items.values()), strict=True)
+
+
+def _made_bytes(item: Task | Question) -> int:
+    """Memory that the work at a layer takes at one time."""
+    outputs, *rest = item.weight.shape
+    return COPIES * 8 * max(outputs, math.prod(rest)) ** 2
 
 
 ALONE = Workers()
@@ -182,16 +231,19 @@ class SiteWork:
         return self.each(_MENUS, candidates, questions, workers)
 
     def forget_layers(self) -> None:
-        """Give back the memory of moments and bases; answers and sensitivities stay."""
+        """Give back the memory of moments, bases and chains; sensitivities and gradients stay."""
         self._problems.clear()
-        for key in [key for key in self._answers if key[0] == MOMENTS]:
-            del self._answers[key]
+        self._answers.clear()
+        give_back_graphs()
 
     @property
     def _room_bytes(self) -> int:
         """Memory that is left for moments and bases."""
-        whole = _ROOM_BYTES if self.calibration is None else self.calibration.budget_bytes
-        return int(_KEPT * whole) - sum(map(_size_bytes, self._problems.values()))
+        return int(_KEPT * self._budget_bytes) - sum(map(_size_bytes, self._problems.values()))
+
+    @property
+    def _budget_bytes(self) -> int:
+        return _ROOM_BYTES if self.calibration is None else self.calibration.budget_bytes
 
     def is_fitted(self, site: Site) -> bool:
         """Whether a layer is fitted to the calibration: there is one, and its moments have room."""
@@ -212,12 +264,16 @@ class SiteWork:
         missing = {name: item for name, item in items.items() if keys[name] not in self._answers}
         efforts = {name: self._sites[name].spec.effort for name in items}
         done = sum(efforts[name] for name in items if name not in missing)
+        room = (1 - _KEPT) * self._budget_bytes
         for problems in self._known(missing, workers.progress):
-            known = [replace(missing[name], problems=each) for name, each in problems.items()]
-            for name, result in zip(problems, workers.answers(function, known), strict=True):
+            known = {name: replace(missing[name], problems=each) for name, each in problems.items()}
+            for name, result in workers.answers(function, known, room):
                 self._answers[keys[name]] = result
+                for problem in problems[name]:
+                    problem.rest()
                 done += efforts[name]
                 workers.progress(work, done, sum(efforts.values()), name)
+                give_back_memory()
         return {name: self._answers[keys[name]] for name in items}
 
     def _known(self, names: Collection[str], progress: Progress) -> Iterator[dict[str, tuple[Problem, ...]]]:

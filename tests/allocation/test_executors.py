@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,8 +15,10 @@ import torch
 from torch.fx import GraphModule
 
 import fxdecomp
-from fxdecomp.allocation.site_work import WithThreads
+from fxdecomp.allocation.site_work import WithThreads, Workers
 from fxdecomp.calibration import Calibration
+from fxdecomp.decompositions.factorising import Task
+from fxdecomp.layers import LayerSpec
 from tests.nets import HALF, image, small_resnet
 
 X = image(2, 3, 16, 16)
@@ -49,6 +53,17 @@ def dask_cluster() -> Iterator[Executor]:
         yield client.get_executor()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def two_threads() -> Iterator[None]:
+    """So that layers are worked on side by side, however small."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fxdecomp.allocation.site_work._LEAST_WEIGHTS", 0)
+        yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def gm() -> GraphModule:
     return fxdecomp.trace(small_resnet(), X)
@@ -73,6 +88,45 @@ def test_the_result_is_the_serial_one_bit_for_bit(
             assert all(torch.equal(value, known[key]) for key, value in parallel.state_dict().items())
 
 
+def of_size(inputs: int) -> Task:
+    spec = LayerSpec(inputs, 64)
+    return Task("layer", (spec,), torch.zeros(64, inputs), None, "svd", None)
+
+
+def test_middling_layers_are_worked_on_side_by_side_and_others_by_all_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("fxdecomp.allocation.site_work._LEAST_WEIGHTS", 64 * 501)
+    seen = {}
+
+    def look(task: Task) -> int:
+        seen[threading.get_ident()] = None
+        barrier.wait(10)
+        return torch.get_num_threads()
+
+    barrier = threading.Barrier(2)
+    middling = {"one": of_size(512), "two": of_size(600)}
+    assert dict(Workers().answers(look, middling, 1 << 25)) == {"one": 1, "two": 1}
+    assert len(seen) == 2
+    assert torch.get_num_threads() == 2
+    barrier = threading.Barrier(1)
+    mixed = middling | {"large": of_size(1000), "small": of_size(500)}
+    assert dict(Workers().answers(look, mixed, 0)) == dict.fromkeys(mixed, 2)
+    with ThreadPoolExecutor(1) as pool:
+        found = dict(Workers(pool).answers(look, mixed, 1 << 25))
+    assert found == {"one": 1, "two": 1, "large": 2, "small": 2}
+
+
+def test_the_error_of_a_layer_is_raised_and_threads_stay() -> None:
+    def fail(task: Task) -> int:
+        raise ValueError(f"no {task.site} {task.weight.shape[1]}")
+
+    before = torch.__config__.parallel_info()
+    with pytest.raises(ValueError, match="no layer 600"):  # the larger one comes first
+        list(Workers().answers(fail, {"one": of_size(512), "two": of_size(600)}, 1 << 25))
+    assert torch.__config__.parallel_info() == before
+
+
 def threads_in(_: object) -> int:
     return torch.get_num_threads()
 
@@ -85,3 +139,18 @@ def test_a_worker_computes_on_as_many_threads_as_the_caller() -> None:
         assert list(pool.map(wanted, [0, 1])) == [here + 1, here + 1]
         assert pool.submit(threads_in, 0).result() == here + 2
     assert torch.get_num_threads() == here
+
+
+def test_a_metric_that_takes_much_room_is_made_again_rather_than_kept(
+    gm: GraphModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, kept = [], []
+    for wide in (4096, 8):
+        monkeypatch.setattr("fxdecomp.decompositions.problem.WIDE", wide)
+        known = fxdecomp.study(gm, DATA)
+        found.append(fxdecomp.transform(gm, HALF, calibration=known).state_dict())
+        problems = itertools.chain.from_iterable(known.work._problems.values())
+        kept.append(sum("metric" in problem._made for problem in problems))
+    assert kept[0] > 0
+    assert kept[1] == 0
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
