@@ -23,7 +23,8 @@ from fxdecomp.errors import BudgetError, PolicyError
 from fxdecomp.graphs.copies import copy_owning_tensors
 from fxdecomp.graphs.inputs import require_graph
 from fxdecomp.graphs.records import Record, attach_record, record_of
-from fxdecomp.graphs.untouched import one_at_a_time, unchanged_buffers
+from fxdecomp.graphs.untouched import full_precision, one_at_a_time, unchanged_buffers
+from fxdecomp.linalg.memory import give_back_graphs
 from fxdecomp.outcomes import Skipped
 from fxdecomp.passes import DecomposeLayers, JoinInputs, NarrowWidths, PartOutputs, RefitChains
 from fxdecomp.policy import Policy
@@ -43,6 +44,7 @@ _LITTLE = 0.05
 
 
 @one_at_a_time
+@full_precision()
 def transform(
     gm: GraphModule,
     policy: Policy,
@@ -64,8 +66,9 @@ def transform(
             made up where there are none, and join fewer than 32 (see `Policy.made_up`). A `study` of `gm`
             keeps what was computed, for the next call.
         executor: Takes the numerical work at the layers: any `concurrent.futures.Executor`, such as a process
-            pool or Dask's `client.get_executor()`. The result is the same, bit for bit: each worker computes
-            on as many threads as torch uses here (`torch.set_num_threads(1)` before, for a worker a core).
+            pool or Dask's `client.get_executor()`. The result is the same, bit for bit: a small layer is
+            worked on by one thread, a large one by as many as torch uses here, with an executor or without
+            (`torch.set_num_threads(1)` before, for a worker a core).
         least_agreement: A result that agrees less with `gm` is warned of, in the log and in the report.
         progress: Told of every finished layer.
 
@@ -132,11 +135,14 @@ def transform(
     if data is not None and not is_timed and is_doubtful(result, data, known.judged):
         if data.refit:
             result = better(result, finished(chains, None), REFITTED)
+        del chains, best  # each may be as large as the network
+        give_back_graphs()
         with suppress(BudgetError):  # which the weights alone may not meet: heads then stay
-            result = better(result, finished(_alone(policy, result, known.weights_alone, workers), None))
-    quality = (record_of(result) or Record()).quality
-    if quality is not None and quality.warning:
-        _log.warning("%s", quality.warning)
+            alone = _alone(policy, result, known.weights_alone, workers)
+            if known is not calibration:
+                known.weights_alone.forget_layers()
+            result = better(result, finished(alone, None))
+    _warn(result)
     return result
 
 
@@ -157,6 +163,13 @@ def _preferred(new: _Network, best: _Network | None, words: tuple[str, str, str]
     if late != before:
         return new if late < before else best
     return new if better(new[1], best[1], words) is new[1] else best
+
+
+def _warn(gm: GraphModule) -> None:
+    """Log what a graph's record warns of."""
+    quality = (record_of(gm) or Record()).quality
+    if quality is not None and quality.warning:
+        _log.warning("%s", quality.warning)
 
 
 def _note(gm: GraphModule, note: str) -> None:

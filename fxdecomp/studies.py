@@ -19,7 +19,7 @@ from fxdecomp.errors import CalibrationError, PolicyError, first_line
 from fxdecomp.files import write_with_torch
 from fxdecomp.graphs.fingerprints import fingerprint
 from fxdecomp.graphs.inputs import require_graph
-from fxdecomp.graphs.untouched import one_at_a_time
+from fxdecomp.graphs.untouched import full_precision, one_at_a_time
 from fxdecomp.passes import FoldBatchNorm
 from fxdecomp.policy import Policy
 from fxdecomp.version import __version__
@@ -166,6 +166,7 @@ class Study:
 
 
 @one_at_a_time
+@full_precision()
 def study(
     gm: GraphModule,
     calibration: Calibration | Iterable[Batch] | None = None,

@@ -22,7 +22,7 @@ from fxdecomp.export.exporter import silence
 from fxdecomp.importing import from_onnx
 from fxdecomp.recovery import recover
 from fxdecomp.tracing.exported import load_program
-from tests.nets import image
+from tests.nets import image, small_resnet
 
 
 class Counting(nn.Module):
@@ -101,6 +101,17 @@ def test_the_callers_network_and_the_process_are_as_they_were(name: str, tmp_pat
     assert same(network, state_of(net))
     assert same(graph, state_of(gm))
     assert process == state_of_process(of=process[-1])
+
+
+def test_automatic_mixed_precision_around_it_changes_nothing() -> None:
+    gm = fxdecomp.trace(small_resnet(), image(2, 3, 16, 16))
+    data = [image(8, 3, 16, 16, seed=seed) for seed in range(4)]
+    policy = fxdecomp.Policy(budget=fxdecomp.MACs(0.5))
+    wanted = fxdecomp.transform(gm, policy, calibration=data).state_dict()
+    with torch.autocast("cpu"):
+        found = fxdecomp.transform(gm, policy, calibration=data).state_dict()
+        assert torch.is_autocast_enabled("cpu")
+    assert all(torch.equal(value, wanted[name]) for name, value in found.items())
 
 
 def failures_in_threads(work: Callable[[int], None]) -> list[BaseException]:
