@@ -44,7 +44,8 @@ class JointMoments:
 
     Attributes:
         inputs: Of z.
-        outputs: `Cov y`; where the moments of z are a root, the rows of y that belong to its rows.
+        outputs: `Cov y`, or of fewer rows than outputs a root of it; where the moments of z are a root, the
+            rows of y that belong to its rows.
         across: `Cov(y, z)`; None beside a root.
         mean: `E y`.
     """
@@ -75,7 +76,8 @@ class JointMoments:
         inputs = Moments.of_root(z, mean_in, count)
         if inputs.is_root:
             return JointMoments(inputs, y, None, mean_out)
-        return JointMoments(inputs, (y.T @ y).double(), (y.T @ z).double(), mean_out)
+        outputs = y if len(y) < y.shape[1] else (y.T @ y).double()
+        return JointMoments(inputs, outputs, (y.T @ z).double(), mean_out)
 
     def joined(self, other: JointMoments) -> JointMoments:
         """The moments of both sets of rows."""
@@ -84,20 +86,26 @@ class JointMoments:
         gap = (self.mean - other.mean) * (left * right) ** 0.5
         gap_in = (self.inputs.mean - other.inputs.mean) * (left * right) ** 0.5
         mean = left * self.mean + right * other.mean
+        rows = [self.outputs * left**0.5, other.outputs * right**0.5, gap[None]]
         if self.across is None and other.across is None:
             mean_in = left * self.inputs.mean + right * other.inputs.mean
             roots = [self.inputs.covariance * left**0.5, other.inputs.covariance * right**0.5, gap_in[None]]
-            rows = [self.outputs * left**0.5, other.outputs * right**0.5, gap[None]]
             return JointMoments._of_rows(torch.cat(roots), torch.cat(rows), mean_in, mean, count)
-        outputs = left * self.of_outputs + right * other.of_outputs
-        across = left * self.of_both + right * other.of_both
         inputs = self.inputs + other.inputs
-        return JointMoments(inputs, outputs.addr(gap, gap), across.addr(gap, gap_in), mean)
+        across = (left * self.of_both + right * other.of_both).addr(gap, gap_in)
+        few = self._keeps_rows and other._keeps_rows and sum(map(len, rows)) < len(gap)
+        outputs = torch.cat(rows) if few else left * self.of_outputs + right * other.of_outputs
+        return JointMoments(inputs, outputs if few else outputs.addr(gap, gap), across, mean)
+
+    @property
+    def _keeps_rows(self) -> bool:
+        """Whether `outputs` holds rows."""
+        return self.across is None or len(self.outputs) < self.outputs.shape[1]
 
     @property
     def of_outputs(self) -> Float[Tensor, "t t"]:
         """`Cov y`."""
-        return (self.outputs.T @ self.outputs).double() if self.across is None else self.outputs
+        return (self.outputs.T @ self.outputs).double() if self._keeps_rows else self.outputs
 
     @property
     def of_both(self) -> Float[Tensor, "t d"]:
@@ -108,7 +116,7 @@ class JointMoments:
     @property
     def variance(self) -> float:
         """`E ||y - mean y||^2`."""
-        if self.across is None:
+        if self._keeps_rows:
             return float(self.outputs.square().sum(dtype=torch.float64))
         return float(self.outputs.diagonal().sum())
 
@@ -127,10 +135,10 @@ class JointMoments:
 
     def weighed(self, root: Callable[[Tensor], Tensor]) -> JointMoments:
         """The moments with `M y` in the place of y; `root` multiplies columns by M, which is symmetric."""
-        outputs, mean = root(self.outputs.T).T, root(self.mean)
-        if self.across is None:
-            return JointMoments(self.inputs, outputs, None, mean)
-        return JointMoments(self.inputs, root(outputs), root(self.across), mean)
+        outputs = root(self.outputs.T).T
+        outputs = outputs if self._keeps_rows else root(outputs)
+        across = None if self.across is None else root(self.across)
+        return JointMoments(self.inputs, outputs, across, root(self.mean))
 
     def error(self, H: Float[Tensor, "t d"], bias: Float[Tensor, " t"]) -> float:
         """`E ||y - H z - b||^2`."""

@@ -36,18 +36,26 @@ def test_moments_add_up_to_those_of_all_rows(first, second):
     assert torch.allclose(total.dense(), wanted.dense(), atol=1e-11)
 
 
-@pytest.mark.parametrize("count", [7, 200])
-def test_error_and_variance_are_those_of_the_samples(count):
-    z, y = normal(count, 6, seed=0) + 2, normal(count, 4, seed=1) - 1
-    H, bias = normal(4, 6, seed=2), normal(4, seed=3)
-    wanted = (y - z @ H.T - bias).square().sum(1).mean()
-    assert joint(z, y).error(H, bias) == pytest.approx(float(wanted), rel=1e-10)
-    assert joint(z, y).variance == pytest.approx(float(y.var(0, correction=0).sum()), rel=1e-10)
+@pytest.mark.parametrize("outputs", [4, 40])
+@pytest.mark.parametrize("count", [3, 7, 200])
+def test_error_and_variance_are_those_of_the_samples(count, outputs):
+    z, y = normal(count, 6, seed=0) + 2, normal(count, outputs, seed=1) - 1
+    H, bias, M = normal(outputs, 6, seed=2), normal(outputs, seed=3), normal(outputs, outputs, seed=4)
+    for known, seen in ((joint(z, y), y), (joint(z, y).weighed((M @ M.T).matmul), y @ M @ M.T)):
+        wanted = (seen - z @ H.T - bias).square().sum(1).mean()
+        assert known.error(H, bias) == pytest.approx(float(wanted), rel=1e-10)
+        assert known.variance == pytest.approx(float(seen.var(0, correction=0).sum()), rel=1e-10)
 
 
+def test_of_fewer_samples_than_outputs_no_square_of_outputs_is_made():
+    parts = [joint(normal(10, 6, seed=seed), normal(10, 40, seed=2 + seed)) for seed in (0, 1)]
+    assert [len(part.outputs) for part in (*parts, parts[0].joined(parts[1]))] == [10, 10, 21]
+
+
+@pytest.mark.parametrize("outputs", [4, 40])
 @pytest.mark.parametrize(("first", "second"), [(4, 3), (4, 300), (300, 4), (300, 200), (7, 8)])
-def test_two_sets_of_samples_count_as_one(first, second):
-    z, y = normal(first + second, 6, seed=0) + 2, normal(first + second, 4, seed=1) - 1
+def test_two_sets_of_samples_count_as_one(first, second, outputs):
+    z, y = normal(first + second, 6, seed=0) + 2, normal(first + second, outputs, seed=1) - 1
     parts = joint(z[:first], y[:first]), joint(z[first:], y[first:])
     both, wanted = parts[0].joined(parts[1]), joint(z, y)
     assert both.inputs.count == first + second
@@ -55,7 +63,8 @@ def test_two_sets_of_samples_count_as_one(first, second):
     assert torch.allclose(both.of_both, wanted.of_both, atol=1e-11)
     assert torch.allclose(both.of_outputs, wanted.of_outputs, atol=1e-11)
     assert torch.allclose(both.mean, wanted.mean, atol=1e-12)
-    chain = linear_chain(normal(4, 6, seed=2), 2, (normal(2, 6, seed=3), normal(4, 2, seed=4)))
+    factors = normal(2, 6, seed=3), normal(outputs, 2, seed=4)
+    chain = linear_chain(normal(outputs, 6, seed=2), 2, factors)
     missed = y - z @ matrix_of(chain).T
     assert error_over(parts, chain) == pytest.approx(float(missed.square().sum(1).mean()), rel=1e-10)
     assert variance_over(parts) == pytest.approx(float(y.var(0, correction=0).sum()), rel=1e-10)
