@@ -136,7 +136,7 @@ def transform(
         if data.refit:
             result = better(result, finished(chains, None), REFITTED)
         del chains, best  # each may be as large as the network
-        give_back_graphs()
+        give_back_graphs(gm)
         with suppress(BudgetError):  # which the weights alone may not meet: heads then stay
             alone = _alone(policy, result, known.weights_alone, workers)
             if known is not calibration:

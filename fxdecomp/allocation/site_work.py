@@ -23,7 +23,7 @@ from fxdecomp.calibration.output_gradients import output_gradients
 from fxdecomp.decompositions import Problem, problems_of
 from fxdecomp.decompositions.factorising import Task
 from fxdecomp.fitting.output_side import OutputSide
-from fxdecomp.linalg.memory import give_back_graphs, give_back_memory
+from fxdecomp.linalg.memory import LARGE_BYTES, give_back_graphs, give_back_memory
 from fxdecomp.progress import Progress, silent
 from fxdecomp.sites import Site, survey
 
@@ -234,7 +234,7 @@ class SiteWork:
         """Give back the memory of moments, bases and chains; sensitivities and gradients stay."""
         self._problems.clear()
         self._answers.clear()
-        give_back_graphs()
+        give_back_graphs(self.gm)
 
     @property
     def _room_bytes(self) -> int:
@@ -273,7 +273,8 @@ class SiteWork:
                     problem.rest()
                 done += efforts[name]
                 workers.progress(work, done, sum(efforts.values()), name)
-                give_back_memory()
+                if _size_bytes(problems[name]) >= LARGE_BYTES:
+                    give_back_memory()
         return {name: self._answers[keys[name]] for name in items}
 
     def _known(self, names: Collection[str], progress: Progress) -> Iterator[dict[str, tuple[Problem, ...]]]:

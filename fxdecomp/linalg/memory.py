@@ -7,6 +7,11 @@ import gc
 from contextlib import suppress
 from functools import cache
 
+from torch import nn
+
+LARGE_BYTES = 64 << 20
+"""Memory that is worth a search for it."""
+
 
 def give_back_memory() -> None:
     """Let the C library return to the system what was freed, where it can.
@@ -19,13 +24,15 @@ def give_back_memory() -> None:
         trim(0)
 
 
-def give_back_graphs() -> None:
+def give_back_graphs(like: nn.Module) -> None:
     """The same, after graphs that are done with: they refer to themselves, and wait for the collector.
 
-    Cost: a fifth of a second.
+    Args:
+        like: As large as one of them. Small ones may wait: the collector takes a fifth of a second and more.
     """
-    gc.collect()
-    give_back_memory()
+    if sum(parameter.nbytes for parameter in like.parameters()) >= LARGE_BYTES:
+        gc.collect()
+        give_back_memory()
 
 
 @cache

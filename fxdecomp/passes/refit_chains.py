@@ -42,6 +42,8 @@ from fxdecomp.sites import Site, survey
 from fxdecomp.sites.recurrent import input_product, with_inputs
 
 _HELD_EVERY = 4
+_LARGE_BYTES = 1 << 20
+"""Size of a weight that is fitted with so much memory that what was freed before is given back."""
 _LEAST_ROWS = 16
 """Fewer rows, of which a quarter judges, say nothing of others: the chain then stays as it was factorised."""
 _RELUS = (
@@ -138,7 +140,8 @@ class RefitChains(Pass):
         efforts = [each.layer.spec.effort for each in targets]
         for number, target in enumerate(targets):
             observed = self._observed(lockstep, target, number)
-            give_back_memory()
+            if target.layer.weight.nbytes >= _LARGE_BYTES:
+                give_back_memory()
             sums = [each.moments() for each in observed]
             before = target.chain.by_group()
             after = list(before)
