@@ -13,9 +13,10 @@ from torch.fx import GraphModule
 
 from fxdecomp.allocation.joint_work import JointWork
 from fxdecomp.allocation.joints import joints_of, worth_sharing
-from fxdecomp.allocation.site_work import SiteWork, Workers
+from fxdecomp.allocation.site_work import SiteWork
 from fxdecomp.allocation.timed import missed
 from fxdecomp.allocation.widths import found_widths
+from fxdecomp.allocation.workers import Workers
 from fxdecomp.calibration import Batch, Calibration
 from fxdecomp.calibration.competing import JOINTS, REFITTED, WIDTHS, better, is_doubtful
 from fxdecomp.calibration.judging import with_quality

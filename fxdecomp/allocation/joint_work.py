@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from torch.fx import GraphModule
 
 from fxdecomp.allocation.sensitivity import EXAMPLES
-from fxdecomp.allocation.site_work import ALONE, Item, Result, SiteWork, Workers
+from fxdecomp.allocation.site_work import SiteWork
+from fxdecomp.allocation.workers import ALONE, Item, Result, Workers
 from fxdecomp.decompositions import Problem
 from fxdecomp.graphs.records import Record, record_of
 from fxdecomp.progress import Progress

@@ -16,7 +16,8 @@ import torch
 from fxdecomp.allocation.candidates import Candidate, candidates, question_of, task_of
 from fxdecomp.allocation.combined import Place, choose, counted, is_open, together
 from fxdecomp.allocation.planning import rank_step
-from fxdecomp.allocation.site_work import MOMENTS, SiteWork, Workers
+from fxdecomp.allocation.site_work import SiteWork
+from fxdecomp.allocation.workers import Workers
 from fxdecomp.calibration.moments import Moments
 from fxdecomp.decompositions import problems_of
 from fxdecomp.decompositions.factorising import Task, weight_refusal
@@ -31,6 +32,9 @@ from fxdecomp.sites import Site, survey
 
 _SHARED = "shared"
 """The method of a candidate whose rank says which layers share: their places in the group."""
+
+_MOMENTS = "moments"
+"""The work that gives layers' moments, which are no more kept than the layers that they belong to."""
 
 _TIMED = "the times are of networks in which layers that share their input are one, but for the dense one"
 
@@ -89,7 +93,7 @@ def worth_sharing(policy: Policy, work: SiteWork, workers: Workers) -> tuple[str
     menus = work.menus(questions, workers)
     grouped = {site.name: tasks[site.name] for group in groups for site in group}
     power = work.each("power", power_of, grouped, workers)
-    moments = work.each(MOMENTS, moments_of, grouped, workers)
+    moments = work.each(_MOMENTS, moments_of, grouped, workers)
     places = []
     for group in groups:
         options: list[Candidate] = []

@@ -10,8 +10,9 @@ from torch.fx import GraphModule
 from fxdecomp.allocation.allocate import allocate
 from fxdecomp.allocation.candidates import Candidate, Question, question_of
 from fxdecomp.allocation.pricing import price
-from fxdecomp.allocation.site_work import SiteWork, Workers
+from fxdecomp.allocation.site_work import SiteWork
 from fxdecomp.allocation.timed import ABOVE, BELOW, LatencyPlanner, best_attempt
+from fxdecomp.allocation.workers import Workers
 from fxdecomp.decompositions.factorising import Solution, Task, weight_refusal
 from fxdecomp.errors import BudgetError
 from fxdecomp.export.machine import machine

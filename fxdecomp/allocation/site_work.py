@@ -2,36 +2,26 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Set
-from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import astuple, dataclass, field, replace
-from typing import Any, Generic, TypeVar
+from typing import Any
 
-import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
 from fxdecomp.allocation.candidates import Candidate, Question, candidates, key_of, plain_key
 from fxdecomp.allocation.sensitivity import EXAMPLES, LEAST_EXAMPLES, measure_sensitivity, some_of
+from fxdecomp.allocation.workers import ALONE, Item, Result, Workers
 from fxdecomp.calibration import Calibration
-from fxdecomp.calibration.batches import COPIES
 from fxdecomp.calibration.collecting import collect
 from fxdecomp.calibration.moments import Moments
 from fxdecomp.calibration.output_gradients import output_gradients
 from fxdecomp.decompositions import Problem, problems_of
-from fxdecomp.decompositions.factorising import Task
 from fxdecomp.fitting.output_side import OutputSide
 from fxdecomp.linalg.memory import LARGE_BYTES, give_back_graphs, give_back_memory
-from fxdecomp.progress import Progress, silent
+from fxdecomp.progress import Progress
 from fxdecomp.sites import Site, survey
 
-Item = TypeVar("Item", Task, Question)
-Result = TypeVar("Result")
-
-MOMENTS = "moments"
-"""The work that gives layers' moments, which are no more kept than the layers that they belong to."""
 _MENUS = "candidates"
 _FEW_OUTPUTS = 1024
 """Outputs of a layer up to which the moments of their gradients are taken beside those that are wanted."""
@@ -40,91 +30,6 @@ _KEPT = 0.8
 """Share of the calibration's room for what is kept of the layers; the rest is for what is being made."""
 _ROOM_BYTES = 2 << 30
 """Memory for what is kept of the weights' spectra where no calibration says how much there is."""
-
-
-_LEAST_WEIGHTS = 1 << 15
-"""Weights of a layer from which on it gains something from being worked on beside another."""
-
-
-@dataclass(frozen=True, slots=True)
-class WithThreads(Generic[Item, Result]):
-    """A function on a number of torch's threads: sums come out alike, bit for bit, on as many only."""
-
-    function: Callable[[Item], Result]
-    threads: int
-
-    def __call__(self, item: Item) -> Result:
-        """The function's result; a worker's own number of threads is put back."""
-        before = torch.get_num_threads()
-        torch.set_num_threads(self.threads)
-        try:
-            return self.function(item)
-        finally:
-            torch.set_num_threads(before)
-
-
-@dataclass(frozen=True, slots=True)
-class Workers:
-    """Who does the work.
-
-    Attributes:
-        executor: Takes the work; None does it here.
-        progress: Told of every finished layer.
-    """
-
-    executor: Executor | None = None
-    progress: Progress = silent
-
-    def answers(
-        self, function: Callable[[Item], Result], items: Mapping[str, Item], room_bytes: float
-    ) -> Iterator[tuple[str, Result]]:
-        """What a function says of each item, by name.
-
-        Layers whose products do not fill torch's threads are worked on side by side, on a thread each; those
-        of small products are not, as Python lets one thread go on at a time.
-
-        Args:
-            function: What is to be done.
-            items: The layers' tasks or questions.
-            room_bytes: Memory for what is made on the way at all layers at one time.
-        """
-        threads = torch.get_num_threads()
-        middling = {
-            name: item
-            for name, item in items.items()
-            if item.weight.numel() >= _LEAST_WEIGHTS and threads * _made_bytes(item) <= room_bytes
-        }
-        if len(middling) < 2 or threads == 1:
-            middling = {}
-        middling = dict(
-            sorted(middling.items(), key=lambda each: -each[1].weight.numel())
-        )  # the longest first
-        others = {name: item for name, item in items.items() if name not in middling}
-        if self.executor is not None:
-            taken = [
-                zip(some, self.executor.map(WithThreads(function, count), some.values()), strict=True)
-                for some, count in ((middling, 1), (others, threads))
-            ]
-            return itertools.chain.from_iterable(taken)
-        one_by_one = zip(others, map(function, others.values()), strict=True)
-        return itertools.chain(_side_by_side(function, middling, threads) if middling else (), one_by_one)
-
-
-def _side_by_side(
-    function: Callable[[Item], Result], items: Mapping[str, Item], threads: int
-) -> Iterator[tuple[str, Result]]:
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        yield from zip(items, pool.map(function, items.values()), strict=True)
-
-
-def _made_bytes(item: Task | Question) -> int:
-    """Memory that the work at a layer takes at one time."""
-    outputs, *rest = item.weight.shape
-    return COPIES * 8 * max(outputs, math.prod(rest)) ** 2
-
-
-ALONE = Workers()
-"""This process does the work, and tells nobody."""
 
 
 @dataclass(slots=True, eq=False)

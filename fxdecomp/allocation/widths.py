@@ -18,9 +18,10 @@ from fxdecomp.allocation.combined import Place, Totals, choose, counted, is_open
 from fxdecomp.allocation.counted_widths import with_chains
 from fxdecomp.allocation.heads import LEAST, NARROWED, head_places
 from fxdecomp.allocation.planning import rank_step
-from fxdecomp.allocation.site_work import SiteWork, Workers
+from fxdecomp.allocation.site_work import SiteWork
 from fxdecomp.allocation.timed import LatencyPlanner
 from fxdecomp.allocation.timed_widths import priced
+from fxdecomp.allocation.workers import Workers
 from fxdecomp.calibration.collecting import collect
 from fxdecomp.calibration.moments import Moments
 from fxdecomp.fitting.removal import removal_errors

@@ -30,7 +30,8 @@ def give_back_graphs(like: nn.Module) -> None:
     Args:
         like: As large as one of them. Small ones may wait: the collector takes a fifth of a second and more.
     """
-    if sum(parameter.nbytes for parameter in like.parameters()) >= LARGE_BYTES:
+    sizes = (each.numel() * each.element_size() for each in like.parameters())  # a sparse one has no nbytes
+    if sum(sizes) >= LARGE_BYTES:
         gc.collect()
         give_back_memory()
 

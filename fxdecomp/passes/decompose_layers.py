@@ -18,8 +18,9 @@ from torch.fx import GraphModule
 from fxdecomp.allocation.candidates import task_of
 from fxdecomp.allocation.planning import Situation, plan_budget
 from fxdecomp.allocation.proportion import out_of_proportion
-from fxdecomp.allocation.site_work import ALONE, SiteWork, Workers
+from fxdecomp.allocation.site_work import SiteWork
 from fxdecomp.allocation.unjudged import unjudged_layers
+from fxdecomp.allocation.workers import ALONE, Workers
 from fxdecomp.decompositions.factorising import Solution, Task, factorise
 from fxdecomp.errors import PolicyError
 from fxdecomp.graphs.records import Record

@@ -15,7 +15,7 @@ import torch
 from torch.fx import GraphModule
 
 import fxdecomp
-from fxdecomp.allocation.site_work import WithThreads, Workers
+from fxdecomp.allocation.workers import WithThreads, Workers
 from fxdecomp.calibration import Calibration
 from fxdecomp.decompositions.factorising import Task
 from fxdecomp.layers import LayerSpec
@@ -59,7 +59,7 @@ def two_threads() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fxdecomp.allocation.site_work._LEAST_WEIGHTS", 0)
+        patch.setattr("fxdecomp.allocation.workers._LEAST_WEIGHTS", 0)
         yield
     torch.set_num_threads(before)
 
@@ -96,7 +96,7 @@ def of_size(inputs: int) -> Task:
 def test_middling_layers_are_worked_on_side_by_side_and_others_by_all_threads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("fxdecomp.allocation.site_work._LEAST_WEIGHTS", 64 * 501)
+    monkeypatch.setattr("fxdecomp.allocation.workers._LEAST_WEIGHTS", 64 * 501)
     seen = {}
 
     def look(task: Task) -> int:

@@ -8,7 +8,8 @@ from torch.fx import GraphModule
 import fxdecomp
 from fxdecomp import Latency, MACs, Params, Policy, Rule, pipeline
 from fxdecomp.allocation.joints import joints_of
-from fxdecomp.allocation.site_work import ALONE, SiteWork
+from fxdecomp.allocation.site_work import SiteWork
+from fxdecomp.allocation.workers import ALONE
 from tests.nets import drawn, image
 
 OPEN = Policy(budget=MACs(0.5), rules=[Rule("*", share="auto")], multiple_of=2)

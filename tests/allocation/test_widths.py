@@ -8,8 +8,9 @@ from torch.nn import functional as F
 
 import fxdecomp
 from fxdecomp import MACs, Params, Policy, Rule, pipeline
-from fxdecomp.allocation.site_work import ALONE, SiteWork
+from fxdecomp.allocation.site_work import SiteWork
 from fxdecomp.allocation.widths import found_widths
+from fxdecomp.allocation.workers import ALONE
 from fxdecomp.calibration import Calibration
 from fxdecomp.calibration.moments import Moments
 from fxdecomp.fitting.removal import removal_errors, remove_channels
