@@ -3,9 +3,12 @@
     minimise  E || r(y) - r(M v + b) ||^2,    r(y) = max(y, 0),  v = what the last stage sees
 
 Where the original output is negative, any negative value is as good. With an auxiliary response a the problem
-splits: `||r(y) - r(a)||^2 + lambda ||a - M v - b||^2` is least in a element by element, and in M and b by
-least squares; lambda grows from round to round. The best of all rounds on held-out samples is taken, if it is
-better than what was there.
+splits: `||r(y) - r(a)||^2 + lambda ||a - x||^2`, `x = M v + b`, is least in a element by element,
+
+    a = x + (r(y) - x) / (1 + lambda)    where x > -r(y) (sqrt(1 + 1 / lambda) - 1),    a = x elsewhere
+
+and in M and b by least squares: they move by what fits `a - x`. lambda grows from round to round. The best of
+all rounds on held-out samples is taken, if it is better than what was there.
 
 Source: Zhang et al. 2015, arXiv 1505.06798, section 3.2.
 """
@@ -24,6 +27,7 @@ from fxdecomp.chains import Chain
 from fxdecomp.fitting.refitting import GAIN
 from fxdecomp.fitting.tails import basis_of
 from fxdecomp.linalg.cholesky import cholesky
+from fxdecomp.linalg.factoring import gram
 
 _PENALTIES = (0.01, 0.1, 1.0)
 _ROUNDS = 10
@@ -58,39 +62,46 @@ def rectify(fit: Samples, held: Samples, chain: Chain) -> Chain:
     last = chain.weights[-1]
     assert chain.bias is not None  # made so by the caller; narrows the type
     basis = basis_of(chain.form.stages, chain.weights, len(chain.weights) - 1).flatten(1)
-    seen, judged = fit.through(basis), held.through(basis)
+    design, judged = _with_ones(fit.through(basis)), _with_ones(held.through(basis))
     wanted, held_wanted = fit.outputs.relu(), held.outputs.relu()
-    M, b = last.flatten(1), chain.bias.to(last.dtype)
+    solution = torch.cat((last.flatten(1).T.double(), chain.bias[None]))  # M and b
 
-    def cost(M: Tensor, b: Tensor) -> float:
-        return float((held_wanted - (judged @ M.T + b).relu()).square().sum(dtype=torch.float64))
+    def cost() -> float:
+        missed = held_wanted - (judged @ solution.to(judged.dtype)).relu_()
+        return float(torch.linalg.vector_norm(missed, dtype=torch.float64)) ** 2
 
-    best, least = chain, cost(M, b) * (1 - GAIN)
-    ones = seen.new_ones(len(seen), 1)
-    design = torch.cat((seen, ones), dim=1).double()
-    lower = cholesky(design.T @ design)
+    best, least = chain, cost() * (1 - GAIN)
+    lower = cholesky(gram(design.T))
     for penalty in _PENALTIES:
         before = math.inf
         for _ in range(_ROUNDS):
-            target = _auxiliary(seen @ M.T + b, wanted, penalty)
-            solution = torch.cholesky_solve(design.T @ target.double(), lower).to(last.dtype)
-            M, b = solution[:-1].T, solution[-1]
-            found = cost(M, b)
+            moved = to_auxiliary(design @ solution.to(design.dtype), wanted, penalty)
+            solution = solution + torch.cholesky_solve((design.T @ moved).double(), lower)
+            found = cost()
             if found < least:
-                weights = (*chain.weights[:-1], M.reshape(last.shape).contiguous())
-                best, least = replace(chain, weights=weights, bias=b.double()), found
+                weight = solution[:-1].T.reshape(last.shape).to(last.dtype).contiguous()
+                best = replace(chain, weights=(*chain.weights[:-1], weight), bias=solution[-1].clone())
+                least = found
             if not found < before * (1 - GAIN):
                 break
             before = found
     return best
 
 
-def _auxiliary(
+def to_auxiliary(
     response: Float[Tensor, "n t"], wanted: Float[Tensor, "n t"], penalty: float
 ) -> Float[Tensor, "n t"]:
-    """The least of `(wanted - r(a))^2 + penalty (a - response)^2` in a, element by element."""
-    above = ((penalty * response + wanted) / (penalty + 1)).clamp_min(0)
-    below = response.clamp_max(0)
-    cost_above = (wanted - above).square() + penalty * (above - response).square()
-    cost_below = wanted.square() + penalty * (below - response).square()
-    return torch.where(cost_above < cost_below, above, below)
+    """`a - x` for the a in which `(w - r(a))^2 + lambda (a - x)^2` is least, element by element.
+
+    Args:
+        response: x; its room is used, as new pages would take as long as the arithmetic.
+        wanted: w, from 0 on.
+        penalty: lambda.
+    """
+    reach = math.sqrt(1 + 1 / penalty) - 1
+    moves = torch.add(response, wanted, alpha=reach) > 0
+    return torch.sub(wanted, response, out=response).div_(1 + penalty).mul_(moves)
+
+
+def _with_ones(seen: Float[Tensor, "n m"]) -> Float[Tensor, "n m+1"]:
+    return torch.cat((seen, seen.new_ones(len(seen), 1)), dim=1)

@@ -160,6 +160,7 @@ class RefitChains(Pass):
             outcomes[target.outcome.site] = _measured(target, after, sums)
             del observed, sums
             self.progress("refit", sum(efforts[: number + 1]), sum(efforts), target.outcome.site)
+        give_back_memory()  # the result is copied next
         weighed = f", weighed by its gradients at {len(sides)} of them" if sides else ""
         notes = [
             f"{changed} of {len(targets)} chains were refitted to the original network's outputs{weighed}"

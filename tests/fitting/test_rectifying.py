@@ -3,7 +3,7 @@ import torch
 
 from fxdecomp.chains import Chain
 from fxdecomp.decompositions import method_named
-from fxdecomp.fitting.rectifying import Samples, rectify
+from fxdecomp.fitting.rectifying import Samples, rectify, to_auxiliary
 from fxdecomp.fitting.refitting import matrix_of
 from fxdecomp.layers import LayerSpec
 
@@ -57,3 +57,15 @@ def test_a_full_rank_chain_has_nothing_to_gain(rank):
     chain = truncated(layer, min(rank, 8), bias)
     found = rectify(samples(layer, bias, 500, seed=1), samples(layer, bias, 500, seed=2), chain)
     assert cost(found, samples(layer, bias, 500, seed=3)) < 1e-9
+
+
+@pytest.mark.parametrize("penalty", [0.01, 0.1, 1.0, 30.0])
+def test_the_auxiliary_response_is_the_best_of_all_numbers(penalty):
+    x, w = torch.meshgrid(torch.linspace(-4, 4, 41), torch.linspace(0, 4, 21), indexing="ij")
+    grid = torch.linspace(-5, 5, 2001)[:, None, None]
+
+    def cost(a):
+        return (w - a.relu()).square() + penalty * (a - x).square()
+
+    least = cost(x + to_auxiliary(x.clone(), w, penalty))
+    assert bool((least <= cost(grid).amin(0) + 1e-5).all())
