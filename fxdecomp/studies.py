@@ -30,7 +30,7 @@ class Study:
 
     `transform` and `search` take it in the place of the calibration. The moments of the
     layers' inputs, spectra, candidates, sensitivities and chains are kept for the next call, as far as
-    `Calibration.budget_bytes` reaches; `save` writes them, but for the chains.
+    `Calibration.budget_bytes` reaches; `save` writes them, of the chains those of given ranks.
 
     Attributes:
         gm: The network.
@@ -100,7 +100,7 @@ class Study:
         return self.work, f"the weights alone were used: {self.made_up}"
 
     def save(self, path: Path | str) -> None:
-        """Write what is known, for `study(gm, calibration, saved=path)`; chains are made again there.
+        """Write what is known, for `study(gm, calibration, saved=path)`; chains of ranks by a rule are not.
 
         Args:
             path: The file; it holds tensors and plain data, and appears whole or not at all.

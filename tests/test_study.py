@@ -153,6 +153,25 @@ def test_a_study_out_of_a_file_runs_over_no_data_and_gives_the_same(
     assert not count["collect"] + count["measure_sensitivity"] + count["made_up"] + count["output_gradients"]
 
 
+@pytest.mark.parametrize("method", ["tucker2", "auto"])
+def test_the_chains_of_a_file_are_not_made_again(
+    gm: GraphModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    known = fxdecomp.study(gm, BATCHES)
+    policy = Policy(method, budget=MACs(0.5), multiple_of=2)
+    wanted = fxdecomp.transform(gm, policy, calibration=known)
+    known.save(tmp_path / "net.study")
+
+    def made_again(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("fxdecomp.decompositions.factorising.decompose", made_again)
+    loaded = fxdecomp.study(gm, BATCHES, saved=tmp_path / "net.study")
+    assert_same(wanted, fxdecomp.transform(gm, policy, calibration=loaded))
+    with pytest.raises(AssertionError):
+        fxdecomp.transform(gm, Policy(method, budget=MACs(0.3), multiple_of=2), calibration=loaded)
+
+
 def test_a_study_is_refused_for_another_network_or_calibration(gm: GraphModule, tmp_path: Path) -> None:
     path = tmp_path / "net.study"
     fxdecomp.study(gm, BATCHES).save(path)

@@ -17,10 +17,15 @@ from fxdecomp.calibration.collecting import collect
 from fxdecomp.calibration.moments import Moments
 from fxdecomp.calibration.output_gradients import output_gradients
 from fxdecomp.decompositions import Problem, problems_of
+from fxdecomp.decompositions.factorising import Solution
 from fxdecomp.fitting.output_side import OutputSide
 from fxdecomp.linalg.memory import LARGE_BYTES, give_back_graphs, give_back_memory
 from fxdecomp.progress import Progress
+from fxdecomp.ranks import Fixed
 from fxdecomp.sites import Site, survey
+
+CHAINS = "decompose"
+"""The work that gives layers' chains."""
 
 _MENUS = "candidates"
 _FEW_OUTPUTS = 1024
@@ -111,14 +116,24 @@ class SiteWork:
         return {name: OutputSide.of(S) for name, S in known.items() if S is not None}
 
     def state(self) -> dict[str, Any]:
-        """All that is known but the chains, as tensors and plain data."""
+        """All that is known, as tensors and plain data; of the chains those of given ranks."""
         menus = [(key, found) for (work, key), found in self._answers.items() if work == _MENUS]
         return {
             "layers": {name: [each.state() for each in known] for name, known in self._problems.items()},
             "sensitivity": [(*key, value) for key, value in self._sensitivity.items()],
             "gradients": dict(self._gradients),
             "menus": [(plain_key(key), [astuple(each) for each in found]) for key, found in menus],
+            "chains": list(self._given_chains()),
         }
+
+    def _given_chains(self) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
+        """The chains of given ranks, by what their tasks' keys are made of."""
+        for (work, key), found in self._answers.items():
+            if work == CHAINS and isinstance(found, Solution):
+                assert isinstance(key, tuple)  # that of a task
+                site, method, rank, require_saving = key
+                if isinstance(rank, Fixed):
+                    yield (site, method, rank.rank, require_saving), found.state()
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take up what `state` gave of the same graph and calibration."""
@@ -130,6 +145,9 @@ class SiteWork:
         self._gradients |= state["gradients"]
         for key, found in state["menus"]:
             self._answers[_MENUS, key_of(key)] = tuple(Candidate(*each) for each in found)
+        for (name, method, rank, require_saving), known in state["chains"]:
+            solution = Solution.restored(self._sites[name].spec, known)
+            self._answers[CHAINS, (name, method, Fixed(rank), require_saving)] = solution
 
     def menus(self, questions: Mapping[str, Question], workers: Workers) -> dict[str, tuple[Candidate, ...]]:
         """The candidates at every layer."""

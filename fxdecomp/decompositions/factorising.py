@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -84,6 +84,21 @@ class Solution:
     chain: Chain
     relative_error: float
     output_error: float | None = None
+
+    def state(self) -> dict[str, Any]:
+        """All of it as tensors and plain data."""
+        form = self.chain.form
+        return {
+            "chain": (form.method, form.rank, list(self.chain.weights), self.chain.bias),
+            "errors": (self.relative_error, self.output_error),
+        }
+
+    @staticmethod
+    def restored(spec: LayerSpec, state: Mapping[str, Any]) -> Solution:
+        """What `state` gave, of a layer of that geometry."""
+        method, rank, weights, bias = state["chain"]
+        form = method_named(method).form(spec, tuple(rank))
+        return Solution(Chain(form, tuple(weights), bias), *state["errors"])
 
     def forms_at(self, specs: Sequence[LayerSpec]) -> tuple[Form, ...]:
         """The form of the chain at each of its layer's calls."""

@@ -18,7 +18,7 @@ from torch.fx import GraphModule
 from fxdecomp.allocation.candidates import task_of
 from fxdecomp.allocation.planning import Situation, plan_budget
 from fxdecomp.allocation.proportion import out_of_proportion
-from fxdecomp.allocation.site_work import SiteWork
+from fxdecomp.allocation.site_work import CHAINS, SiteWork
 from fxdecomp.allocation.unjudged import unjudged_layers
 from fxdecomp.allocation.workers import ALONE, Workers
 from fxdecomp.decompositions.factorising import Solution, Task, factorise
@@ -76,7 +76,7 @@ class DecomposeLayers(Pass):
             everything = [*outcomes.values(), *(site.skipped(Reason.NOT_SELECTED) for site in sites)]
             results |= unjudged_layers(unnamed, found.heads, everything, work.too_few)
         tasks = self._tasks(sites, results, of_budget=False)
-        results |= work.each("decompose", factorise, tasks, self.workers)
+        results |= work.each(CHAINS, factorise, tasks, self.workers)
         if work.tells_sensitivity:
             in_question = [site for site in unnamed if isinstance(results.get(site.name), Solution)]
             results |= out_of_proportion(in_question, results, work, self.workers.progress)
@@ -86,7 +86,7 @@ class DecomposeLayers(Pass):
             gone = _gone(record, found.sites)
             situation = Situation(gm, sites, results, others, gone, work, self.workers)
             planned = plan_budget(self.policy, self._tasks(sites, results, of_budget=True), situation)
-            chains = work.each("decompose", factorise, planned.tasks, self.workers)
+            chains = work.each(CHAINS, factorise, planned.tasks, self.workers)
             results |= {**planned.left, **chains}
         notes = () if planned is None else planned.notes
         notes += _data_notes(work, [site for site in sites if site.name in results])
