@@ -76,8 +76,8 @@ class JointMoments:
         inputs = Moments.of_root(z, mean_in, count)
         if inputs.is_root:
             return JointMoments(inputs, y, None, mean_out)
-        outputs = y if len(y) < y.shape[1] else (y.T @ y).double()
-        return JointMoments(inputs, outputs, (y.T @ z).double(), mean_out)
+        outputs = Moments.of_root(y, mean_out, count)
+        return JointMoments(inputs, outputs.covariance, (y.T @ z).double(), mean_out)
 
     def joined(self, other: JointMoments) -> JointMoments:
         """The moments of both sets of rows."""
@@ -85,17 +85,15 @@ class JointMoments:
         left, right = self.inputs.count / count, other.inputs.count / count
         gap = (self.mean - other.mean) * (left * right) ** 0.5
         gap_in = (self.inputs.mean - other.inputs.mean) * (left * right) ** 0.5
-        mean = left * self.mean + right * other.mean
-        rows = [self.outputs * left**0.5, other.outputs * right**0.5, gap[None]]
         if self.across is None and other.across is None:
+            mean = left * self.mean + right * other.mean
+            rows = [self.outputs * left**0.5, other.outputs * right**0.5, gap[None]]
             mean_in = left * self.inputs.mean + right * other.inputs.mean
             roots = [self.inputs.covariance * left**0.5, other.inputs.covariance * right**0.5, gap_in[None]]
             return JointMoments._of_rows(torch.cat(roots), torch.cat(rows), mean_in, mean, count)
-        inputs = self.inputs + other.inputs
+        inputs, outputs = self.inputs + other.inputs, self.of_outputs + other.of_outputs
         across = (left * self.of_both + right * other.of_both).addr(gap, gap_in)
-        few = self._keeps_rows and other._keeps_rows and sum(map(len, rows)) < len(gap)
-        outputs = torch.cat(rows) if few else left * self.of_outputs + right * other.of_outputs
-        return JointMoments(inputs, outputs if few else outputs.addr(gap, gap), across, mean)
+        return JointMoments(inputs, outputs.covariance, across, outputs.mean)
 
     @property
     def _keeps_rows(self) -> bool:
@@ -103,9 +101,10 @@ class JointMoments:
         return self.across is None or len(self.outputs) < self.outputs.shape[1]
 
     @property
-    def of_outputs(self) -> Float[Tensor, "t t"]:
-        """`Cov y`."""
-        return (self.outputs.T @ self.outputs).double() if self._keeps_rows else self.outputs
+    def of_outputs(self) -> Moments:
+        """The moments of y."""
+        made = Moments.of_root if self._keeps_rows else Moments
+        return made(self.outputs, self.mean, self.inputs.count)
 
     @property
     def of_both(self) -> Float[Tensor, "t d"]:

@@ -61,7 +61,7 @@ def test_two_sets_of_samples_count_as_one(first, second, outputs):
     assert both.inputs.count == first + second
     assert torch.allclose(both.inputs.dense(), wanted.inputs.dense(), atol=1e-11)
     assert torch.allclose(both.of_both, wanted.of_both, atol=1e-11)
-    assert torch.allclose(both.of_outputs, wanted.of_outputs, atol=1e-11)
+    assert torch.allclose(both.of_outputs.dense(), wanted.of_outputs.dense(), atol=1e-11)
     assert torch.allclose(both.mean, wanted.mean, atol=1e-12)
     factors = normal(2, 6, seed=3), normal(outputs, 2, seed=4)
     chain = linear_chain(normal(outputs, 6, seed=2), 2, factors)
